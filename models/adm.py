@@ -1,0 +1,381 @@
+"""The ADM networks of Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021).
+
+`UNet` predicts eps (and the variance fraction v where `learn_sigma`), `Classifier` is
+the noise-aware classifier used for guidance.  Both are written from the description of
+the architecture; parameter names, shapes and order are those of the published
+checkpoints, so `load_state_dict(torch.load(...))` works on them unchanged.
+
+Shapes: B images, C channels, H x W pixels, E = 4 * num_channels embedding features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding [B] -> [B, dim], float32: all cosines, then all sines.
+
+    Frequencies are exp(-ln(10000) i / half), i = 0..half-1 (divisor half, not half - 1).
+    Fractional timesteps are allowed.
+    """
+    half = dim // 2
+    freqs = torch.exp(-math.log(10000) * torch.arange(half, device=t.device).float() / half)
+    angles = t.float()[:, None] * freqs[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Norm(nn.GroupNorm):
+    """Group norm (eps 1e-5) computed in float32 whatever the dtype of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.float()).to(x.dtype)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all parameters set to 0 (the last layer of every residual branch)."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+class Downsample(nn.Module):
+    """Half the resolution by a stride-2 convolution, key `op`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Twice the resolution: nearest neighbour, then a convolution, key `conv`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned on an embedding; optionally resamples ("up", "down")."""
+
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        resample: str = "",
+        *,
+        emb_channels: int,
+        dropout: float,
+        scale_shift: bool,
+        groups: int,
+    ):
+        super().__init__()
+        self.resample = resample
+        self.scale_shift = scale_shift
+        self.in_layers = nn.Sequential(
+            Norm(groups, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, out_channels, 3, padding=1),
+        )
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
+        )
+        self.out_layers = nn.Sequential(
+            Norm(groups, out_channels),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
+        )
+        self.skip_connection = (
+            nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        )
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        return F.avg_pool2d(x, 2) if self.resample == "down" else x
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        norm, act, conv = self.in_layers
+        h = conv(self._resampled(act(norm(x))))
+        x = self._resampled(x)
+        shift = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
+        norm, *rest = self.out_layers
+        if self.scale_shift:
+            scale, shift = shift.chunk(2, dim=1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + shift)
+        for layer in rest:
+            h = layer(h)
+        return self.skip_connection(x) + h
+
+
+def attend(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
+    """Scaled dot-product attention, [B, 3*C, L] -> [B, C, L], softmax in float32.
+
+    Channels are [head][q, k, v][dim] in the legacy order and [q, k, v][head][dim] in the
+    new one.  q and k are each scaled by dim^(-1/4), which keeps half precision in range.
+    """
+    b, width, length = qkv.shape
+    if new_order:
+        q, k, v = qkv.view(b, 3, heads, -1, length).unbind(1)
+    else:
+        q, k, v = qkv.view(b, heads, 3, -1, length).unbind(2)
+    scale = q.shape[2] ** -0.25
+    weight = torch.einsum("bhct,bhcs->bhts", q * scale, k * scale)
+    weight = weight.float().softmax(dim=-1).to(qkv.dtype)
+    return torch.einsum("bhts,bhcs->bhct", weight, v).reshape(b, width // 3, length)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, with a residual connection."""
+
+    def __init__(self, channels: int, heads: int, new_order: bool, groups: int):
+        super().__init__()
+        self.heads = heads
+        self.new_order = new_order
+        self.norm = Norm(groups, channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(2)
+        h = attend(self.qkv(self.norm(flat)), self.heads, self.new_order)
+        return x + self.proj_out(h).view_as(x)
+
+
+class AttentionPool(nn.Module):
+    """Attention pooling [B, C, S, S] -> [B, out]: token 0 is the mean of all positions.
+
+    Always uses the new attention order; the position embedding is added after the mean.
+    """
+
+    def __init__(self, size: int, channels: int, head_channels: int, out_channels: int):
+        super().__init__()
+        self.positional_embedding = nn.Parameter(
+            torch.randn(channels, size * size + 1) / channels**0.5
+        )
+        self.qkv_proj = nn.Conv1d(channels, 3 * channels, 1)
+        self.c_proj = nn.Conv1d(channels, out_channels, 1)
+        self.heads = channels // head_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2)
+        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1)
+        x = x + self.positional_embedding.to(x.dtype)
+        return self.c_proj(attend(self.qkv_proj(x), self.heads, new_order=True))[:, :, 0]
+
+
+class _Block(nn.Sequential):
+    """Layers in sequence; only residual blocks see the embedding."""
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:  # type: ignore[override]
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+class _Encoder(nn.Module):
+    """What U-Net and classifier share: embedding, downward path, middle block.
+
+    `res(c_in, c_out, resample="")` and `attention(channels)` build the blocks.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        num_channels: int,
+        num_res_blocks: int,
+        channel_mult: Sequence[float],
+        attention_ds: Sequence[int],
+        num_classes: int | None,
+        resblock_updown: bool,
+        res: Callable[..., ResBlock],
+        attention: Callable[[int], AttentionBlock],
+    ):
+        super().__init__()
+        self.num_channels = num_channels
+        self.num_classes = num_classes
+        emb = 4 * num_channels
+        self.time_embed = nn.Sequential(
+            nn.Linear(num_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+        )
+        if num_classes is not None:
+            self.label_emb = nn.Embedding(num_classes, emb)
+
+        ch = self.first_channels = int(channel_mult[0] * num_channels)
+        self.input_blocks = nn.ModuleList([_Block(nn.Conv2d(in_channels, ch, 3, padding=1))])
+        self.skip_channels = [ch]
+        ds = 1
+        for level, mult in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers: list[nn.Module] = [res(ch, int(mult * num_channels))]
+                ch = int(mult * num_channels)
+                if ds in attention_ds:
+                    layers.append(attention(ch))
+                self.input_blocks.append(_Block(*layers))
+                self.skip_channels.append(ch)
+            if level != len(channel_mult) - 1:
+                down = res(ch, ch, "down") if resblock_updown else Downsample(ch)
+                self.input_blocks.append(_Block(down))
+                self.skip_channels.append(ch)
+                ds *= 2
+        self.middle_block = _Block(res(ch, ch), attention(ch), res(ch, ch))
+        self.deepest_channels, self.deepest_ds = ch, ds
+
+    def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        emb = self.time_embed(timestep_embedding(t, self.num_channels))
+        if (y is None) != (self.num_classes is None):
+            raise ValueError(
+                "this network is class-conditional: pass labels y"
+                if y is None
+                else "this network is unconditional: it takes no labels"
+            )
+        return emb if y is None else emb + self.label_emb(y)
+
+
+class UNet(_Encoder):
+    """ADM's U-Net: (x_t [B, C, H, W], t [B], y [B] int64 or None) -> [B, out, H, W].
+
+    With `learn_sigma` the output has twice the input's channels: eps first, then the
+    variance values v in about [-1, 1].  H and W need only be divisible by the total
+    down-sampling factor.  `attention_ds` are down-sampling factors (image size divided by
+    the resolution at which attention is applied).  `num_head_channels`, unless -1,
+    overrides both head counts.  `norm_groups` is 32 in every published checkpoint.
+    Raises ValueError when labels are missing or superfluous.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_channels: int,
+        num_res_blocks: int,
+        channel_mult: Sequence[float],
+        attention_ds: Sequence[int],
+        in_channels: int = 3,
+        num_classes: int | None = None,
+        learn_sigma: bool = True,
+        dropout: float = 0.0,
+        num_heads: int = 4,
+        num_head_channels: int = -1,
+        num_heads_upsample: int = -1,
+        use_scale_shift_norm: bool = True,
+        resblock_updown: bool = True,
+        use_new_attention_order: bool = False,
+        norm_groups: int = 32,
+    ):
+        res = partial(
+            ResBlock,
+            emb_channels=4 * num_channels,
+            dropout=dropout,
+            scale_shift=use_scale_shift_norm,
+            groups=norm_groups,
+        )
+
+        def attention(channels: int, heads: int = num_heads) -> AttentionBlock:
+            heads = heads if num_head_channels == -1 else channels // num_head_channels
+            return AttentionBlock(channels, heads, use_new_attention_order, norm_groups)
+
+        super().__init__(
+            in_channels=in_channels,
+            num_channels=num_channels,
+            num_res_blocks=num_res_blocks,
+            channel_mult=channel_mult,
+            attention_ds=attention_ds,
+            num_classes=num_classes,
+            resblock_updown=resblock_updown,
+            res=res,
+            attention=attention,
+        )
+        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
+        ch, ds, skips = self.deepest_channels, self.deepest_ds, list(self.skip_channels)
+        self.output_blocks = nn.ModuleList()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            for i in range(num_res_blocks + 1):
+                layers: list[nn.Module] = [res(ch + skips.pop(), int(mult * num_channels))]
+                ch = int(mult * num_channels)
+                if ds in attention_ds:
+                    layers.append(attention(ch, heads_up))
+                if level and i == num_res_blocks:
+                    layers.append(res(ch, ch, "up") if resblock_updown else Upsample(ch))
+                    ds //= 2
+                self.output_blocks.append(_Block(*layers))
+        out_channels = in_channels * (2 if learn_sigma else 1)
+        self.out = nn.Sequential(
+            Norm(norm_groups, ch),
+            nn.SiLU(),
+            zeroed(nn.Conv2d(self.first_channels, out_channels, 3, padding=1)),
+        )
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        emb = self._embed(t, y)
+        skips = []
+        h = x
+        for block in self.input_blocks:
+            h = block(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for block in self.output_blocks:
+            h = block(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h.to(x.dtype))
+
+
+class Classifier(_Encoder):
+    """ADM's noise-aware classifier: (x_t, t) -> logits [B, num_labels] (attention pool)."""
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        num_channels: int,
+        num_res_blocks: int,
+        channel_mult: Sequence[float],
+        attention_ds: Sequence[int],
+        num_labels: int = 1000,
+        in_channels: int = 3,
+        num_head_channels: int = 64,
+        use_scale_shift_norm: bool = True,
+        resblock_updown: bool = True,
+    ):
+        super().__init__(
+            in_channels=in_channels,
+            num_channels=num_channels,
+            num_res_blocks=num_res_blocks,
+            channel_mult=channel_mult,
+            attention_ds=attention_ds,
+            num_classes=None,
+            resblock_updown=resblock_updown,
+            res=partial(
+                ResBlock,
+                emb_channels=4 * num_channels,
+                dropout=0.0,
+                scale_shift=use_scale_shift_norm,
+                groups=32,
+            ),
+            attention=lambda c: AttentionBlock(c, c // num_head_channels, False, 32),
+        )
+        ch, size = self.deepest_channels, image_size // self.deepest_ds
+        self.out = nn.Sequential(
+            Norm(32, ch), nn.SiLU(), AttentionPool(size, ch, num_head_channels, num_labels)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        emb = self._embed(t, None)
+        h = x
+        for block in self.input_blocks:
+            h = block(h, emb)
+        return self.out(self.middle_block(h, emb).to(x.dtype))

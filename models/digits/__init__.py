@@ -1,0 +1,75 @@
+"""The embedded model: a small class-conditional ADM U-Net for 28x28 handwritten digits.
+
+Everything it needs is in this folder: 10,000 MNIST images, the trained weights and the
+small classifier whose features the `digits` scores use.  CARD.md says how they were made.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.adm import UNet
+
+HERE = Path(__file__).parent
+IMAGE_SIZE = 28
+NUM_CLASSES = 10
+HELD_OUT_STRIDE = 10  # every 10th image is held out from all training
+
+
+def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Real digits: images uint8 [N, 28, 28] and labels int64 [N] of the embedded MNIST subset.
+
+    Splits: `all` (10,000), `train` (9,000), `held_out` (the other 1,000), and the two
+    disjoint halves `reference` (5,000: what scores compare with) and `floor` (5,000: the
+    real images that play the perfect sampler).  Raises ValueError for another split.
+    """
+    with np.load(HERE / "mnist10k.npz") as file:
+        images, labels = file["images"], file["labels"].astype(np.int64)
+    index = np.arange(len(images))
+    held_out = index % HELD_OUT_STRIDE == HELD_OUT_STRIDE - 1
+    splits = {
+        "all": index >= 0,
+        "train": ~held_out,
+        "held_out": held_out,
+        "reference": index % 2 == 0,
+        "floor": index % 2 == 1,
+    }
+    if split not in splits:
+        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
+    return images[splits[split]], labels[splits[split]]
+
+
+def to_model_range(images: NDArray[np.uint8]) -> Tensor:
+    """uint8 [N, 28, 28] -> float32 [N, 1, 28, 28] in [-1, 1]."""
+    return torch.from_numpy(images).float()[:, None] / 127.5 - 1
+
+
+class PatchUNet(nn.Module):
+    """An ADM U-Net that sees `patch` x `patch` pixels as channels of one position.
+
+    Pixel-unshuffling only permutes pixels, so the diffusion is unchanged, while a CPU does
+    far less memory traffic per call.  Where the U-Net's down-sampling needs it, the image is
+    padded with zeros inside the network and the output cropped.
+
+    forward: x [B, 1, H, W], t [B], y [B] -> [B, 2, H, W], eps then variance values.
+    """
+
+    def __init__(self, patch: int, **unet_options):
+        super().__init__()
+        self.patch = patch
+        self.multiple = patch * 2 ** (len(unet_options["channel_mult"]) - 1)
+        self.unet = UNet(in_channels=patch**2, **unet_options)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        height, width = x.shape[-2:]
+        right, bottom = -width % self.multiple, -height % self.multiple
+        x = F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
+        out = self.unet(F.pixel_unshuffle(x, self.patch), t, y)
+        out = torch.cat([F.pixel_shuffle(half, self.patch) for half in out.chunk(2, 1)], 1)
+        return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]

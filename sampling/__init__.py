@@ -1,0 +1,33 @@
+"""The mathematics of sampling: schedules, grids, plans, and the loop that runs them.
+
+Depends on numpy and torch alone.
+"""
+
+from sampling.noise import SampleNoise, sample_labels
+from sampling.plan import Plan, Row, ddim, ddpm, mix, naive_stride, skipped, splice
+from sampling.run import Denoiser, Noise, State, Tree, iterate, run, run_tree
+from sampling.schedule import Schedule
+from sampling.timesteps import SPACINGS, timesteps
+
+__all__ = [
+    "SPACINGS",
+    "Denoiser",
+    "Noise",
+    "Plan",
+    "Row",
+    "SampleNoise",
+    "Schedule",
+    "State",
+    "Tree",
+    "ddim",
+    "ddpm",
+    "iterate",
+    "mix",
+    "naive_stride",
+    "run",
+    "run_tree",
+    "sample_labels",
+    "skipped",
+    "splice",
+    "timesteps",
+]

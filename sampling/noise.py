@@ -1,0 +1,83 @@
+"""Per-sample randomness: everything random about sample i is a function of (seed, i) alone.
+
+A counter-based generator (Philox 4x64, keyed by seed and sample id) gives random access:
+the noise of sample i at timestep t does not depend on the batch it is in, on the plan that
+asks for it, or on what was drawn before.  It is drawn on the CPU, because generators differ
+between GPU models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+START = 0  # stream 0: x_T; stream t + 1: the noise of the row at timestep t
+LABEL = 2**64 - 1  # the stream of the class label
+
+
+class _Stream:
+    """One generator, moved to the beginning of stream `stream` of sample (seed, i)."""
+
+    def __init__(self, seed: int):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer in 0..2^64 - 1, got {seed}")
+        self._philox = np.random.Philox(key=0)
+        self._generator = np.random.Generator(self._philox)
+        self._state = self._philox.state
+        self._state["state"]["key"][0] = seed
+
+    def at(self, i: int, stream: int) -> np.random.Generator:
+        inner = self._state["state"]
+        inner["key"][1] = i
+        inner["counter"][:] = (0, 0, 0, stream)
+        self._philox.state = self._state  # also clears its buffer
+        return self._generator
+
+
+class SampleNoise:
+    """The noise of the samples `ids` under `seed`, one tensor [len(ids), *shape] a request.
+
+    `start()` is x_T ~ N(0, I), `at(t)` the z of the row at timestep t.  Drawn in float32 and
+    returned as `dtype` on `device`.  Raises ValueError for a seed outside 0..2^64 - 1.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        ids: Sequence[int],
+        shape: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.ids = list(ids)
+        self.shape = tuple(shape)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._stream = _Stream(seed)
+
+    def start(self) -> Tensor:
+        return self._draw(START)
+
+    def at(self, t: float) -> Tensor:
+        return self._draw(int(t) + 1)
+
+    def _draw(self, stream: int) -> Tensor:
+        # Pinned memory lets the copy to a GPU overlap with the network.
+        pin = self.device.type == "cuda"
+        z = torch.empty(len(self.ids), *self.shape, pin_memory=pin)
+        buffer = z.numpy()
+        for row, i in enumerate(self.ids):
+            self._stream.at(i, stream).standard_normal(out=buffer[row], dtype=np.float32)
+        return z.to(self.device, self.dtype, non_blocking=True)
+
+
+def sample_labels(seed: int, ids: Sequence[int], num_classes: int) -> Tensor:
+    """Uniform class labels int64 [len(ids)], each a function of (seed, i) alone."""
+    stream = _Stream(seed)
+    return torch.tensor(
+        [int(stream.at(i, LABEL).integers(num_classes)) for i in ids], dtype=torch.int64
+    )

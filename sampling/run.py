@@ -1,0 +1,162 @@
+"""The loop that runs a plan, and the tree that runs many plans sharing their beginnings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampling.plan import Plan, Row
+
+
+class Denoiser(Protocol):
+    """A pretrained network: (x_t [B, ...], timestep t, condition) -> (eps, v).
+
+    `eps` has x's shape.  `v` is the learned-variance fraction in about [-1, 1] with x's
+    shape, or None where the network has none.  t is the network's own index 0..T-1.
+    """
+
+    def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Noise(Protocol):
+    """Where noise comes from; `sampling.noise.SampleNoise` is the reproducible one."""
+
+    def start(self) -> Tensor: ...
+
+    def at(self, t: float) -> Tensor: ...
+
+
+Gradient = Callable[[Tensor, float], Tensor]
+
+
+class State(NamedTuple):
+    """After row `index`: x at timestep `row.s` and the clean image `x0` that it implied."""
+
+    index: int
+    row: Row
+    x: Tensor
+    x0: Tensor
+
+
+def iterate(
+    denoiser: Denoiser,
+    plan: Plan,
+    noise: Noise,
+    *,
+    condition: Any = None,
+    clip: bool = False,
+    gradient: Gradient | None = None,
+) -> Iterator[State]:
+    """Run a plan and yield the state after every row; `run` without the last word.
+
+    `clip` limits x0 to [-1, 1] (pixel models).  `gradient(x_t, t)` is grad log p(y | x_t) of
+    a noise-aware classifier, already multiplied by the guidance scale.  Raises ValueError if
+    the plan needs a learned variance and the network has none.
+    """
+    x, x0 = noise.start(), None
+    for index, row in enumerate(plan.rows()):
+        x, x0 = _step(denoiser, row, x, x0, noise, condition, clip, gradient)
+        yield State(index, row, x, x0)
+
+
+def run(denoiser: Denoiser, plan: Plan, noise: Noise, **options: Any) -> Tensor:
+    """Samples [B, ...] of `plan`, starting from `noise.start()`; options as in `iterate`."""
+    x = None
+    with torch.no_grad():
+        for state in iterate(denoiser, plan, noise, **options):
+            x = state.x
+    assert x is not None
+    return x
+
+
+def _step(
+    denoiser: Denoiser,
+    row: Row,
+    x: Tensor,
+    x0_previous: Tensor | None,
+    noise: Noise,
+    condition: Any,
+    clip: bool,
+    gradient: Gradient | None,
+) -> tuple[Tensor, Tensor]:
+    """One row: (x_t, x0 of the row before) -> (x_s, x0)."""
+    eps, v = denoiser(x, row.t, condition)
+    a = row.alpha_bar
+    x0 = (x * a**-0.5).sub_(eps, alpha=((1 - a) / a) ** 0.5)
+    if clip:
+        x0.clamp_(-1, 1)
+    if gradient is not None:
+        scale = _between(row.gradient, row.gradient_high, v)
+        x0 = x0 + scale * gradient(x, row.t)
+    out = (x * row.x).add_(x0, alpha=row.x0)
+    if row.x0_previous and x0_previous is not None:
+        out.add_(x0_previous, alpha=row.x0_previous)
+    if row.noise:
+        z = noise.at(row.t)
+        std = _between(row.noise, row.noise_high, v)
+        out.addcmul_(std, z) if isinstance(std, Tensor) else out.add_(z, alpha=std)
+    return out, x0
+
+
+def _between(low: float, high: float, v: Tensor | None) -> Tensor | float:
+    """low^(1-f) high^f with f = (v + 1) / 2, per pixel; just `low` where `high` is NaN."""
+    if high != high or low == 0:
+        return low
+    if v is None:
+        raise ValueError(
+            "this plan needs a learned variance, but the network predicts none: "
+            "use variance=fixed_small or fixed_large"
+        )
+    return (high / low) ** ((v + 1) / 2) * low
+
+
+class Tree(NamedTuple):
+    """What `run_tree` returns: samples and NFE per plan, and the calls really made."""
+
+    samples: list[Tensor]
+    nfe: list[int]
+    calls: int
+
+
+def run_tree(
+    denoiser: Denoiser,
+    plans: Sequence[Plan],
+    noise: Noise,
+    *,
+    condition: Any = None,
+    clip: bool = False,
+    gradient: Gradient | None = None,
+) -> Tree:
+    """Run several plans, every common prefix of their rows once; options as in `iterate`.
+
+    Plans may differ in length.  All see the same noise, so the samples of each plan are
+    those that `run` gives, and differences between plans are paired.
+    """
+    rows = [list(plan.rows()) for plan in plans]
+    keys = [[np.array(row).tobytes() for row in plan_rows] for plan_rows in rows]
+    samples: dict[int, Tensor] = {}
+    calls = 0
+    with torch.no_grad():
+        # Each entry: plans that agree up to here, rows done, x and the x0 of the row before.
+        stack: list[tuple[list[int], int, Tensor, Tensor | None]] = [
+            (list(range(len(plans))), 0, noise.start(), None)
+        ]
+        while stack:
+            group, depth, x, x0 = stack.pop()
+            branches: dict[bytes, list[int]] = {}
+            for i in group:
+                if depth == len(plans[i]):
+                    samples[i] = x
+                else:
+                    branches.setdefault(keys[i][depth], []).append(i)
+            # Small branches are finished first, so that few states wait on the stack.
+            for branch in sorted(branches.values(), key=len, reverse=True):
+                row = rows[branch[0]][depth]
+                state = _step(denoiser, row, x, x0, noise, condition, clip, gradient)
+                stack.append((branch, depth + 1, *state))
+                calls += 1
+    return Tree([samples[i] for i in range(len(plans))], [len(p) for p in plans], calls)

@@ -1,0 +1,102 @@
+"""Which timesteps a sampler visits: grids over the network's own indices 0..T-1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SPACINGS = ("even", "ddim", "leading", "trailing")
+
+
+def timesteps(
+    T: int, steps: int | None = None, spacing: str | Sequence[int] = "even"
+) -> NDArray[np.int64]:
+    """The visited timesteps in sampling order (decreasing), int64 [steps].
+
+    `spacing` is one of
+
+    - `even`: guided-diffusion's, both end points included, positions accumulated in
+      floating point and rounded half to even.  Cutoff 291 of the paper is a node of the
+      25-step grid.  (Its one-step grid is t = 0, as in the original.)
+    - `ddim`: guided-diffusion's "ddimN", every k-th timestep from 0 with the first integer
+      stride k that gives `steps` timesteps; most counts have none.
+    - `leading`: multiples of T // steps from 0, as diffusers' "leading" with offset 0.
+    - `trailing`: from T - 1 downwards in steps of T / steps, as diffusers' "trailing".
+    - sections, e.g. "90,60,60,20,20": T is cut into that many equal parts, from low to high
+      t, each visited evenly with its own count (improved DDPM).
+    - an explicit list of timesteps, e.g. a published AYS list.
+
+    For the last two `steps` may be None.  Raises ValueError if `steps` is not in 1..T or
+    contradicts the spacing, or if the spacing is unknown or impossible for that count.
+    """
+    if not isinstance(spacing, str):
+        return _explicit(T, steps, spacing)
+    if "," in spacing:
+        return _sections(T, steps, spacing)
+    if spacing not in SPACINGS:
+        raise ValueError(
+            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}, sections such as "
+            "'90,60,60,20,20' or an explicit list of timesteps"
+        )
+    if steps is None or not 1 <= steps <= T:
+        raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
+    if spacing == "even":
+        return _even(0, T, steps)[::-1].copy()
+    if spacing == "ddim":
+        return _ddim(T, steps)[::-1].copy()
+    if spacing == "leading":
+        return (np.arange(steps)[::-1] * (T // steps)).astype(np.int64)
+    return np.round(T - np.arange(steps) * (T / steps)).astype(np.int64) - 1
+
+
+def _even(start: int, size: int, count: int) -> NDArray[np.int64]:
+    """`count` timesteps spread over start..start+size-1, increasing, rounded as the original."""
+    if count > size:
+        raise ValueError(f"cannot take {count} timesteps out of a section of {size}")
+    stride = (size - 1) / (count - 1) if count > 1 else 1.0
+    position, nodes = 0.0, []
+    for _ in range(count):
+        nodes.append(start + round(position))
+        position += stride  # accumulated, not multiplied: the rounding differs
+    return np.array(nodes, dtype=np.int64)
+
+
+def _ddim(T: int, steps: int) -> NDArray[np.int64]:
+    for stride in range(1, T):
+        if len(range(0, T, stride)) == steps:
+            return np.arange(0, T, stride, dtype=np.int64)
+    raise ValueError(
+        f"spacing=ddim: no integer stride over T = {T} visits exactly {steps} timesteps; "
+        "use spacing=even, leading or trailing"
+    )
+
+
+def _sections(T: int, steps: int | None, spacing: str) -> NDArray[np.int64]:
+    try:
+        counts = [int(part) for part in spacing.split(",")]
+    except ValueError:
+        raise ValueError(f"sections must be integers separated by commas, got {spacing!r}") from None
+    if min(counts) < 0 or sum(counts) == 0:
+        raise ValueError(f"section counts must be at least 0 and not all 0, got {spacing!r}")
+    if steps is not None and steps != sum(counts):
+        raise ValueError(f"spacing={spacing} has {sum(counts)} steps, but steps={steps} was asked for")
+    size, extra = divmod(T, len(counts))
+    nodes, start = [], 0
+    for i, count in enumerate(counts):
+        width = size + (i < extra)  # the first sections get the remainder
+        nodes.append(_even(start, width, count))
+        start += width
+    return np.concatenate(nodes)[::-1].copy()
+
+
+def _explicit(T: int, steps: int | None, spacing: Sequence[int]) -> NDArray[np.int64]:
+    nodes = np.unique(np.asarray(spacing, dtype=np.int64))
+    if len(nodes) == 0 or len(nodes) != len(spacing):
+        raise ValueError("an explicit list of timesteps must be non-empty and without repetition")
+    if nodes[0] < 0 or nodes[-1] >= T:
+        raise ValueError(f"timesteps must lie in 0..{T - 1}, got {nodes[0]}..{nodes[-1]}")
+    if steps is not None and steps != len(nodes):
+        raise ValueError(f"the list has {len(nodes)} timesteps, but steps={steps} was asked for")
+    return nodes[::-1].copy()
