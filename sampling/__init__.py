@@ -4,12 +4,24 @@ Depends on numpy and torch alone.
 """
 
 from sampling.noise import SampleNoise, sample_labels
-from sampling.plan import Plan, Row, ddim, ddpm, mix, naive_stride, skipped, splice
-from sampling.run import Denoiser, Noise, State, Tree, iterate, run, run_tree
+from sampling.plan import (
+    SAMPLERS,
+    Plan,
+    Row,
+    ddim,
+    ddpm,
+    mix,
+    naive_stride,
+    named,
+    skipped,
+    splice,
+)
+from sampling.run import Denoiser, Noise, State, Tree, count_calls, iterate, run, run_tree
 from sampling.schedule import Schedule
 from sampling.timesteps import SPACINGS, timesteps
 
 __all__ = [
+    "SAMPLERS",
     "SPACINGS",
     "Denoiser",
     "Noise",
@@ -19,11 +31,13 @@ __all__ = [
     "Schedule",
     "State",
     "Tree",
+    "count_calls",
     "ddim",
     "ddpm",
     "iterate",
     "mix",
     "naive_stride",
+    "named",
     "run",
     "run_tree",
     "sample_labels",

@@ -13,10 +13,11 @@ In the formulas a = alpha_bar: a_t before the jump, a_s after it.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -235,7 +236,9 @@ def mix(
     """
     given = [v for v in (cutoff, cutoff_sigma, skipped_steps) if v is not None]
     if len(given) != 1:
-        raise ValueError("mix needs exactly one of cutoff, cutoff_sigma and skipped_steps")
+        raise ValueError(
+            "mix needs exactly one of cutoff, cutoff_sigma and skipped_steps: set the others to null"
+        )
     if not given[0] >= 0:
         raise ValueError(f"the cutoff of mix must not be negative, got {given[0]}")
     t = list(timesteps)
@@ -248,3 +251,29 @@ def mix(
     assert cutoff is not None
     plan = splice(skipped(schedule, timesteps), ddim(schedule, timesteps), cutoff)
     return replace(plan, name=f"mix(cutoff={cutoff:g})")
+
+
+SAMPLERS: dict[str, Callable[..., Plan]] = {
+    "ddpm": ddpm,
+    "ddim": ddim,
+    "skipped": skipped,
+    "mix": mix,
+    "naive_stride": naive_stride,
+}
+
+
+def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -> Plan:
+    """The plan of that name with the builder's options, as configs and records store them.
+
+    Raises ValueError for an unknown name or option, listing the known ones.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    builder = SAMPLERS[name]
+    known = list(inspect.signature(builder).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"sampler {name} has no option {option!r}: it takes {', '.join(known) or 'none'}"
+            )
+    return builder(schedule, timesteps, **options)

@@ -114,6 +114,21 @@ def _between(low: float, high: float, v: Tensor | None) -> Tensor | float:
     return (high / low) ** ((v + 1) / 2) * low
 
 
+def count_calls(plans: Sequence[Plan]) -> int:
+    """Network calls that `run_tree` makes for these plans: their distinct prefixes of rows."""
+    trie: dict[tuple[int, bytes], int] = {}
+    for plan in plans:
+        node = 0
+        for row in plan.rows():
+            node = trie.setdefault((node, _key(row)), len(trie) + 1)
+    return len(trie)
+
+
+def _key(row: Row) -> bytes:
+    """The row's exact bits, NaN included, for comparison."""
+    return np.array(row).tobytes()
+
+
 class Tree(NamedTuple):
     """What `run_tree` returns: samples and NFE per plan, and the calls really made."""
 
@@ -137,7 +152,7 @@ def run_tree(
     those that `run` gives, and differences between plans are paired.
     """
     rows = [list(plan.rows()) for plan in plans]
-    keys = [[np.array(row).tobytes() for row in plan_rows] for plan_rows in rows]
+    keys = [[_key(row) for row in plan_rows] for plan_rows in rows]
     samples: dict[int, Tensor] = {}
     calls = 0
     with torch.no_grad():

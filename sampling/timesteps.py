@@ -31,6 +31,8 @@ def timesteps(
     For the last two `steps` may be None.  Raises ValueError if `steps` is not in 1..T or
     contradicts the spacing, or if the spacing is unknown or impossible for that count.
     """
+    if steps is not None and not isinstance(steps, int | np.integer):
+        raise ValueError(f"steps must be an integer between 1 and T = {T}, got {steps!r}")
     if not isinstance(spacing, str):
         return _explicit(T, steps, spacing)
     if "," in spacing:

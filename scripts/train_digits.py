@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -22,14 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-from models.digits import PatchUNet, load_images, to_model_range
+from eval.extractors import DigitsClassifier
+from eval.files import write_atomic
+from models.digits import HERE, UNET, PatchUNet, load_images, to_model_range
 from sampling.schedule import Schedule
-
-UNET = dict(
-    patch=2, num_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_ds=(2,),
-    num_classes=10, num_heads=4, norm_groups=8,
-)  # fmt: skip
-
 
 class Objective:
     """The training losses of a diffusion model with learned variance, as functions of x0.
@@ -134,13 +129,6 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def save_whole(path: Path, write) -> None:
-    """Write through a temporary name, so that an interruption leaves the old file."""
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    os.replace(partial, path)
-
-
 def train_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     images, labels = load_images("train")
@@ -169,15 +157,14 @@ def train_unet(args: argparse.Namespace) -> None:
     def save(step: int) -> None:
         state = dict(net=net.state_dict(), optimizer=optimizer.state_dict(), ema=ema.values,
                      rng=torch.get_rng_state(), step=step, curve=curve, seconds=elapsed())  # fmt: skip
-        save_whole(state_file, lambda p: torch.save(state, p))
-        save_whole(out / "curve.json", lambda p: p.write_text(json.dumps(curve)))
+        write_atomic(state_file, lambda p: torch.save(state, p))
+        write_atomic(out / "curve.json", lambda p: p.write_text(json.dumps(curve)))
 
     started = time.perf_counter()
 
     def elapsed() -> float:
         return seconds + time.perf_counter() - started
 
-    dials = {round(args.steps * share / 100): f"unet-{share:03d}" for share in (10, 30, 100)}
     running: list[float] = []
     net.train()
     for step in (bar := trange(first, args.steps, initial=first, total=args.steps)):
@@ -200,9 +187,10 @@ def train_unet(args: argparse.Namespace) -> None:
             bar.set_postfix(train=f"{row['train']:.4f}", held_out=f"{row['held_out']:.4f}")
         if done % args.save_every == 0 or done == args.steps:
             save(done)
-        if done in dials:
+        if done in args.keep or done == args.steps:
             weights = {k: v.contiguous() for k, v in ema.values.items()}
-            save_whole(out / f"{dials[done]}.safetensors", lambda p: save_file(weights, p))
+            write_atomic(out / f"unet-{done}.safetensors", lambda p, w=weights: save_file(w, p))
+    print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
 
 
 @torch.no_grad()
@@ -220,13 +208,46 @@ def held_out_loss(net: nn.Module, ema: Ema, objective: Objective, held) -> float
     return error.mean().item()
 
 
+def train_classifier(args: argparse.Namespace) -> None:
+    """Digits classifier: AdamW, half-cosine learning rate, digits shifted by up to 2 pixels."""
+    torch.manual_seed(args.seed)
+    images, labels = load_images("train")
+    x, y = to_model_range(images), torch.from_numpy(labels)
+    net = DigitsClassifier()
+    steps = 20 * len(x) // 128
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in (bar := trange(steps)):
+        pick = torch.randint(len(x), (128,))
+        _, logits = net(shifted(x[pick]))
+        loss = nn.functional.cross_entropy(logits, y[pick], label_smoothing=0.05)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+    net.eval()
+    held_images, held_labels = load_images("held_out")
+    with torch.no_grad():
+        guess = net(to_model_range(held_images))[1].argmax(1).numpy()
+    accuracy = float((guess == held_labels).mean())
+    write_atomic(HERE / "classifier.safetensors", lambda p: save_file(net.state_dict(), p))
+    print(f"held-out accuracy {accuracy:.4f} on {len(guess)} digits")
+
+
+def shifted(x: Tensor) -> Tensor:
+    """The batch moved by one random offset of up to 2 pixels in each direction."""
+    down, right = torch.randint(-2, 3, (2,)).tolist()
+    return x.roll((down, right), dims=(2, 3))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["unet"])
+    parser.add_argument("what", choices=["unet", "classifier"])
     parser.add_argument("--out", default="runs/train_digits")
     parser.add_argument("--net", help="U-Net options as JSON (default: the embedded model's)")
     parser.add_argument("--loss", choices=["simple", "skipped_step"], default="simple")
-    parser.add_argument("--steps", type=int, default=10000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300)
@@ -235,9 +256,12 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int, default=200)
-    parser.add_argument("--save-every", type=int, default=500)
+    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument(
+        "--keep", type=int, nargs="*", default=[1000, 3000], help="steps whose EMA weights to keep"
+    )
     args = parser.parse_args()
-    train_unet(args)
+    train_unet(args) if args.what == "unet" else train_classifier(args)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ small classifier whose features the `digits` scores use.  CARD.md says how they 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,11 +16,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.adm import UNet
+from models.backbone import Backbone, NetworkDenoiser, file_sha256, load_weights, to_uint8
+from sampling import Schedule
 
 HERE = Path(__file__).parent
 IMAGE_SIZE = 28
 NUM_CLASSES = 10
 HELD_OUT_STRIDE = 10  # every 10th image is held out from all training
+
+UNET = {
+    "patch": 2,
+    "num_channels": 32,
+    "channel_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attention_ds": (2,),
+    "num_classes": NUM_CLASSES,
+    "num_heads": 4,
+    "norm_groups": 8,  # with 32 channels, 32 groups would erase every channel's mean
+}
 
 
 def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -60,7 +74,7 @@ class PatchUNet(nn.Module):
     forward: x [B, 1, H, W], t [B], y [B] -> [B, 2, H, W], eps then variance values.
     """
 
-    def __init__(self, patch: int, **unet_options):
+    def __init__(self, patch: int, **unet_options: Any):
         super().__init__()
         self.patch = patch
         self.multiple = patch * 2 ** (len(unet_options["channel_mult"]) - 1)
@@ -73,3 +87,31 @@ class PatchUNet(nn.Module):
         out = self.unet(F.pixel_unshuffle(x, self.patch), t, y)
         out = torch.cat([F.pixel_shuffle(half, self.patch) for half in out.chunk(2, 1)], 1)
         return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
+
+
+def load(checkpoint: str = "unet-100", device: torch.device | str = "cpu", **net: Any) -> Backbone:
+    """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
+
+    `unet-010`, `unet-030` and `unet-100` are the weights after 10%, 30% and 100% of the
+    training.  `net` overrides network options, for models trained with others.  Raises
+    FileNotFoundError or ValueError (with the remedy) for a missing or unfitting file.
+    """
+    path = HERE / f"{checkpoint}.safetensors"
+    if not path.exists():
+        path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no digits checkpoint {checkpoint!r}: use unet-010, unet-030, unet-100 or the path of "
+            "a file that `python scripts/train_digits.py unet` wrote"
+        )
+    model = PatchUNet(**{**UNET, **net})
+    load_weights(model, path)
+    return Backbone(
+        denoiser=NetworkDenoiser(model.to(device).eval()),
+        schedule=Schedule.linear(),
+        shape=(1, IMAGE_SIZE, IMAGE_SIZE),
+        num_classes=NUM_CLASSES,
+        clip=True,
+        sha256=file_sha256(path),
+        decode=to_uint8,
+    )

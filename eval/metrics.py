@@ -1,0 +1,461 @@
+"""Scores of generated images, as functions of extracted features, each with a standard error.
+
+Everything here is numpy in, a `Score` out; images and networks live in `eval.extractors`.
+N samples and M reference images have features of F numbers and logits over K classes.
+
+The standard errors answer "how far would this score move with another set of N samples?".
+The reference stays fixed, since every sampler of a table is compared with the same one.
+Memory is bounded: nothing of size N x M is ever held, only tiles of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from eval.extractors import Extracted
+    from eval.reference import Reference
+
+Floats = NDArray[np.floating[Any]]  # float32 or float64
+Array = NDArray[np.float64]
+
+BLOCK = 4096  # rows converted to float64 at a time
+TILE = 2**23  # distances held at a time: 64 MiB in float64
+KID_GROUPS = 100  # groups of samples that the KID bootstrap resamples
+JACKKNIFE_GROUPS = 10  # groups of samples that recall's jackknife leaves out in turn
+
+
+class Score(NamedTuple):
+    """A value and its standard error; the 95% interval is value +- 1.96 se."""
+
+    value: float
+    se: float
+
+
+# --- Frechet distance -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Gaussian fitted to n feature vectors: mean [F], cov [F, F] (divisor n - 1), float64."""
+
+    mean: Array
+    cov: Array
+    n: int
+
+
+def statistics(features: Floats, counts: NDArray[np.int64] | None = None) -> Statistics:
+    """Mean and covariance of features [N, F]; row i counts `counts[i]` times (default once).
+
+    Accumulated in float64 whatever the dtype of the features.  Raises ValueError unless
+    the features are a matrix of at least two finite rows.
+    """
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
+    w = np.ones(len(features)) if counts is None else counts.astype(np.float64)
+    n, size = w.sum(), features.shape[1]
+    total, outer = np.zeros(size), np.zeros((size, size))
+    for rows in _blocks(len(features)):
+        total += w[rows] @ features[rows].astype(np.float64)
+    mean = total / n
+    if not np.isfinite(mean).all():
+        raise ValueError("features contain NaN or infinity: the samples or extractor are broken")
+    for rows in _blocks(len(features)):
+        centred = features[rows].astype(np.float64) - mean
+        outer += (centred * w[rows, None]).T @ centred
+    return Statistics(mean, outer / (n - 1), int(n))
+
+
+def frechet_distance(a: Statistics, b: Statistics) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982; FID).
+
+    Raises ValueError when the feature sizes differ, or when n <= F on either side: such a
+    covariance has rank n - 1 at most, and the distance says more about n than about images.
+    """
+    _check_comparable(a, b)
+    return _distance(a, b, _root(b.cov))
+
+
+def fid(features: Floats, reference: Statistics, *, bootstrap: int = 100, seed: int = 0) -> Score:
+    """Frechet distance of samples [N, F] to a reference (Heusel et al. 2017), bootstrap se.
+
+    Resampled sets are scored against the same reference.  They have about twice the upward
+    bias of the samples themselves, so only their spread is used, never their mean or their
+    percentiles.  `bootstrap=0` skips this: se is NaN.  Raises as `frechet_distance`.
+    """
+    samples = statistics(features)
+    _check_comparable(samples, reference)
+    root = _root(reference.cov)  # factored once for all resamples
+    spread = [
+        _distance(statistics(features, counts), reference, root)
+        for counts in _resamples(len(features), bootstrap, seed)
+    ]
+    return Score(_distance(samples, reference, root), _std(spread))
+
+
+def _distance(a: Statistics, b: Statistics, root_b: Array) -> float:
+    """The Frechet distance, given R with R R^T = S_b.
+
+    S_a S_b is similar to the symmetric R^T S_a R, so that real eigenvalues of a symmetric
+    matrix replace a general matrix square root.
+    """
+    eigenvalues = np.linalg.eigvalsh(root_b.T @ a.cov @ root_b)
+    trace = np.sqrt(eigenvalues.clip(min=0)).sum()
+    difference = a.mean - b.mean
+    distance = difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * trace
+    return max(float(distance), 0.0)  # rounding may leave -1e-14
+
+
+def _root(cov: Array) -> Array:
+    """R with R R^T = cov: the Cholesky factor, or eigenvectors where cov is singular."""
+    try:
+        root = np.linalg.cholesky(cov)
+    except np.linalg.LinAlgError:
+        eigenvalues, vectors = np.linalg.eigh(cov)
+        root = vectors * np.sqrt(eigenvalues.clip(min=0))
+    return np.asarray(root, dtype=np.float64)
+
+
+def _check_comparable(a: Statistics, b: Statistics) -> None:
+    _check_sizes(len(a.mean), len(b.mean))
+    size, n = len(a.mean), min(a.n, b.n)
+    if n <= size:
+        raise ValueError(
+            f"FID with {size} features needs more than {size} samples, got {n}: raise num_samples"
+        )
+
+
+def _check_sizes(samples: int, reference: int) -> None:
+    if samples != reference:
+        raise ValueError(
+            f"the reference has {reference} features, the samples {samples}: "
+            "use the reference made with the same extractor"
+        )
+
+
+# --- Inception score ------------------------------------------------------------------
+
+
+def inception_score(
+    logits: Floats,
+    *,
+    splits: int = 1,
+    chunk_size: int | None = None,
+    shuffle_seed: int | None = None,
+    bootstrap: int = 100,
+    seed: int = 0,
+) -> Score:
+    """exp(E_x KL(p(y|x) || p(y))) (Salimans et al. 2016) of logits [N, K].
+
+    The score depends on how many samples share one p(y), so conventions do not mix:
+
+    - default: all samples at once (least biased);
+    - `splits=10, shuffle_seed=2020`: torch-fidelity, mean over ten equal parts;
+    - `chunk_size=5000`: guided-diffusion's evaluator, mean over consecutive chunks, where a
+      short last chunk counts as much as the others.
+
+    se: bootstrap within every part; parts are independent.  `bootstrap=0` skips it (NaN).
+    Raises ValueError when both or impossible divisions are asked for.
+    """
+    n = len(logits)
+    if chunk_size is not None and splits != 1:
+        raise ValueError("the inception score takes either splits or chunk_size, not both")
+    if not 1 <= splits <= n or (chunk_size is not None and chunk_size < 1):
+        raise ValueError(f"cannot divide {n} samples into splits={splits}, chunk_size={chunk_size}")
+    order = np.arange(n)
+    if shuffle_seed is not None:
+        order = np.random.RandomState(shuffle_seed).permutation(n)
+    edges = [i * n // splits for i in range(splits + 1)]
+    if chunk_size is not None:
+        edges = [*range(0, n, chunk_size), n]
+    parts = [
+        _inception_scores(logits[order[a:b]], bootstrap, seed + i)
+        for i, (a, b) in enumerate(pairwise(edges))
+    ]
+    se = np.linalg.norm([_std(scores[1:]) for scores in parts]) / len(parts)
+    return Score(float(np.mean([scores[0] for scores in parts])), float(se))
+
+
+def _inception_scores(logits: Floats, bootstrap: int, seed: int) -> Array:
+    """[1 + bootstrap]: the score of all rows, then of each resample of them.
+
+    log IS = E_x sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y), where both expectations are
+    linear in the rows' counts.
+    """
+    n, k = logits.shape
+    counts = np.stack([np.ones(n, np.int64), *_resamples(n, bootstrap, seed)])
+    marginal, negative_entropy = np.zeros((len(counts), k)), np.zeros(len(counts))
+    for rows in _blocks(n):
+        w = torch.from_numpy(counts[:, rows]).double()
+        p = torch.from_numpy(logits[rows]).double().softmax(dim=1)
+        marginal += (w @ p).numpy() / n
+        negative_entropy += (w @ torch.xlogy(p, p).sum(1)).numpy() / n
+    q = torch.from_numpy(marginal)
+    scores: Array = np.exp(negative_entropy - torch.xlogy(q, q).sum(1).numpy())
+    return scores
+
+
+# --- Kernel distance ------------------------------------------------------------------
+
+
+def kid(
+    features: Floats,
+    reference_features: Floats,
+    *,
+    subsets: int = 100,
+    subset_size: int = 1000,
+    seed: int = 0,
+    bootstrap: int = 100,
+) -> Score:
+    """Squared maximum mean discrepancy, kernel (x.y / F + 1)^3 (Binkowski et al. 2018).
+
+    The value is torch-fidelity's: the mean of the unbiased estimator over random subsets.
+    It may fall slightly below 0.  se combines the bootstrap over samples (in 100 random
+    groups, whose kernel sums are computed once; pairs of a sample with itself left out)
+    with the error of drawing finitely many subsets.  `bootstrap=0` skips it (NaN).
+    Raises ValueError for fewer than `subset_size` samples or reference images.
+    """
+    _check_sizes(features.shape[1], reference_features.shape[1])
+    for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
+        if n < subset_size:
+            raise ValueError(
+                f"KID draws subsets of {subset_size}, got {n} {what}: "
+                "raise num_samples or lower subset_size"
+            )
+    # Imported here because it takes more than a second, which only KID should cost.
+    from torch_fidelity import metric_kid  # type: ignore[import-untyped]
+
+    result = metric_kid.kid_features_to_metric(
+        torch.from_numpy(features),
+        torch.from_numpy(reference_features),
+        kid_subsets=subsets,
+        kid_subset_size=subset_size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    spread = _kid_resampled(features, reference_features, bootstrap, seed)
+    mean, std = result[metric_kid.KEY_METRIC_KID_MEAN], result[metric_kid.KEY_METRIC_KID_STD]
+    return Score(mean, float(np.hypot(_std(spread), std / np.sqrt(subsets))))
+
+
+def _kid_resampled(x: Floats, y: Floats, bootstrap: int, seed: int) -> Array:
+    """[bootstrap]: KID up to a constant, with groups of samples drawn with replacement."""
+    if bootstrap == 0:
+        return np.empty(0)
+    rng = np.random.default_rng(seed)
+    groups = [x[rows] for rows in _groups(len(x), KID_GROUPS, rng)]
+    reference = np.array_split(y, KID_GROUPS)
+    g = len(groups)
+    within, cross = np.zeros((g, g)), np.zeros(g)
+    for i, a in enumerate(groups):
+        cross[i] = sum(_kernel(a, b).sum(dtype=np.float64) for b in reference)
+        for j in range(i + 1):
+            within[i, j] = within[j, i] = _kernel(a, groups[j]).sum(dtype=np.float64)
+        own = np.square(a.astype(np.float64)).sum(1) / x.shape[1] + 1
+        within[i, i] -= (own**3).sum()
+    sizes = np.array([len(a) for a in groups])
+    pairs = np.outer(sizes, sizes) - np.diag(sizes)
+    w = rng.multinomial(g, np.full(g, 1 / g), size=bootstrap)
+    mean_within = ((w @ within) * w).sum(1) / ((w @ pairs) * w).sum(1)
+    mean_cross = (w @ cross) / (w @ sizes) / len(y)
+    return np.asarray(mean_within - 2 * mean_cross)
+
+
+def _kernel(a: Floats, b: Floats) -> Floats:
+    similarity: Floats = a @ b.T / a.shape[1] + 1
+    return similarity * similarity * similarity  # many times faster than ** 3
+
+
+# --- Precision and recall -------------------------------------------------------------
+
+
+def precision_recall(
+    features: Floats, reference_features: Floats, *, k: int = 3
+) -> tuple[Score, Score]:
+    """Improved precision and recall (Kynkaanniemi et al. 2019) of samples against a reference.
+
+    A set's manifold is the union of balls around its points, each reaching to the k-th
+    nearest *other* point of the set (<=, so that ties count).  Precision is the share of
+    samples inside the reference's manifold, recall the share of the reference inside the
+    samples'.  Even a perfect sampler scores below 1, by an amount that depends on N, M and F.
+
+    Distances are squared and in float64: guided-diffusion's evaluator rounds them to half
+    precision, which moves its scores by some 0.003.
+
+    se of precision: the balls are fixed and samples independent, hence binomial (what a
+    bootstrap of the hits would give).  se of recall: jackknife that leaves out one of ten
+    random groups of samples at a time and recomputes the radii; a bootstrap cannot serve,
+    since a sample drawn twice has a neighbour at distance 0.  Ten groups determine that se
+    only to about a quarter of itself.
+
+    Raises ValueError unless both sets have more than k points of the same size.
+    """
+    _check_sizes(features.shape[1], reference_features.shape[1])
+    for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
+        if n <= k:
+            raise ValueError(
+                f"precision and recall with k={k} need more than {k} {what}, got {n}: "
+                "raise num_samples"
+            )
+    groups = _groups(len(features), JACKKNIFE_GROUPS, np.random.default_rng(0))
+    x = torch.from_numpy(features[np.concatenate(groups)]).double()  # groups now adjoin
+    y = torch.from_numpy(reference_features).double()
+    sizes = [len(rows) for rows in groups]
+    reference_radii = _radii(y, [len(y)], k)[0]
+    covered = _covered(y, x, _radii(x, sizes, k), sizes)
+    hits = _covered(x, y, reference_radii[None], [len(y)])[0]
+    return _proportion(hits.numpy()), _jackknife(covered.double().mean(dim=1).numpy())
+
+
+def _radii(x: Tensor, sizes: Sequence[int], k: int) -> Tensor:
+    """Squared distances to the k-th nearest other point, [1 + G, N] for G groups of x.
+
+    Row 0 considers all points; row g all but those of group g (no rows if G = 1).  Each
+    group's k nearest are enough to know both.
+    """
+    radii = []
+    for rows in _tiles(len(x), len(x)):
+        distances = _squared_distances(x[rows], x)
+        distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = torch.inf
+        nearest = [
+            part.topk(min(k, part.shape[1]), largest=False).values
+            for part in torch.split(distances, list(sizes), dim=1)
+        ]
+        kept = [nearest, *([*nearest[:g], *nearest[g + 1 :]] for g in range(len(sizes)))]
+        kept = kept if len(sizes) > 1 else kept[:1]
+        candidates = [torch.cat(near, dim=1) for near in kept]
+        radii.append(torch.stack([c.kthvalue(min(k, c.shape[1])).values for c in candidates]))
+    return torch.cat(radii, dim=1)
+
+
+def _covered(points: Tensor, centres: Tensor, radii: Tensor, sizes: Sequence[int]) -> Tensor:
+    """bool [len(radii), P]: points inside any ball; row g > 0 ignores the balls of group g."""
+    inside = []
+    for rows in _tiles(len(points), len(centres)):
+        distances = _squared_distances(points[rows], centres)
+        found = torch.zeros(len(radii), len(distances), dtype=torch.bool)
+        split = partial(torch.split, split_size_or_sections=list(sizes), dim=1)
+        parts = zip(split(distances), split(radii), strict=True)
+        for group, (part, part_radii) in enumerate(parts, start=1):
+            for g, reach in enumerate(part_radii):
+                if g != group:
+                    found[g] |= (part <= reach).any(dim=1)
+        inside.append(found)
+    return torch.cat(inside, dim=1)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """[len(a), len(b)], in one tile of memory."""
+    tile = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
+    return tile.add_(a.square().sum(1)[:, None]).clamp_(min=0)
+
+
+def _jackknife(values: Array) -> Score:
+    """From [all, without group 1, ..., without group G]: delete-a-group jackknife."""
+    left_out = values[1:]
+    g = len(left_out)
+    return Score(float(values[0]), float(np.sqrt((g - 1) * left_out.var())))
+
+
+# --- Label agreement ------------------------------------------------------------------
+
+
+def label_agreement(logits: Floats, labels: NDArray[np.int64]) -> Score:
+    """Share of samples that the classifier sees as the class they were made for; binomial se.
+
+    logits [N, K], labels [N] in 0..K-1.  Raises ValueError when their lengths differ.
+    """
+    if labels.shape != (len(logits),):
+        raise ValueError(f"{len(logits)} samples but labels of shape {labels.shape}")
+    return _proportion(logits.argmax(axis=1) == labels)
+
+
+def _proportion(hits: NDArray[np.bool_]) -> Score:
+    """Share of hits with the binomial standard error.
+
+    Two hits and two misses are added for the error alone (Agresti & Coull 1998): otherwise
+    N hits out of N would claim certainty.
+    """
+    n = len(hits) + 4
+    p = (hits.sum() + 2) / n
+    return Score(float(hits.mean()), float(np.sqrt(p * (1 - p) / n)))
+
+
+# --- All of them ----------------------------------------------------------------------
+
+METRICS = ("is", "fid", "kid", "precision", "recall", "label_agreement")
+
+
+def evaluate(
+    extracted: Extracted,
+    reference: Reference,
+    labels: NDArray[np.int64] | None = None,
+    metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
+    *,
+    k: int = 3,
+    kid_subset_size: int = 1000,
+    bootstrap: int = 100,
+    seed: int = 0,
+) -> dict[str, Score]:
+    """The scores asked for, by name and in the order asked for.
+
+    With `labels` [N], `label_agreement` is always among them.  Raises ValueError for an
+    unknown metric, for label agreement without labels, and as each metric does.
+    """
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(METRICS)}")
+    if labels is None and "label_agreement" in metrics:
+        raise ValueError("label_agreement needs the labels that the samples were made for")
+    names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
+    x, y = extracted.features, reference.features
+    options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
+    both = cache(lambda: precision_recall(x, y, k=k))
+    compute: dict[str, Callable[[], Score]] = {
+        "is": lambda: inception_score(extracted.logits, **options),
+        "fid": lambda: fid(x, reference.statistics, **options),
+        "kid": lambda: kid(x, y, subset_size=kid_subset_size, **options),
+        "precision": lambda: both()[0],
+        "recall": lambda: both()[1],
+    }
+    if labels is not None:
+        compute["label_agreement"] = partial(label_agreement, extracted.logits, labels)
+    return {name: compute[name]() for name in names}
+
+
+# --- Resampling and tiling ------------------------------------------------------------
+
+
+def _resamples(n: int, times: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """How often each of n rows is drawn when n are drawn with replacement; [n], `times` times."""
+    rng = np.random.default_rng(seed)
+    for _ in range(times):
+        yield np.bincount(rng.integers(n, size=n), minlength=n)
+
+
+def _groups(n: int, groups: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """0..n-1 in random groups of nearly equal size: files may be sorted by class."""
+    return np.array_split(rng.permutation(n), min(groups, n))
+
+
+def _std(values: Sequence[float] | Array) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    return (slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK))
+
+
+def _tiles(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of rows such that a tile of all columns has at most TILE entries."""
+    step = max(1, TILE // columns)
+    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))

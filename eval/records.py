@@ -1,0 +1,66 @@
+"""Evaluation records: every score with its protocol, as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from eval.files import write_atomic
+from eval.metrics import Score
+from eval.reference import Reference
+
+Record = dict[str, Any]
+
+
+def make_record(
+    scores: dict[str, Score],
+    floor: dict[str, Score] | None,
+    *,
+    n: int,
+    reference: Reference,
+    options: dict[str, Any],
+    cell: dict[str, Any] | None,
+) -> Record:
+    """A score is no result without its protocol: this holds both.
+
+    `scores` of n samples and the real-vs-real `floor` at the same n (None if there are too
+    few real images); `options` of the metrics; `cell` is the samples' manifest, if any.
+    """
+    return {
+        "n": n,
+        "extractor": reference.extractor,
+        "extractor_weights": reference.weights[:12],
+        "reference": reference.name,
+        "reference_n": reference.n,
+        "reference_digest": reference.digest[:12],
+        "options": options,
+        "cell": cell,
+        "scores": {name: score._asdict() for name, score in scores.items()},
+        "floor": floor and {name: score._asdict() for name, score in floor.items()},
+    }
+
+
+def protocol(record: Record) -> Record:
+    """What must agree for a stored record to stand for a new evaluation."""
+    return {key: record[key] for key in record if key not in ("scores", "floor")}
+
+
+def score(record: Record, metric: str, of: str = "scores") -> Score | None:
+    """The score of that name, or None; `of="floor"` for the real-vs-real floor."""
+    values = (record[of] or {}).get(metric)
+    return Score(**values) if values else None
+
+
+def save_records(path: Path, records: Record | list[Record]) -> None:
+    write_atomic(path, lambda p: p.write_text(json.dumps(records, indent=1) + "\n"))
+
+
+def load_records(path: Path) -> Any:
+    """A record or a list of them.  Raises FileNotFoundError or ValueError, with the remedy."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no records at {path}: run without render_only first")
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise ValueError(f"{path} is damaged: remove it and run again") from None

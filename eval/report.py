@@ -1,0 +1,372 @@
+"""Tables and figures from stored records: Markdown, CSV, LaTeX and PNG.
+
+Everything is rendered from records alone, so that no number can come from memory.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only, on any machine
+import matplotlib.pyplot as plt
+import numpy as np
+
+from eval.files import write_atomic
+from eval.metrics import Score
+from eval.records import Record, score
+
+METRIC_NAMES = {
+    "is": "IS",
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "label_agreement": "Label agreement",
+}
+LOWER_IS_BETTER = ("fid", "kid")
+DIGITS = {"is": 2, "fid": 2, "kid": 4}  # decimals shown; 3 for the others
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One record at its place in a table: `row` is the sampler as printed, `steps` the column."""
+
+    row: str
+    steps: int
+    record: Record
+
+
+def metric_title(metric: str, extractor: str) -> str:
+    """ "FID (digits)": scores of different extractors never share a name."""
+    arrow = "lower" if metric in LOWER_IS_BETTER else "higher"
+    return f"{METRIC_NAMES[metric]} ({extractor}), {arrow} is better"
+
+
+def write_table(
+    folder: Path,
+    title: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[str],
+    paper: dict[str, Any] | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """table.md, table.csv, table.tex and table.png of a sampler x steps table.
+
+    `paper` is a file of results/paper as a dictionary; its numbers go below ours, since they
+    are of another data set, for the metrics that both have.
+    """
+    write_atomic(folder / "table.md", _text(_markdown(title, cells, metrics, paper, notes)))
+    write_atomic(folder / "table.csv", lambda p: _write_csv(p, cells, paper))
+    write_atomic(folder / "table.tex", _text(_latex(title, cells, metrics)))
+    write_atomic(folder / "table.png", lambda p: _plot_table(p, title, cells, metrics, paper))
+
+
+def _text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
+
+
+# --- what a cell says ------------------------------------------------------------------------
+
+
+def format_score(metric: str, value: Score | None) -> str:
+    """ "3.21 ± 0.20": the value and the half width of its 95% interval."""
+    if value is None:
+        return "-"
+    places = DIGITS.get(metric, 3)
+    half = "" if np.isnan(value.se) else f" ± {1.96 * value.se:.{places}f}"
+    return f"{value.value:.{places}f}{half}"
+
+
+def undecided_best(metric: str, scores: dict[str, Score]) -> set[str]:
+    """The best row and every row whose difference from it is within the 95% interval.
+
+    The interval treats the cells as independent.  They share their noise, so true
+    differences are known somewhat better than this says.
+    """
+    if not scores:
+        return set()
+    pick = min if metric in LOWER_IS_BETTER else max
+    best = pick(scores, key=lambda row: scores[row].value)
+
+    def tied(row: str) -> bool:
+        a, b = scores[row], scores[best]
+        return abs(a.value - b.value) <= 1.96 * float(np.hypot(a.se, b.se))
+
+    return {row for row in scores if row == best or tied(row)}
+
+
+def _columns(cells: Sequence[Cell]) -> list[int]:
+    return sorted({cell.steps for cell in cells}, reverse=True)
+
+
+def _rows(cells: Sequence[Cell]) -> list[str]:
+    return list(dict.fromkeys(cell.row for cell in cells))
+
+
+def _column(cells: Sequence[Cell], steps: int, metric: str) -> dict[str, Score]:
+    found = {c.row: score(c.record, metric) for c in cells if c.steps == steps}
+    return {row: value for row, value in found.items() if value is not None}
+
+
+def _floor(cells: Sequence[Cell], steps: int, metric: str) -> Score | None:
+    return next((score(c.record, metric, "floor") for c in cells if c.steps == steps), None)
+
+
+def _sizes(cells: Sequence[Cell]) -> dict[int, int]:
+    return {cell.steps: cell.record["n"] for cell in cells}
+
+
+def paper_value(paper: dict[str, Any] | None, row: str, steps: int, metric: str) -> float | None:
+    """The paper's number for a row as printed, or None."""
+    for entry in (paper or {}).get("rows", []):
+        if entry["name"] == row:
+            for cell in entry["cells"]:
+                if cell.get("steps") == steps and metric in cell:
+                    return float(cell[metric])
+    return None
+
+
+# --- Markdown, CSV, LaTeX ----------------------------------------------------------------------
+
+
+def _markdown(
+    title: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[str],
+    paper: dict[str, Any] | None,
+    notes: Sequence[str],
+) -> str:
+    record = cells[0].record
+    lines = [f"# {title}", "", protocol_sentence(record), ""]
+    lines += [f"- {note}" for note in notes] + [""] * bool(notes)
+    for metric in metrics:
+        lines += [f"## {metric_title(metric, record['extractor'])}", ""]
+        lines += _markdown_grid(cells, metric) + [""]
+    shared = [m for m in metrics if paper and any(m in c for c in paper["rows"][0]["cells"])]
+    if paper and shared:
+        lines += [f"## The paper: {paper['title']}", ""]
+        lines += [f"{paper['source']}.  Data: {paper['dataset']}, another data set than ours: "
+                  "compare orderings, not numbers.", ""]  # fmt: skip
+        for metric in shared:
+            lines += _markdown_paper(paper, metric) + [""]
+    return "\n".join(lines)
+
+
+def protocol_sentence(record: Record) -> str:
+    """What the numbers are, in words."""
+    return (
+        f"Extractor `{record['extractor']}` ({record['extractor_weights']}), reference "
+        f"`{record['reference']}` ({record['reference_n']} images, {record['reference_digest']}). "
+        "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
+        "cannot be told from it. *Real* is the real-vs-real floor: as many real images in place "
+        "of samples, which is what a perfect sampler would score."
+    )
+
+
+def _markdown_grid(cells: Sequence[Cell], metric: str) -> list[str]:
+    columns, sizes = _columns(cells), _sizes(cells)
+    best = {steps: undecided_best(metric, _column(cells, steps, metric)) for steps in columns}
+    lines = ["| Sampler | " + " | ".join(f"{s} steps (N={sizes[s]})" for s in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in _rows(cells):
+        texts = []
+        for steps in columns:
+            text = format_score(metric, _column(cells, steps, metric).get(row))
+            texts.append(f"**{text}**" if row in best[steps] else text)
+        lines.append(f"| {row} | " + " | ".join(texts) + " |")
+    floors = [_floor(cells, steps, metric) for steps in columns]
+    if any(floors):
+        lines.append("| *Real* | " + " | ".join(format_score(metric, f) for f in floors) + " |")
+    return lines
+
+
+def _markdown_paper(paper: dict[str, Any], metric: str) -> list[str]:
+    columns = [cell["steps"] for cell in paper["rows"][0]["cells"]]
+    lines = [f"| {METRIC_NAMES[metric]} | " + " | ".join(f"{s} steps" for s in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    for row in paper["rows"]:
+        values = [paper_value(paper, row["name"], s, metric) for s in columns]
+        lines.append(f"| {row['name']} | " + " | ".join(map(str, values)) + " |")
+    return lines
+
+
+def _write_csv(path: Path, cells: Sequence[Cell], paper: dict[str, Any] | None) -> None:
+    fields = ["sampler", "steps", "nfe", "cutoff", "spacing", "seed", "n", "metric", "value", "se"]
+    fields += ["floor", "extractor", "reference", "seconds", "paper"]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        for cell in cells:
+            run = cell.record["cell"]
+            for metric, value in cell.record["scores"].items():
+                floor = score(cell.record, metric, "floor")
+                writer.writerow({
+                    "sampler": cell.row,
+                    "steps": cell.steps,
+                    "nfe": run["nfe"],
+                    "cutoff": run["config"]["sampler"].get("cutoff", ""),
+                    "spacing": run["config"]["spacing"],
+                    "seed": run["config"]["seed"],
+                    "n": cell.record["n"],
+                    "metric": metric,
+                    **value,
+                    "floor": floor.value if floor else "",
+                    "extractor": cell.record["extractor"],
+                    "reference": cell.record["reference"],
+                    "seconds": run.get("seconds", ""),
+                    "paper": paper_value(paper, cell.row, cell.steps, metric) or "",
+                })  # fmt: skip
+
+
+def _latex(title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> str:
+    columns, sizes = _columns(cells), _sizes(cells)
+    extractor = cells[0].record["extractor"]
+    heads = [f"\\multicolumn{{{len(metrics)}}}{{c}}{{{s} steps ($N={sizes[s]}$)}}" for s in columns]
+    names = [METRIC_NAMES[m] for m in metrics] * len(columns)
+    lines = [
+        f"% {title}; extractor: {extractor}; +- is the half width of the 95% interval",
+        f"\\begin{{tabular}}{{l{'r' * len(names)}}}",
+        "\\toprule",
+        "Sampler & " + " & ".join(heads) + " \\\\",
+        " & " + " & ".join(names) + " \\\\",
+        "\\midrule",
+    ]
+    best = {(s, m): undecided_best(m, _column(cells, s, m)) for s in columns for m in metrics}
+    for row in _rows(cells):
+        texts = []
+        for s in columns:
+            for m in metrics:
+                text = format_score(m, _column(cells, s, m).get(row)).replace(" ± ", " \\pm ")
+                texts.append(f"$\\mathbf{{{text}}}$" if row in best[s, m] else f"${text}$")
+        lines.append(f"{row} & " + " & ".join(texts) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def _plot_table(
+    path: Path,
+    title: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[str],
+    paper: dict[str, Any] | None,
+) -> None:
+    """Score against steps, one panel a metric; below it the paper's, where it has that metric."""
+    has_paper = bool(paper) and any(
+        paper_value(paper, row, s, m) is not None
+        for row in _rows(cells) for s in _columns(cells) for m in metrics
+    )  # fmt: skip
+    height = 2 if has_paper else 1
+    figure, axes = plt.subplots(
+        height, len(metrics), figsize=(3.6 * len(metrics), 3.2 * height), squeeze=False
+    )
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        for row in _rows(cells):
+            mine = sorted((c for c in cells if c.row == row), key=lambda c: c.steps)
+            points = [(c.steps, score(c.record, metric)) for c in mine]
+            known = [(s, v) for s, v in points if v is not None]
+            ax.errorbar([s for s, _ in known], [v.value for _, v in known],
+                        [1.96 * v.se for _, v in known], marker="o", ms=3, capsize=2, label=row)  # fmt: skip
+        floors = [(s, _floor(cells, s, metric)) for s in reversed(_columns(cells))]
+        known = [(s, f) for s, f in floors if f is not None]
+        ax.plot([s for s, _ in known], [f.value for _, f in known], "k:", label="real")
+        _style(ax, metric_title(metric, cells[0].record["extractor"]), metric)
+    axes[0, 0].legend(fontsize=7)
+    if has_paper and paper:
+        for ax, metric in zip(axes[1], metrics, strict=True):
+            for row in paper["rows"]:
+                pairs = [(c["steps"], c[metric]) for c in row["cells"] if metric in c]
+                ax.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=row["name"]) if pairs else None
+            if ax.lines:
+                _style(ax, f"paper: {METRIC_NAMES[metric]}, {paper['dataset']}", metric)
+            else:
+                ax.axis("off")
+    _save(figure, path, title)
+
+
+def _style(ax: Any, title: str, metric: str) -> None:
+    ax.set_title(title, fontsize=8)
+    ax.set_xscale("log")
+    ax.set_xlabel("network calls", fontsize=8)
+    if metric in ("fid",):
+        ax.set_yscale("log")
+    ax.tick_params(labelsize=7, which="both")
+    ax.grid(alpha=0.3, which="both", lw=0.4)
+
+
+def _save(figure: Any, path: Path, title: str) -> None:
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    # A fixed "Software" field, or the file would change with matplotlib's version.
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+    plt.close(figure)
+
+
+def write_cutoff_figure(
+    folder: Path, title: str, cells: Sequence[Cell], metrics: Sequence[str], notes: Sequence[str] = ()
+) -> None:
+    """figure.md, figure.csv and figure.png: scores against Mix's cutoff, one panel a step count.
+
+    `cells` are Mix cells whose records hold `sampler.cutoff`; cutoff 0 is Skipped-Step, T DDIM.
+    """
+    record = cells[0].record
+    lines = [f"# {title}", "", protocol_sentence(record), ""]
+    lines += [f"- {note}" for note in notes] + [""] * bool(notes)
+    for metric in metrics:
+        lines += [f"## {metric_title(metric, record['extractor'])}", ""]
+        lines += _markdown_cutoffs(cells, metric) + [""]
+    write_atomic(folder / "figure.md", _text("\n".join(lines)))
+    write_atomic(folder / "figure.csv", lambda p: _write_csv(p, cells, None))
+    write_atomic(folder / "figure.png", lambda p: _plot_cutoffs(p, title, cells, metrics))
+
+
+def cutoff(cell: Cell) -> float:
+    return float(cell.record["cell"]["config"]["sampler"]["cutoff"])
+
+
+def _markdown_cutoffs(cells: Sequence[Cell], metric: str) -> list[str]:
+    columns, sizes = _columns(cells), _sizes(cells)
+    lines = ["| Cutoff | " + " | ".join(f"{s} steps (N={sizes[s]})" for s in columns) + " |"]
+    lines.append("|---" * (len(columns) + 1) + "|")
+    values = {(c.steps, cutoff(c)): score(c.record, metric) for c in cells}
+    best = {
+        s: undecided_best(metric, {str(t): v for (s2, t), v in values.items() if s2 == s and v})
+        for s in columns
+    }
+    for t in sorted({cutoff(c) for c in cells}):
+        texts = []
+        for s in columns:
+            text = format_score(metric, values.get((s, t)))
+            texts.append(f"**{text}**" if str(t) in best[s] else text)
+        lines.append(f"| {t:g} | " + " | ".join(texts) + " |")
+    floors = [format_score(metric, _floor(cells, s, metric)) for s in columns]
+    return [*lines, "| *Real* | " + " | ".join(floors) + " |"]
+
+
+def _plot_cutoffs(path: Path, title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> None:
+    """As the paper's figure 4: one panel a step count, first metric left axis, second right."""
+    columns = sorted(_columns(cells))
+    figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 3.4), squeeze=False)
+    colours = ("tab:orange", "tab:blue")
+    for ax, steps in zip(axes[0], columns, strict=True):
+        mine = sorted((c for c in cells if c.steps == steps), key=cutoff)
+        for metric, colour, side in zip(metrics[:2], colours, (ax, ax.twinx()), strict=False):
+            points = [(cutoff(c), score(c.record, metric)) for c in mine]
+            known = [(t, v) for t, v in points if v is not None]
+            t = np.array([t for t, _ in known])
+            y, half = (np.array(v) for v in zip(*((v.value, 1.96 * v.se) for _, v in known), strict=True))
+            side.plot(t, y, marker="o", ms=3, color=colour)
+            side.fill_between(t, y - half, y + half, color=colour, alpha=0.2, lw=0)
+            side.set_ylabel(metric_title(metric, mine[0].record["extractor"]), color=colour, fontsize=8)
+            side.tick_params(labelsize=7)
+        ax.set_title(f"{steps} steps (N={mine[0].record['n']})", fontsize=9)
+        ax.set_xlabel("cutoff (0: Skipped-Step, 1000: DDIM)", fontsize=8)
+        ax.grid(alpha=0.3)
+    _save(figure, path, title)

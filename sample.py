@@ -1,0 +1,51 @@
+"""Sample a pretrained diffusion model.
+
+    python sample.py model=digits sampler=mix steps=50 num_samples=64
+
+Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
+the same command again continues, or does nothing when all is there.
+"""
+
+from omegaconf import DictConfig
+
+from eval.files import load_samples
+from scripts.commands import load_backbone, make_job, pick_device, plain, run_command
+from scripts.generate import Size, distributed_rank, export_png, generate
+
+
+def main(cfg: DictConfig) -> None:
+    size = Size(cfg.num_samples, cfg.batch_size, cfg.shard_size)
+    if cfg.format not in ("npz", "png"):
+        raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device)
+    job = make_job(
+        cfg.model,
+        backbone,
+        plain(cfg.sampler),
+        steps=cfg.steps,
+        spacing=plain(cfg.spacing),
+        seed=cfg.seed,
+        label=cfg.label,
+        out=cfg.out,
+    )
+    if cfg.show_plan:
+        print(job.plan)
+    rank, world = distributed_rank()
+    generate(
+        [job],
+        backbone,
+        size,
+        seed=cfg.seed,
+        label=cfg.label,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    if cfg.format == "png":
+        export_png(job.folder, load_samples(job.folder).images)
+    print(f"{size.num_samples} samples, {len(job.plan)} network calls each: {job.folder}")
+
+
+if __name__ == "__main__":
+    run_command(main, "sample")

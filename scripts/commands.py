@@ -1,0 +1,134 @@
+"""What the three commands share: composing the config, building cells, reporting errors."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from models.backbone import Backbone
+from sampling import Schedule, named, timesteps
+from scripts.generate import Job
+
+CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
+
+
+def run_command(main: Callable[[DictConfig], None], config: str) -> None:
+    """Compose configs/<config>.yaml with the command line's overrides and call `main`.
+
+    What a user can mend ends in one line that starts with `error:` and exit status 2;
+    set TRACEBACK=1 for where it came from.  Ctrl-C exits with 130.
+    """
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
+    wrapped = functools.wraps(main)(lambda cfg: _reported(main, cfg))
+    _reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+
+
+def _reported(function: Callable[..., None], *args: Any) -> None:
+    """Call, and turn the errors that a user can mend into one line."""
+    try:
+        function(*args)
+    except KeyboardInterrupt:
+        print("\ninterrupted: finished shards are kept; run the same command to continue",
+              file=sys.stderr)  # fmt: skip
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, InstantiationException) and error.__cause__:
+        error = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").partition("/")
+        return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
+    text = " ".join(str(error).split())
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        text += "; free some space and run the same command to continue"
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text += "; choose another out=DIR that you may write to"
+    elif code in (errno.EEXIST, errno.ENOTDIR):
+        text += "; a file is where a folder should be, choose another out=DIR"
+    return text
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU of this process (LOCAL_RANK) if there is one, else the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def load_backbone(config: DictConfig, device: torch.device) -> Backbone:
+    """The model that configs/model/<name>.yaml describes."""
+    options = plain(config)
+    options.pop("name")
+    return hydra.utils.instantiate(options, device=device)
+
+
+def plain(config: Any) -> Any:
+    """A config node as dicts, lists and scalars, interpolations resolved."""
+    if isinstance(config, DictConfig | ListConfig):
+        return OmegaConf.to_container(config, resolve=True)
+    return config
+
+
+def make_job(
+    model: DictConfig,
+    backbone: Backbone,
+    sampler: dict[str, Any],
+    *,
+    steps: int | None,
+    spacing: Any,
+    seed: int,
+    label: int | None,
+    out: str | None = None,
+) -> Job:
+    """One cell: its plan, its folder and everything its pixels depend on.
+
+    Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
+    cells of different experiments are sampled once and different ones never meet.
+    """
+    options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
+    plan = named(sampler["name"], backbone.schedule, timesteps(backbone.schedule.T, steps, spacing),
+                 **options)  # fmt: skip
+    _check_cutoff(options.get("cutoff"), backbone.schedule)
+    config = {
+        "model": {**plain(model), "sha256": backbone.sha256, "clip": backbone.clip},
+        "sampler": {"name": sampler["name"], **options},
+        "steps": len(plan),
+        "spacing": spacing,
+        "seed": seed,
+        "label": label,
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
+    name = "-".join([sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"])
+    folder = Path(out) if out else Path("runs", model.name, f"{name}-{digest}")
+    return Job(plan, folder, config)
+
+
+def _check_cutoff(cutoff: float | None, schedule: Schedule) -> None:
+    """The builder takes any cutoff >= 0; on a command line one beyond T is a slip."""
+    if cutoff is not None and cutoff > schedule.T:
+        raise ValueError(
+            f"cutoff must be in 0..{schedule.T} (0: all Skipped-Step, {schedule.T}: all DDIM), "
+            f"got {cutoff}"
+        )

@@ -1,0 +1,335 @@
+"""Generate many samples: sharded, resumable, atomic, and the same however it is run.
+
+Sample i of a folder is a function of (seed, i) and the folder's config alone.  Shard k holds
+the samples k * shard_size .. (k + 1) * shard_size - 1 and is written whole; running the same
+command again makes only what is missing, and asking for more samples adds to what is there.  Folders whose plans begin alike are sampled as one
+tree, so that shared network calls are made once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.files import write_atomic
+from models.backbone import Backbone
+from sampling import Plan, SampleNoise, count_calls, run_tree, sample_labels
+
+Shard = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One folder of samples.  `config` is everything that the pixels depend on."""
+
+    plan: Plan
+    folder: Path
+    config: dict[str, Any]
+
+    def shard(self, k: int) -> Path:
+        return self.folder / "shards" / f"shard-{k:05d}.npz"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many samples, and how they are cut up; none of it changes a pixel's meaning."""
+
+    num_samples: int
+    batch_size: int = 64
+    shard_size: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def num_shards(self) -> int:
+        return math.ceil(self.num_samples / self.shard_size)
+
+    def ids(self, k: int) -> range:
+        return range(k * self.shard_size, min((k + 1) * self.shard_size, self.num_samples))
+
+
+def generate(
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    size: Size,
+    *,
+    seed: int,
+    label: int | None = None,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Make every missing shard of every job, then each job's samples.npz, grid and manifest.
+
+    All jobs share model, seed, labels and size, and are run as one tree.  Of `world`
+    processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
+    Raises ValueError if a folder holds samples of another config, or samples are not finite.
+    """
+    for job in jobs:
+        _claim(job, size)
+    jobs = [job for job in jobs if not _is_complete(job, size)]
+    missing = {
+        k: [job for job in jobs if _read_shard(job.shard(k), size.ids(k)) is None]
+        for k in range(rank, size.num_shards, world)
+    }
+    missing = {k: todo for k, todo in missing.items() if todo}
+    total = sum(count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items())
+    bar = tqdm(total=total, unit="image call", unit_scale=True, disable=total == 0, mininterval=0.5)
+    with bar:
+        for k, todo in missing.items():
+            bar.set_description(f"shard {k + 1}/{size.num_shards}")
+            _make_shard(k, todo, backbone, size, seed, label, device, bar)
+    for job in jobs:
+        _finish(job, size)
+
+
+def _make_shard(
+    k: int,
+    jobs: Sequence[Job],
+    backbone: Backbone,
+    size: Size,
+    seed: int,
+    label: int | None,
+    device: torch.device | str,
+    bar: tqdm,
+) -> None:
+    """Sample the ids of shard k for all jobs in one tree and write one file a job."""
+
+    def counted(x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
+        out = backbone.denoiser(x, t, condition)
+        bar.update(len(x))
+        return out
+
+    ids = size.ids(k)
+    labels = batch_labels(seed, ids, backbone.num_classes, label)
+    images: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+    start = time.perf_counter()
+    for first in range(0, len(ids), size.batch_size):
+        part = slice(first, first + size.batch_size)
+        tree = run_tree(
+            counted,
+            [job.plan for job in jobs],
+            SampleNoise(seed, ids[part], backbone.shape, device=device),
+            condition=None if labels is None else labels[part].to(device),
+            clip=backbone.clip,
+        )
+        for mine, x in zip(images, tree.samples, strict=True):
+            _check_finite(x, ids[part])
+            mine.append(backbone.decode(x))
+    # A job's share of the tree's time, by its NFE.
+    seconds = time.perf_counter() - start
+    nfe = sum(len(job.plan) for job in jobs)
+    for job, mine in zip(jobs, images, strict=True):
+        shard: Shard = {"arr_0": np.concatenate(mine), "ids": np.array(ids)}
+        if labels is not None:
+            shard["arr_1"] = labels.numpy()
+        shard["seconds"] = np.array(seconds * len(job.plan) / nfe)
+        write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
+
+
+def batch_labels(
+    seed: int, ids: Sequence[int], num_classes: int | None, label: int | None
+) -> Tensor | None:
+    """Class of each sample: `label` if given, else uniform per sample id; None if unconditional.
+
+    Raises ValueError for a label outside the model's classes.
+    """
+    if num_classes is None:
+        if label is not None:
+            raise ValueError("this model is unconditional: leave label=null")
+        return None
+    if label is None:
+        return sample_labels(seed, ids, num_classes)
+    if not 0 <= label < num_classes:
+        raise ValueError(f"label must be in 0..{num_classes - 1}, got {label}")
+    return torch.full((len(ids),), label, dtype=torch.int64)
+
+
+def _check_finite(x: Tensor, ids: Sequence[int]) -> None:
+    bad = [i for i, ok in zip(ids, x.flatten(1).isfinite().all(1).tolist(), strict=True) if not ok]
+    if bad:
+        raise ValueError(f"samples {bad[:8]} are not finite; nothing of this shard was written")
+
+
+# --- folders -------------------------------------------------------------------------------
+
+
+def _claim(job: Job, size: Size) -> None:
+    """Make the folder ours, or refuse: it may hold only samples of the same config."""
+    old = read_manifest(job.folder)
+    if old is None:
+        (job.folder / "shards").mkdir(parents=True, exist_ok=True)
+        _write_manifest(job, size, {"complete": False})
+        return
+    ours = json.loads(json.dumps(job.config))
+    if old["config"] != ours:
+        difference = _first_difference(old["config"], ours)
+        raise ValueError(
+            f"{job.folder} holds samples of another config ({difference}); "
+            "choose another out=DIR or remove that folder"
+        )
+    if old["shard_size"] != size.shard_size:
+        raise ValueError(
+            f"{job.folder} was begun with shard_size={old['shard_size']}; continue with that"
+        )
+    if old["num_samples"] < size.num_samples:
+        _write_manifest(job, size, {"complete": False})
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run's folder, or None if there is none."""
+    try:
+        return json.loads((folder / "manifest.json").read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ValueError(f"{folder / 'manifest.json'} is damaged: remove that folder") from None
+
+
+def _write_manifest(job: Job, size: Size, facts: dict[str, Any]) -> None:
+    content = {
+        "config": job.config,
+        "plan": job.plan.name,
+        "nfe": len(job.plan),
+        "num_samples": size.num_samples,
+        "shard_size": size.shard_size,
+        **facts,
+        "versions": {name: _version(name) for name in ("torch", "numpy", "hydra-core")},
+    }
+    write_atomic(job.manifest, lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict) and a != b:
+            return _first_difference(a, b, f"{prefix}{key}.")
+        if a != b:
+            return f"{prefix}{key} is {a} there, {b} here"
+    return "no difference"
+
+
+def _is_complete(job: Job, size: Size) -> bool:
+    manifest = read_manifest(job.folder)
+    return (
+        manifest is not None
+        and manifest["complete"]
+        and manifest["num_samples"] >= size.num_samples
+        and (job.folder / "samples.npz").is_file()
+    )
+
+
+def _read_shard(path: Path, ids: Sequence[int]) -> Shard | None:
+    """The shard's arrays for `ids`, or None if it is absent, too short, or damaged."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            shard = {name: file[name] for name in file.files}  # reading checks the CRC
+        if not np.array_equal(shard["ids"][: len(ids)], ids):
+            return None  # the folder grows, and this was its last shard
+        return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+        tqdm.write(f"{path} is damaged: sampling it again")
+        return None
+
+
+def _finish(job: Job, size: Size) -> None:
+    """When every shard is there: samples.npz, grid.png, and a manifest that says complete."""
+    if not all(job.shard(k).exists() for k in range(size.num_shards)):
+        return  # other ranks are still at work; the last one to end finishes the folder
+    write_atomic(job.folder / "samples.npz", lambda p: _join(job, size, p))
+    images = _first_images(job, size, 64)
+    write_atomic(job.folder / "grid.png", lambda p: save_grid(images, p))
+    seconds = sum(float(shard["seconds"]) for shard in _shards(job, size))
+    _write_manifest(job, size, {"complete": True, "seconds": round(seconds, 3)})
+
+
+def _shards(job: Job, size: Size) -> Iterator[Shard]:
+    for k in range(size.num_shards):
+        shard = _read_shard(job.shard(k), size.ids(k))
+        if shard is None:
+            raise ValueError(f"{job.shard(k)} vanished or changed: run the same command again")
+        yield shard
+
+
+def _join(job: Job, size: Size, path: Path) -> None:
+    """Stream all shards into one .npz, one shard in memory at a time."""
+    first = next(_shards(job, size))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name in [n for n in ("arr_0", "arr_1") if n in first]:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(first[name].dtype),
+                "fortran_order": False,
+                "shape": (size.num_samples, *first[name].shape[1:]),
+            }
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for shard in _shards(job, size):
+                    file.write(np.ascontiguousarray(shard[name]).tobytes())
+
+
+def _first_images(job: Job, size: Size, count: int) -> NDArray[np.uint8]:
+    images: list[NDArray[np.uint8]] = []
+    for shard in _shards(job, size):
+        images.extend(shard["arr_0"][: count - len(images)])
+        if len(images) == count:
+            break
+    return np.stack(images)
+
+
+def save_grid(images: NDArray[np.uint8], path: Path, columns: int | None = None) -> None:
+    """Images uint8 [N, H, W, C] as one PNG, row by row (square by default), 2 pixels apart."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, np.uint8)
+    for i, image in enumerate(images):
+        y, x = 2 + (i // columns) * (height + 2), 2 + (i % columns) * (width + 2)
+        sheet[y : y + height, x : x + width] = image
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
+
+
+def export_png(folder: Path, images: NDArray[np.uint8]) -> None:
+    """One PNG a sample, named by its id, in folder/png; those already there are kept."""
+    target = folder / "png"
+    target.mkdir(exist_ok=True)
+    for i, image in enumerate(tqdm(images, desc="png", leave=False, delay=2)):
+        path = target / f"{i:06d}.png"
+        if not path.exists():
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            write_atomic(path, picture.save)
+
+
+def distributed_rank() -> tuple[int, int]:
+    """(rank, world) from torchrun's environment; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -1,0 +1,140 @@
+"""Extractors: what they accept, what they return, and what they say when they cannot work."""
+
+from __future__ import annotations
+
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from eval.extractors import (
+    DigitsClassifier,
+    DigitsExtractor,
+    InceptionExtractor,
+    extractor_named,
+)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """An untrained classifier whose batch-norm statistics differ from the initial ones."""
+    torch.manual_seed(0)
+    net = DigitsClassifier()
+    net(torch.randn(64, 1, 28, 28))
+    path = tmp_path / "classifier.safetensors"
+    save_file(net.state_dict(), path)
+    return path
+
+
+def digits(n: int):
+    return np.random.default_rng(0).integers(256, size=(n, 28, 28, 1), dtype=np.uint8)
+
+
+def test_classifier_shapes_and_head():
+    net = DigitsClassifier().eval()
+    features, logits = net(torch.randn(5, 1, 28, 28))
+    assert features.shape == (5, 64) and logits.shape == (5, 10)
+    torch.testing.assert_close(net.head(features), logits)
+    assert features.min() > -0.279  # SiLU's minimum: the features are those after it
+    net.train()
+    assert not torch.equal(net(torch.zeros(5, 1, 28, 28))[1], logits)
+    assert sum(p.numel() for p in net.parameters()) < 100_000
+
+
+def test_digits_extractor_is_the_classifier_on_scaled_images(weights):
+    extractor = DigitsExtractor(weights)
+    images = digits(7)
+    got = extractor(images, batch_size=3)
+    net = DigitsClassifier()
+    from safetensors.torch import load_file
+
+    net.load_state_dict(load_file(weights))
+    x = torch.from_numpy(images[..., 0].astype(np.float32) / 127.5 - 1)[:, None]
+    with torch.no_grad():
+        features, logits = net.eval()(x)
+    np.testing.assert_allclose(got.features, features.numpy(), atol=1e-5)
+    np.testing.assert_allclose(got.logits, logits.numpy(), atol=1e-5)
+    assert got.features.dtype == got.logits.dtype == np.float32
+    assert got.features.shape == (7, extractor.num_features)
+
+
+def test_grey_images_in_three_channels(weights):
+    extractor = DigitsExtractor(weights)
+    images = digits(4)
+    one, three = extractor(images), extractor(np.repeat(images, 3, axis=3))
+    np.testing.assert_array_equal(one.features, three.features)
+    coloured = np.repeat(images, 3, axis=3)
+    coloured[2, 5, 5, 1] ^= 1
+    with pytest.raises(ValueError, match="need grey images, got colours"):
+        extractor(coloured)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 32, 32, 1), np.uint8), r"need 28 x 28 images, got \(32, 32, 1\)"),
+        (np.zeros((2, 28, 28, 2), np.uint8), r"1 or 3 channels, got uint8 \[2, 28, 28, 2\]"),
+        (np.zeros((2, 28, 28), np.uint8), r"got uint8 \[2, 28, 28\]"),
+        (np.zeros((2, 28, 28, 1), np.float32), "must be uint8"),
+        (np.zeros((0, 28, 28, 1), np.uint8), "no images"),
+    ],
+)
+def test_wrong_images(weights, images, message):
+    with pytest.raises(ValueError, match=message):
+        DigitsExtractor(weights)(images)
+
+
+def test_digest_identifies_the_weights(weights, tmp_path):
+    torch.manual_seed(1)
+    other = tmp_path / "other.safetensors"
+    save_file(DigitsClassifier().state_dict(), other)
+    first = DigitsExtractor(weights).digest
+    assert first == DigitsExtractor(weights).digest
+    assert first != DigitsExtractor(other).digest
+
+
+def test_missing_weights_name_the_remedy(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"none.safetensors is missing: make it with `python scripts/train"
+    ):
+        DigitsExtractor(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"none.pth is missing: get it from https://"):
+        InceptionExtractor(tmp_path / "none.pth")
+
+
+def test_inception_that_cannot_be_downloaded(monkeypatch):
+    def offline(url, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
+    monkeypatch.setattr(source, offline)
+    with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as weights") as info:
+        InceptionExtractor()
+    assert "\n" not in str(info.value)
+
+
+def test_inception_features(monkeypatch):
+    """Random weights: shapes, the logits without bias, grey images as three channels."""
+    module = "torch_fidelity.feature_extractor_inceptionv3"
+    monkeypatch.setattr(f"{module}.load_state_dict_from_url", lambda url, **kwargs: {})
+    monkeypatch.setattr(
+        f"{module}.FeatureExtractorInceptionV3.load_state_dict", lambda self, state: None
+    )
+    torch.manual_seed(0)
+    extractor = extractor_named("inception")
+    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 1), dtype=np.uint8)
+    images[1] = images[0]
+    both = extractor(images)
+    colour = extractor(np.repeat(images[:1], 3, axis=3))
+    assert both.features.shape == (2, extractor.num_features) and both.logits.shape == (2, 1008)
+    np.testing.assert_allclose(both.features[0], colour.features[0], rtol=1e-3, atol=1e-5)
+    expected = both.features @ extractor.net.fc.weight.numpy().T
+    np.testing.assert_allclose(both.logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_extractors_by_name(weights):
+    assert extractor_named("digits", weights).name == "digits"
+    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose digits or inception"):
+        extractor_named("vgg")

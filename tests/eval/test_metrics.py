@@ -1,0 +1,516 @@
+"""Scores against recorded numbers, other packages and brute force; errors against the truth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden_json
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from eval import metrics
+from eval.extractors import Extracted
+from eval.metrics import (
+    Score,
+    Statistics,
+    evaluate,
+    fid,
+    frechet_distance,
+    inception_score,
+    kid,
+    label_agreement,
+    precision_recall,
+    statistics,
+)
+
+TF = np.load(GOLDEN / "eval_metrics.npz")  # torch-fidelity's functions
+ADM = np.load(GOLDEN / "evaluator.npz")  # guided-diffusion's evaluator
+TF_CASES = {case["id"]: case for case in golden_json("eval_metrics")["cases"]}
+ADM_JSON = golden_json("evaluator")
+
+
+def tf_cases(metric: str):
+    return [pytest.param(c, id=i) for i, c in TF_CASES.items() if c["metric"] == metric]
+
+
+def gaussian(n: int, size: int = 8, seed: int = 0, shift: float = 0.0, scale: float = 1.0):
+    """Correlated Gaussian features [n, size], the same covariance for every seed."""
+    mixing = np.random.default_rng(99).normal(size=(size, size)) / np.sqrt(size) + np.eye(size)
+    return scale * np.random.default_rng(seed).normal(size=(n, size)) @ mixing + shift
+
+
+def enough(s: Statistics) -> Statistics:
+    """The same Gaussian as if from many images: only the check of n stands in the way."""
+    return replace(s, n=10**6)
+
+
+# --- Frechet distance -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", tf_cases("fid"))
+def test_fid_golden(case):
+    x, y = TF[case["x"]], TF[case["y"]]
+    got = frechet_distance(enough(statistics(x)), enough(statistics(y)))
+    if case["id"] == "fid_d":  # the same set in another order
+        assert got == pytest.approx(0, abs=1e-9)
+        return
+    singular = case["id"] == "fid_c"  # the recorded float64 values differ by 1e-6 themselves
+    assert got == pytest.approx(case["independent_float64_check"], rel=1e-7 if singular else 1e-9)
+    assert got == pytest.approx(case["torch_fidelity_float64_input"], rel=1e-6)
+    assert got == pytest.approx(case["torch_fidelity_float32_input"], rel=1e-4)
+    assert got == pytest.approx(case["clean_fid_fid_from_feats"], rel=1e-4)
+
+
+def test_fid_golden_closed_form():
+    case = TF_CASES["fid_e"]
+    a = Statistics(TF[case["mu1"]], TF[case["sigma1"]], 1000)
+    b = Statistics(TF[case["mu2"]], TF[case["sigma2"]], 1000)
+    assert frechet_distance(a, b) == pytest.approx(case["closed_form"], rel=1e-12)
+    assert frechet_distance(b, a) == pytest.approx(case["closed_form"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["main", "overflow", "rankdef"])
+def test_fid_golden_guided_diffusion(name):
+    case = ADM_JSON["cases"][name]
+    a, b = (statistics(ADM[f"{name}/{side}"]) for side in ("samples", "ref"))
+    got = frechet_distance(enough(a), enough(b))
+    assert got == pytest.approx(case["fid"], rel=1e-5)
+    assert got == pytest.approx(case["fid_float64_means_and_eigenvalues"], rel=1e-6)
+    assert got != pytest.approx(case["fid_if_covariance_divided_by_N_instead_of_N-1"], rel=1e-4)
+
+
+def test_fid_parity_with_torch_fidelity():
+    x, y = gaussian(700, 32, 1, shift=0.3), gaussian(500, 32, 2)
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(torch.from_numpy(x)),
+        fid_features_to_statistics(torch.from_numpy(y)),
+        verbose=False,
+    )["frechet_inception_distance"]
+    assert fid(x, statistics(y), bootstrap=0).value == pytest.approx(theirs, rel=1e-9)
+
+
+def test_fid_singular_covariances_use_the_fallback(monkeypatch):
+    """Dead and duplicated features: exactly singular covariances of either or both sides."""
+    x, y = gaussian(300, 12, 1, shift=1.0), gaussian(200, 12, 2)
+    x[:, 3] = 0.5
+    y[:, 7] = y[:, 8]
+    y[:, 3] = 0.0
+    a, b = statistics(x), statistics(y)
+    assert np.linalg.matrix_rank(b.cov) == 10
+    failures = []
+    cholesky = np.linalg.cholesky
+
+    def watched(matrix):
+        try:
+            return cholesky(matrix)
+        except np.linalg.LinAlgError:
+            failures.append(matrix)
+            raise
+
+    monkeypatch.setattr(np.linalg, "cholesky", watched)
+    root = metrics._root(b.cov)
+    assert failures, "the covariance was not singular enough to test anything"
+    np.testing.assert_allclose(root @ root.T, b.cov, atol=1e-12)
+    theirs = fid_statistics_to_metric(
+        {"mu": a.mean, "sigma": a.cov}, {"mu": b.mean, "sigma": b.cov}, verbose=False
+    )["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(theirs, rel=1e-6)
+
+
+def test_statistics_of_counts_are_those_of_the_resampled_rows(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 37)  # several blocks, a short last one
+    x = (gaussian(200) + 1000).astype(np.float32)  # a large mean: cancellation would show
+    rows = np.random.default_rng(3).integers(200, size=200)
+    got = statistics(x, np.bincount(rows, minlength=200))
+    resampled = x[rows].astype(np.float64)
+    assert got.n == 200 and got.cov.dtype == np.float64
+    np.testing.assert_allclose(got.mean, resampled.mean(0), rtol=1e-13)
+    np.testing.assert_allclose(got.cov, np.cov(resampled, rowvar=False), rtol=1e-9, atol=1e-12)
+
+
+def test_fid_bootstrap_is_that_of_brute_force():
+    """Weights against resampled rows; the recorded bootstrap used other draws, 50 of them."""
+    case = TF_CASES["fidinf"]
+    x = TF[case["x"]]
+    reference = Statistics(TF[case["ref_mu"]], TF[case["ref_sigma"]], 10**6)
+    got = fid(x, reference, bootstrap=200)
+    assert got.value == pytest.approx(case["fid_full_sample"], rel=1e-9)
+    assert got.se == pytest.approx(case["bootstrap_std_ddof1"], rel=0.3)
+    rng = np.random.default_rng(0)  # the same draws as fid(seed=0)
+    brute = [
+        frechet_distance(statistics(x[rng.integers(len(x), size=len(x))]), reference)
+        for _ in range(200)
+    ]
+    assert got.se == pytest.approx(np.std(brute, ddof=1), rel=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.4, 1.0), (0.0, 1.3)])
+def test_fid_se_is_the_true_spread(shift, scale):
+    reference = statistics(gaussian(20000, seed=1))
+    draws = [
+        fid(gaussian(400, seed=s, shift=shift, scale=scale), reference, bootstrap=40)
+        for s in range(2, 82)
+    ]
+    assert_se_is_the_spread(draws)
+
+
+def assert_se_is_the_spread(draws: list[Score], factor: float = 1.3) -> None:
+    """The mean standard error matches how the value varies between independent sample sets."""
+    spread = np.std([d.value for d in draws], ddof=1)
+    typical = np.mean([d.se for d in draws])
+    assert spread / factor < typical < spread * factor, (spread, typical)
+
+
+# --- Inception score ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", tf_cases("isc"))
+def test_inception_score_golden(case):
+    got = inception_score(
+        TF[case["logits"]],
+        splits=case["splits"],
+        shuffle_seed=case["rng_seed"] if case["shuffle"] else None,
+        bootstrap=0,
+    )
+    assert got.value == pytest.approx(case["mean"], abs=1e-9)
+    assert np.isnan(got.se)
+
+
+@pytest.mark.parametrize("chunk_size", [5000, 500, 300])  # 300: a short last chunk of 100
+def test_inception_score_golden_guided_diffusion(chunk_size):
+    recorded = ADM_JSON["inception_score"]
+    logits = np.log(ADM["is/softmax"])
+    got = inception_score(logits, chunk_size=chunk_size, bootstrap=0).value
+    assert got == pytest.approx(recorded["float64"][str(chunk_size)], rel=1e-6)
+    assert got == pytest.approx(recorded[f"split_size_{chunk_size}"], rel=1e-5)
+
+
+def test_inception_score_parity_with_torch_fidelity(monkeypatch):
+    monkeypatch.setattr(metrics, "BLOCK", 64)
+    logits = 3 * np.random.default_rng(0).normal(size=(501, 10)).astype(np.float32)
+    theirs = isc_features_to_metric(torch.from_numpy(logits), splits=7, shuffle=True, rng_seed=5)
+    ours = inception_score(logits, splits=7, shuffle_seed=5, bootstrap=0)
+    assert ours.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+
+
+def test_inception_score_survives_impossible_classes():
+    """A class of probability exactly 0 contributes 0, not NaN."""
+    logits = np.full((4, 3), -2000.0)
+    logits[:2, 0] = logits[2:, 1] = 2000.0
+    assert inception_score(logits, bootstrap=0).value == pytest.approx(2.0)
+
+
+def test_inception_score_bootstrap_is_that_of_brute_force():
+    logits = 2 * np.random.default_rng(0).normal(size=(300, 10))
+    rng = np.random.default_rng(0)
+    brute = [
+        inception_score(logits[rng.integers(300, size=300)], bootstrap=0).value for _ in range(50)
+    ]
+    got = inception_score(logits, bootstrap=50)
+    assert got.se == pytest.approx(np.std(brute, ddof=1), rel=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"splits": 4}, {"chunk_size": 150}])
+def test_inception_score_se_is_the_true_spread(options):
+    centres = 3 * np.random.default_rng(7).normal(size=(10, 10))
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        logits = centres[rng.integers(10, size=600)] + rng.normal(size=(600, 10))
+        return inception_score(logits, bootstrap=50, **options)
+
+    assert_se_is_the_spread([draw(s) for s in range(120)])
+
+
+# --- Kernel distance ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", tf_cases("kid"))
+def test_kid_golden(case):
+    p = case["params"]
+    options = {
+        "subsets": p["kid_subsets"],
+        "subset_size": p["kid_subset_size"],
+        "seed": p["rng_seed"],
+        "bootstrap": 0,
+    }
+    x, y = TF[case["x"]], TF[case["y"]]
+    got32 = kid(x, y, **options).value
+    got64 = kid(x.astype(np.float64), y.astype(np.float64), **options).value
+    assert got32 == pytest.approx(case["torch_fidelity_float32_input"]["mean"], abs=1e-5)
+    assert got64 == pytest.approx(case["independent_float64_check"]["mean"], abs=1e-9)
+
+
+def test_kid_parity_with_torch_fidelity_and_defaults():
+    x, y = gaussian(1100, 4, 1, shift=0.2), gaussian(1000, 4, 2)
+    theirs = kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=3, rng_seed=0, verbose=False
+    )
+    ours = kid(x, y, subsets=3, bootstrap=0)
+    assert ours.value == theirs["kernel_inception_distance_mean"]
+
+
+def full_kid(x, y) -> float:
+    """Brute force: the unbiased estimator over all pairs, with distinct rows in x only."""
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    xx, n = kernel(x, x), len(x)
+    return (xx.sum() - np.trace(xx)) / (n * (n - 1)) - 2 * kernel(x, y).mean()
+
+
+def test_kid_group_sums_are_those_of_brute_force(monkeypatch):
+    """One group per sample: the group bootstrap becomes the plain one, minus the self pairs."""
+    x, y = gaussian(40, 5, 1, shift=0.3), gaussian(33, 5, 2)
+    monkeypatch.setattr(metrics, "KID_GROUPS", 40)
+    got = metrics._kid_resampled(x, y, 6, seed=4)
+    rng = np.random.default_rng(4)
+    order = rng.permutation(40)
+    for value, w in zip(got, rng.multinomial(40, np.full(40, 1 / 40), size=6), strict=True):
+        kernel = (x[order] @ x[order].T / 5 + 1) ** 3
+        pairs = np.outer(w, w) * (1 - np.eye(40))  # a sample drawn twice is no pair
+        cross = w @ ((x[order] @ y.T / 5 + 1) ** 3).mean(1) / 40
+        assert value == pytest.approx((kernel * pairs).sum() / pairs.sum() - 2 * cross, rel=1e-9)
+
+
+def test_kid_groups_of_unequal_size_keep_the_estimator(monkeypatch):
+    """Every group drawn once is the estimator over all samples, whatever the group sizes."""
+    x, y = gaussian(43, 5, 1, shift=0.3), gaussian(33, 5, 2)
+    monkeypatch.setattr(metrics, "KID_GROUPS", 10)
+    once = SimpleNamespace(
+        permutation=np.random.default_rng(0).permutation,
+        multinomial=lambda n, p, size: np.ones((size, n), dtype=np.int64),
+    )
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: once)
+    assert metrics._kid_resampled(x, y, 2, 0) == pytest.approx([full_kid(x, y)] * 2, rel=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.5, 0.15])
+def test_kid_se_is_the_true_spread(shift):
+    """With a large reference, which stays fixed, and subsets of the sample's own size."""
+    y = gaussian(1500, seed=1)
+    draws = [
+        kid(gaussian(150, seed=s, shift=shift), y, subsets=20, subset_size=150, seed=s)
+        for s in range(2, 62)
+    ]
+    assert_se_is_the_spread(draws)
+
+
+# --- Precision and recall -------------------------------------------------------------
+
+
+def brute_precision_recall(x, y, k):
+    def distances(a, b):
+        return ((a[:, None].astype(np.float64) - b[None]) ** 2).sum(-1)
+
+    def inside(points, centres):
+        return (distances(points, centres) <= np.sort(distances(centres, centres))[:, k]).any(1)
+
+    return inside(x, y).mean(), inside(y, x).mean()
+
+
+@pytest.mark.parametrize("case", tf_cases("prc"))
+def test_precision_recall_golden(case):
+    x, y = TF[case["generated"]], TF[case["real"]]
+    precision, recall = precision_recall(x, y, k=case["neighborhood"])
+    assert precision.value == pytest.approx(case["exact"]["precision"], abs=1e-12)
+    assert recall.value == pytest.approx(case["exact"]["recall"], abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["main", "overflow", "rankdef"])
+def test_precision_recall_golden_guided_diffusion(name):
+    case = ADM_JSON["cases"][name]
+    x, y = ADM[f"{name}/samples"], ADM[f"{name}/ref"]
+    got = [score.value for score in precision_recall(x, y)]
+    assert got == pytest.approx(case["precision_recall_exact_float64"], abs=1e-12)
+    # the evaluator's own distances are in half precision: up to 5 points fall otherwise
+    assert got[0] == pytest.approx(case["precision"], abs=5 / len(x))
+    assert got[1] == pytest.approx(case["recall"], abs=5 / len(y))
+
+
+def test_precision_recall_parity_with_torch_fidelity():
+    x, y = gaussian(300, 6, 1, shift=0.5), gaussian(250, 6, 2)
+    theirs = prc_features_to_metric(torch.from_numpy(x), torch.from_numpy(y), verbose=False)
+    precision, recall = precision_recall(x, y)
+    assert precision.value == pytest.approx(theirs["precision"], abs=1e-6)
+    assert recall.value == pytest.approx(theirs["recall"], abs=1e-6)
+    assert precision.value != pytest.approx(recall.value, abs=0.01), "roles not distinguished"
+
+
+@pytest.mark.parametrize("tile", [1, 999, 2**23])
+def test_precision_recall_does_not_depend_on_tiles(monkeypatch, tile):
+    x, y = gaussian(83, 6, 1, shift=0.5), gaussian(61, 6, 2)
+    monkeypatch.setattr(metrics, "TILE", tile)
+    precision, recall = precision_recall(x, y)
+    assert (precision.value, recall.value) == pytest.approx(brute_precision_recall(x, y, 3))
+
+
+def test_precision_recall_memory_is_bounded(monkeypatch):
+    sizes = []
+    original = metrics._squared_distances
+
+    def watched(a, b):
+        sizes.append(len(a) * len(b))
+        return original(a, b)
+
+    monkeypatch.setattr(metrics, "_squared_distances", watched)
+    monkeypatch.setattr(metrics, "TILE", 2**17)
+    n, m = 1500, 1200
+    precision_recall(gaussian(n, seed=1), gaussian(m, seed=2))
+    assert sum(sizes) == n * n + m * m + 2 * n * m
+    assert max(sizes) <= 2**17
+
+
+def test_recall_jackknife_leaves_groups_out_as_brute_force_does():
+    """Every row of `_covered` against recall computed from the remaining samples alone."""
+    x, y = gaussian(103, 5, 1, shift=0.5), gaussian(80, 5, 2)
+    sizes = [11, 11, 11, 10, 10, 10, 10, 10, 10, 10]
+    tx, ty = torch.from_numpy(x), torch.from_numpy(y)
+    got = metrics._covered(ty, tx, metrics._radii(tx, sizes, 3), sizes).double().mean(1).tolist()
+    edges = np.cumsum([0, *sizes])
+    kept = [np.delete(x, np.s_[a:b], axis=0) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    expected = [brute_precision_recall(part, y, 3)[1] for part in [x, *kept]]
+    assert got == pytest.approx(expected, abs=1e-12)
+    assert len(set(got)) > 3, "the groups make no difference: nothing was tested"
+    score = metrics._jackknife(np.array(got))
+    squares = [(value - np.mean(got[1:])) ** 2 for value in got[1:]]
+    assert score == pytest.approx((got[0], np.sqrt(9 / 10 * np.sum(squares))))
+
+
+def test_precision_and_recall_se_are_the_true_spread():
+    y = gaussian(500, 6, seed=1)
+    draws = [precision_recall(gaussian(400, 6, seed=s, shift=0.3), y) for s in range(2, 62)]
+    assert_se_is_the_spread([precision for precision, _ in draws])
+    assert_se_is_the_spread([recall for _, recall in draws], factor=1.5)
+
+
+@pytest.mark.parametrize("n", [4, 5, 11])
+def test_precision_recall_of_very_few_samples_is_finite(n):
+    for score in precision_recall(gaussian(n, seed=1), gaussian(50, seed=2)):
+        assert 0 <= score.value <= 1 and np.isfinite(score.se)
+
+
+# --- Label agreement ------------------------------------------------------------------
+
+
+def test_label_agreement():
+    logits = np.eye(4)[[0, 1, 2, 3, 0, 0]]
+    got = label_agreement(logits, np.array([0, 1, 2, 3, 1, 0]))
+    assert got.value == pytest.approx(5 / 6)
+    assert got.se == pytest.approx(np.sqrt(0.7 * 0.3 / 10))  # (5 + 2) of (6 + 4)
+
+
+def test_a_share_of_all_is_not_certain_and_large_n_is_binomial():
+    assert label_agreement(np.eye(2)[[0] * 10], np.zeros(10, dtype=np.int64)).se > 0.05
+    hits = np.arange(10000) % 10 == 0
+    assert metrics._proportion(hits).se == pytest.approx(np.sqrt(0.1 * 0.9 / 10000), rel=1e-3)
+
+
+# --- All of them ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair():
+    """(samples, reference) as extracted features and logits."""
+    rng = np.random.default_rng(0)
+    x, y = (gaussian(150, seed=s).astype(np.float32) for s in (1, 2))
+    logits = rng.normal(size=(150, 5)).astype(np.float32)
+    return Extracted(x, logits), SimpleNamespace(statistics=statistics(y), features=y)
+
+
+def test_evaluate_computes_what_is_asked_for(pair):
+    extracted, reference = pair
+    labels = extracted.logits.argmax(1)
+    labels[:30] = (labels[:30] + 1) % 5
+    options = {"bootstrap": 20, "seed": 3}
+    got = evaluate(extracted, reference, labels, kid_subset_size=100, **options)
+    assert list(got) == ["is", "fid", "kid", "precision", "recall", "label_agreement"]
+    x, y = extracted.features, reference.features
+    precision, recall = precision_recall(x, y)
+    assert got["is"] == inception_score(extracted.logits, **options)
+    assert got["fid"] == fid(x, reference.statistics, **options)
+    assert got["kid"] == kid(x, y, subset_size=100, **options)
+    assert (got["precision"], got["recall"]) == (precision, recall)
+    assert precision != recall
+    assert got["label_agreement"].value == pytest.approx(0.8)
+    assert list(evaluate(extracted, reference, metrics=("recall", "fid"))) == ["recall", "fid"]
+
+
+def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeypatch):
+    calls = []
+    original = metrics.precision_recall
+    monkeypatch.setattr(
+        metrics, "precision_recall", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
+    evaluate(*pair, metrics=("precision", "recall"))
+    assert len(calls) == 1
+
+
+# --- Errors ---------------------------------------------------------------------------
+
+
+def test_errors_of_evaluate(pair):
+    with pytest.raises(ValueError, match=r"unknown metric cmmd: choose among is, fid, kid, prec"):
+        evaluate(*pair, metrics=("fid", "cmmd"))
+    with pytest.raises(ValueError, match="label_agreement needs the labels"):
+        evaluate(*pair, metrics=("label_agreement",))
+    with pytest.raises(ValueError, match=r"150 samples but labels of shape \(149,\)"):
+        evaluate(*pair, labels=np.zeros(149, dtype=np.int64), metrics=())
+
+
+def test_errors_of_too_few_samples():
+    y = gaussian(2000, 64)
+    with pytest.raises(
+        ValueError, match="FID with 64 features needs more than 64 samples, got 20: raise num_sam"
+    ):
+        fid(y[:20], statistics(y))
+    with pytest.raises(ValueError, match="more than 64 samples, got 64"):
+        frechet_distance(statistics(y), statistics(y[:64]))
+    frechet_distance(statistics(y), statistics(y[:65]))
+    with pytest.raises(
+        ValueError, match="subsets of 1000, got 999 samples: raise num_samples or lower subset_size"
+    ):
+        kid(y[:999], y)
+    with pytest.raises(ValueError, match="got 999 reference images"):
+        kid(y, y[:999])
+    with pytest.raises(ValueError, match="k=3 need more than 3 samples, got 3: raise num_samples"):
+        precision_recall(y[:3], y)
+    with pytest.raises(ValueError, match="k=5 need more than 5 reference images, got 5"):
+        precision_recall(y, y[:5], k=5)
+    with pytest.raises(ValueError, match=r"N >= 2, got \(1, 64\)"):
+        statistics(y[:1])
+
+
+def test_errors_of_other_features():
+    x, y = gaussian(100, 6), gaussian(100, 9)
+    message = (
+        "the reference has 9 features, the samples 6: "
+        "use the reference made with the same extractor"
+    )
+    for compute in (
+        lambda: fid(x, statistics(y)),
+        lambda: kid(x, y, subset_size=50),
+        lambda: precision_recall(x, y),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compute()
+    x[3, 2] = np.nan
+    with pytest.raises(ValueError, match="features contain NaN or infinity"):
+        statistics(x)
+
+
+def test_errors_of_the_inception_score():
+    logits = np.zeros((20, 3))
+    with pytest.raises(ValueError, match="either splits or chunk_size"):
+        inception_score(logits, splits=2, chunk_size=5)
+    for options in ({"splits": 21}, {"splits": 0}, {"chunk_size": 0}):
+        with pytest.raises(ValueError, match="cannot divide 20 samples"):
+            inception_score(logits, **options)

@@ -1,0 +1,143 @@
+"""Reference files: complete or refused, named by content; and the floor of a perfect sampler."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from eval.extractors import Extracted
+from eval.metrics import evaluate
+from eval.reference import Reference, build_reference, real_floor
+
+
+class Pixels:
+    """Features = the first 6 pixels; logits = the first 3."""
+
+    name, num_features, digest = "pixels", 6, "weights-1"
+
+    def __call__(self, images, batch_size=10):
+        flat = images.reshape(len(images), -1).astype(np.float32) / 255
+        return Extracted(flat[:, :6], flat[:, :3])
+
+
+def images(n: int, seed: int = 0):
+    return np.random.default_rng(seed).integers(256, size=(n, 4, 4, 1), dtype=np.uint8)
+
+
+@pytest.fixture
+def reference() -> Reference:
+    return build_reference("noise", images(60), Pixels())
+
+
+def test_build(reference):
+    expected = Pixels()(images(60))
+    np.testing.assert_array_equal(reference.features, expected.features)
+    np.testing.assert_array_equal(reference.logits, expected.logits)
+    np.testing.assert_allclose(reference.statistics.cov, np.cov(expected.features.T), rtol=1e-5)
+    assert (reference.n, reference.statistics.n) == (60, 60)
+    assert (reference.extractor, reference.weights) == ("pixels", "weights-1")
+    assert repr(reference).startswith("Reference(noise, pixels, n=60, ")
+
+
+def test_round_trip(reference, tmp_path):
+    path = reference.save(tmp_path / "new" / "folder")
+    assert path.name == f"noise-pixels-{reference.digest[:12]}.npz"
+    loaded = Reference.load(path)
+    assert loaded.digest == reference.digest
+    assert (loaded.name, loaded.extractor, loaded.weights) == ("noise", "pixels", "weights-1")
+    assert loaded.statistics.n == 60
+    for key, array in reference._arrays().items():
+        np.testing.assert_array_equal(loaded._arrays()[key], array)
+        assert loaded._arrays()[key].dtype == array.dtype
+    reference.save(path.parent)  # again: the same file
+    assert [p.name for p in path.parent.iterdir()] == [path.name], "temporary files left"
+
+
+def test_address_follows_the_content(reference):
+    s = reference.statistics
+    changed = [
+        replace(reference, features=reference.features + np.float32(1e-6)),
+        replace(reference, features=reference.features[::-1]),
+        replace(reference, logits=reference.logits * 2),
+        replace(reference, statistics=replace(s, mean=s.mean + 1e-12)),
+        replace(reference, statistics=replace(s, cov=s.cov * 2)),
+        replace(reference, statistics=replace(s, n=61)),
+        replace(reference, extractor="other"),
+        replace(reference, weights="weights-2"),
+    ]
+    assert len({reference.digest, *(other.digest for other in changed)}) == 9
+    assert replace(reference, name="renamed").digest == reference.digest
+    assert build_reference("noise", images(60), Pixels()).digest == reference.digest
+
+
+def test_an_interrupted_save_leaves_no_reference(reference, tmp_path, monkeypatch):
+    def interrupted(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reference.save(tmp_path)
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def damaged(path, how):
+    content = path.read_bytes()
+    if how == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "bit":
+        path.write_bytes(content[:400] + bytes([content[400] ^ 1]) + content[401:])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+    elif how == "values":  # a well-formed file with other numbers
+        arrays = dict(np.load(path))
+        arrays["features"] = arrays["features"] + 1
+        np.savez(path, **arrays)
+    elif how == "missing":
+        arrays = dict(np.load(path))
+        del arrays["cov"]
+        np.savez(path, **arrays)
+    elif how == "pickle":
+        arrays = dict(np.load(path))
+        np.savez(path, **{**arrays, "features": np.array([{}], dtype=object)})
+
+
+@pytest.mark.parametrize("how", ["cut", "bit", "empty", "text", "values", "missing", "pickle"])
+def test_damage_is_detected(reference, tmp_path, how):
+    path = reference.save(tmp_path)
+    Reference.load(path)
+    damaged(path, how)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged: delete it and build"):
+        Reference.load(path)
+
+
+def test_a_missing_file_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        Reference.load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "two words"])
+def test_names_that_are_no_file_names(reference, name):
+    with pytest.raises(ValueError, match="must do as part of a file name"):
+        replace(reference, name=name)
+
+
+def test_real_floor_is_an_evaluation_of_real_images(reference):
+    real = Pixels()(images(80, seed=1))
+    options = {"metrics": ("fid", "precision", "is"), "bootstrap": 10}
+    whole = real_floor(real, reference, 80, **options)
+    assert list(whole) == ["fid", "precision", "is"]
+    order = np.random.default_rng(0).choice(80, 80, replace=False)  # all of them, in some order
+    assert sorted(order) == list(range(80))
+    direct = evaluate(Extracted(*(a[order] for a in real)), reference, **options)
+    assert whole == direct
+    part = real_floor(real, reference, 40, **options)
+    assert part["fid"].value > whole["fid"].value, "fewer samples: more bias"
+    assert real_floor(real, reference, 40, **options) == part
+    assert real_floor(real, reference, 40, seed=1, **options) != part
+    with pytest.raises(ValueError, match="a floor with 81 samples needs 81 real images, got 80"):
+        real_floor(real, reference, 81)

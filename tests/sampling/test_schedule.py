@@ -1,0 +1,165 @@
+"""Noise schedules against the recorded numbers of guided-diffusion and against diffusers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import golden_json
+from diffusers import DDPMScheduler
+
+from sampling import Schedule
+
+NAMES = ("linear", "cosine", "scaled_linear")
+GOLDEN = ("linear", "cosine")
+
+
+def betas_of(schedule: Schedule) -> np.ndarray:
+    return 1 - schedule.alpha_bar / np.append(1.0, schedule.alpha_bar[:-1])
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_alpha_bar_is_that_of_guided_diffusion(name, golden_schedules):
+    golden = golden_schedules[f"{name}_1000/alphas_cumprod"]
+    np.testing.assert_allclose(Schedule.named(name).alpha_bar, golden, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_betas_are_those_of_guided_diffusion(name, golden_schedules, monkeypatch):
+    # A schedule keeps alpha_bar alone, and 1 - abar_t / abar_before loses digits where beta is
+    # small; so the betas are caught on their way in.
+    seen = []
+    original = Schedule.from_betas.__func__
+
+    def spy(cls, betas, *rest):
+        seen.append(np.asarray(betas))
+        return original(cls, betas, *rest)
+
+    monkeypatch.setattr(Schedule, "from_betas", classmethod(spy))
+    Schedule.named(name)
+    golden = golden_schedules[f"{name}_1000/betas"]
+    np.testing.assert_allclose(seen[0], golden, rtol=1e-12, atol=0)
+    np.testing.assert_allclose(betas_of(Schedule.named(name)), golden, rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_ends_of_the_tables_as_printed_in_the_record(name):
+    golden = golden_json("schedules")["schedules"][f"{name}_1000"]["alphas_cumprod"]
+    alpha_bar = Schedule.named(name).alpha_bar
+    np.testing.assert_allclose(alpha_bar[:5], golden["first5"], rtol=1e-11)
+    np.testing.assert_allclose(alpha_bar[-5:], golden["last5"], rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear", {"beta_schedule": "linear"}),
+        # Stable Diffusion's own numbers; diffusers' default ends are those of `linear`.
+        (
+            "scaled_linear",
+            {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        ),
+        ("cosine", {"beta_schedule": "squaredcos_cap_v2"}),
+    ],
+)
+def test_schedules_are_those_of_diffusers(name, options):
+    theirs = DDPMScheduler(**options)  # in float32, so the betas agree to about 1e-6
+    ours = Schedule.named(name)
+    np.testing.assert_allclose(betas_of(ours), theirs.betas.double().numpy(), rtol=2e-5)
+    np.testing.assert_allclose(ours.alpha_bar, theirs.alphas_cumprod.double().numpy(), rtol=1e-4)
+
+
+def test_scaled_linear_with_other_ends():
+    ours = Schedule.scaled_linear(T=200, start=0.001, end=0.02)
+    theirs = DDPMScheduler(200, beta_start=0.001, beta_end=0.02, beta_schedule="scaled_linear")
+    np.testing.assert_allclose(ours.alpha_bar, theirs.alphas_cumprod.numpy(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("T", [50, 300, 4000])
+def test_linear_is_scaled_so_that_its_end_hardly_depends_on_T(T):
+    betas = betas_of(Schedule.linear(T))
+    np.testing.assert_allclose(betas[[0, -1]], [0.1 / T, 20 / T], rtol=1e-10)
+    # sum(beta) is T (beta_first + beta_last) / 2 = 10.05 for every T.
+    assert betas.sum() == pytest.approx(10.05, rel=1e-10)
+
+
+def test_betas_of_cosine_are_capped():
+    betas = betas_of(Schedule.cosine())
+    assert betas[-1] == pytest.approx(0.999, rel=1e-12)
+    assert (betas <= 0.999 * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("T", [100, 1000])
+def test_named_has_T_timesteps_and_knows_its_name(name, T):
+    schedule = Schedule.named(name, T)
+    assert schedule.T == len(schedule.alpha_bar) == T
+    assert schedule.name == name
+    assert schedule.alpha_bar.dtype == np.float64
+
+
+def test_named_lists_the_known_names():
+    with pytest.raises(ValueError, match=r"'sqrt'.*choose one of linear, cosine, scaled_linear"):
+        Schedule.named("sqrt")
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [[], 0.5, [[0.1, 0.2]], [0.0], [0.1, -0.1], [0.1, 1.1], [float("nan")], [0.1, float("inf")]],
+)
+def test_from_betas_refuses(betas):
+    with pytest.raises(ValueError, match=r"non-empty one-dimensional list within \(0, 1\]"):
+        Schedule.from_betas(betas)
+
+
+def test_from_betas_multiplies():
+    schedule = Schedule.from_betas([0.1, 0.2, 0.5])
+    np.testing.assert_allclose(schedule.alpha_bar, [0.9, 0.72, 0.36], rtol=1e-15)
+    assert schedule.name == "betas"
+
+
+def test_from_betas_allows_one():
+    assert Schedule.from_betas([0.5, 1.0]).alpha_bar[-1] == 0.0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_abar_has_the_clean_image_at_minus_one(name):
+    schedule = Schedule.named(name)
+    assert schedule.abar(-1) == 1.0
+    assert [schedule.abar(t) for t in range(1000)] == schedule.alpha_bar.tolist()
+    assert type(schedule.abar(5)) is float
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_level_rises_and_signal_falls(name):
+    schedule = Schedule.named(name)
+    assert (np.diff(schedule.alpha_bar) < 0).all()
+    assert (np.diff(schedule.sigma) > 0).all()
+    assert (np.diff(schedule.log_snr) < 0).all()
+    assert schedule.sigma.shape == schedule.log_snr.shape == (1000,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sigma_and_log_snr_say_the_same_as_alpha_bar(name):
+    schedule = Schedule.named(name)
+    # EDM: abar = 1 / (1 + sigma^2); VDM: abar = sigmoid(2 lambda).
+    np.testing.assert_allclose(1 / (1 + schedule.sigma**2), schedule.alpha_bar, rtol=1e-13)
+    np.testing.assert_allclose(
+        1 / (1 + np.exp(-2 * schedule.log_snr)), schedule.alpha_bar, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_t_at_sigma(name):
+    schedule = Schedule.named(name)
+    sigma = schedule.sigma
+    between = np.sqrt(sigma[1:] * sigma[:-1])
+    # "At least sigma" includes equality: the level of a node is found at that node.
+    assert [schedule.first_t_at_sigma(s) for s in sigma] == list(range(1000))
+    assert [schedule.first_t_at_sigma(s) for s in between] == list(range(1, 1000))
+
+
+def test_first_t_at_sigma_beyond_the_ends():
+    schedule = Schedule.linear()
+    assert schedule.first_t_at_sigma(0.0) == 0
+    assert schedule.first_t_at_sigma(schedule.sigma[-1] * 1.001) == schedule.T
+    assert schedule.first_t_at_sigma(float("inf")) == schedule.T
