@@ -109,7 +109,7 @@ class InceptionExtractor:
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
         # Imported here because it takes more than a second, which digits need not pay.
-        from torch_fidelity import (  # type: ignore[import-untyped]
+        from torch_fidelity import (
             feature_extractor_inceptionv3 as source,
         )
 

@@ -58,8 +58,15 @@ def load_samples(path: Path) -> Samples:
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}")
+        raise ValueError(
+            f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}"
+        )
     return Samples(images, labels)
+
+
+def load_images(path: str) -> NDArray[np.uint8]:
+    """Just the images of `load_samples`."""
+    return load_samples(Path(path)).images
 
 
 def _read_pngs(folder: Path) -> NDArray[np.uint8]:

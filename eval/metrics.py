@@ -5,6 +5,8 @@ N samples and M reference images have features of F numbers and logits over K cl
 
 The standard errors answer "how far would this score move with another set of N samples?".
 The reference stays fixed, since every sampler of a table is compared with the same one.
+They match the true spread where scores differ clearly and err upwards, never downwards, near
+a perfect score: by up to 1.7 for FID and KID, whose first-order term vanishes there.
 Memory is bounded: nothing of size N x M is ever held, only tiles of it.
 """
 
@@ -232,7 +234,7 @@ def kid(
                 "raise num_samples or lower subset_size"
             )
     # Imported here because it takes more than a second, which only KID should cost.
-    from torch_fidelity import metric_kid  # type: ignore[import-untyped]
+    from torch_fidelity import metric_kid
 
     result = metric_kid.kid_features_to_metric(
         torch.from_numpy(features),
@@ -253,11 +255,10 @@ def _kid_resampled(x: Floats, y: Floats, bootstrap: int, seed: int) -> Array:
         return np.empty(0)
     rng = np.random.default_rng(seed)
     groups = [x[rows] for rows in _groups(len(x), KID_GROUPS, rng)]
-    reference = np.array_split(y, KID_GROUPS)
     g = len(groups)
     within, cross = np.zeros((g, g)), np.zeros(g)
     for i, a in enumerate(groups):
-        cross[i] = sum(_kernel(a, b).sum(dtype=np.float64) for b in reference)
+        cross[i] = sum(_kernel(a, y[rows]).sum(dtype=np.float64) for rows in _blocks(len(y)))
         for j in range(i + 1):
             within[i, j] = within[j, i] = _kernel(a, groups[j]).sum(dtype=np.float64)
         own = np.square(a.astype(np.float64)).sum(1) / x.shape[1] + 1
@@ -294,8 +295,8 @@ def precision_recall(
     se of precision: the balls are fixed and samples independent, hence binomial (what a
     bootstrap of the hits would give).  se of recall: jackknife that leaves out one of ten
     random groups of samples at a time and recomputes the radii; a bootstrap cannot serve,
-    since a sample drawn twice has a neighbour at distance 0.  Ten groups determine that se
-    only to about a quarter of itself.
+    since a sample drawn twice has a neighbour at distance 0.  That se errs upwards by about a
+    quarter (a jackknife's bias; Efron & Stein 1981) and, from ten groups, varies by as much.
 
     Raises ValueError unless both sets have more than k points of the same size.
     """

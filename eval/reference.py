@@ -56,7 +56,7 @@ class Reference:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
         path = folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
         texts = {"name": self.name, "extractor": self.extractor, "weights": self.weights}
-        arrays = {"digest": self.digest, **texts, **self._arrays()}
+        arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))
         return path
 

@@ -147,14 +147,14 @@ def _markdown(
     lines += [f"- {note}" for note in notes] + [""] * bool(notes)
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
-        lines += _markdown_grid(cells, metric) + [""]
+        lines += [*_markdown_grid(cells, metric), ""]
     shared = [m for m in metrics if paper and any(m in c for c in paper["rows"][0]["cells"])]
     if paper and shared:
         lines += [f"## The paper: {paper['title']}", ""]
         lines += [f"{paper['source']}.  Data: {paper['dataset']}, another data set than ours: "
                   "compare orderings, not numbers.", ""]  # fmt: skip
         for metric in shared:
-            lines += _markdown_paper(paper, metric) + [""]
+            lines += [*_markdown_paper(paper, metric), ""]
     return "\n".join(lines)
 
 
@@ -283,7 +283,9 @@ def _plot_table(
         for ax, metric in zip(axes[1], metrics, strict=True):
             for row in paper["rows"]:
                 pairs = [(c["steps"], c[metric]) for c in row["cells"] if metric in c]
-                ax.plot(*zip(*pairs, strict=True), marker="o", ms=3, label=row["name"]) if pairs else None
+                ax.plot(
+                    *zip(*pairs, strict=True), marker="o", ms=3, label=row["name"]
+                ) if pairs else None
             if ax.lines:
                 _style(ax, f"paper: {METRIC_NAMES[metric]}, {paper['dataset']}", metric)
             else:
@@ -310,7 +312,11 @@ def _save(figure: Any, path: Path, title: str) -> None:
 
 
 def write_cutoff_figure(
-    folder: Path, title: str, cells: Sequence[Cell], metrics: Sequence[str], notes: Sequence[str] = ()
+    folder: Path,
+    title: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[str],
+    notes: Sequence[str] = (),
 ) -> None:
     """figure.md, figure.csv and figure.png: scores against Mix's cutoff, one panel a step count.
 
@@ -321,7 +327,7 @@ def write_cutoff_figure(
     lines += [f"- {note}" for note in notes] + [""] * bool(notes)
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
-        lines += _markdown_cutoffs(cells, metric) + [""]
+        lines += [*_markdown_cutoffs(cells, metric), ""]
     write_atomic(folder / "figure.md", _text("\n".join(lines)))
     write_atomic(folder / "figure.csv", lambda p: _write_csv(p, cells, None))
     write_atomic(folder / "figure.png", lambda p: _plot_cutoffs(p, title, cells, metrics))
@@ -361,10 +367,14 @@ def _plot_cutoffs(path: Path, title: str, cells: Sequence[Cell], metrics: Sequen
             points = [(cutoff(c), score(c.record, metric)) for c in mine]
             known = [(t, v) for t, v in points if v is not None]
             t = np.array([t for t, _ in known])
-            y, half = (np.array(v) for v in zip(*((v.value, 1.96 * v.se) for _, v in known), strict=True))
+            y, half = (
+                np.array(v) for v in zip(*((v.value, 1.96 * v.se) for _, v in known), strict=True)
+            )
             side.plot(t, y, marker="o", ms=3, color=colour)
             side.fill_between(t, y - half, y + half, color=colour, alpha=0.2, lw=0)
-            side.set_ylabel(metric_title(metric, mine[0].record["extractor"]), color=colour, fontsize=8)
+            side.set_ylabel(
+                metric_title(metric, mine[0].record["extractor"]), color=colour, fontsize=8
+            )
             side.tick_params(labelsize=7)
         ax.set_title(f"{steps} steps (N={mine[0].record['n']})", fontsize=9)
         ax.set_xlabel("cutoff (0: Skipped-Step, 1000: DDIM)", fontsize=8)

@@ -244,7 +244,9 @@ def mix(
     t = list(timesteps)
     if skipped_steps is not None:
         if skipped_steps > len(t):
-            raise ValueError(f"skipped_steps = {skipped_steps} exceeds the {len(t)} steps of the grid")
+            raise ValueError(
+                f"skipped_steps = {skipped_steps} exceeds the {len(t)} steps of the grid"
+            )
         cutoff = t[skipped_steps - 1] if skipped_steps else schedule.T
     elif cutoff_sigma is not None:
         cutoff = schedule.first_t_at_sigma(cutoff_sigma)

@@ -34,9 +34,8 @@ Gradient = Callable[[Tensor, float], Tensor]
 
 
 class State(NamedTuple):
-    """After row `index`: x at timestep `row.s` and the clean image `x0` that it implied."""
+    """After a row: x at timestep `row.s`, and the clean image `x0` that the network implied."""
 
-    index: int
     row: Row
     x: Tensor
     x0: Tensor
@@ -58,9 +57,9 @@ def iterate(
     the plan needs a learned variance and the network has none.
     """
     x, x0 = noise.start(), None
-    for index, row in enumerate(plan.rows()):
+    for row in plan.rows():
         x, x0 = _step(denoiser, row, x, x0, noise, condition, clip, gradient)
-        yield State(index, row, x, x0)
+        yield State(row, x, x0)
 
 
 def run(denoiser: Denoiser, plan: Plan, noise: Noise, **options: Any) -> Tensor:

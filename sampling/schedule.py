@@ -28,7 +28,7 @@ class Schedule:
         betas = np.asarray(betas, dtype=np.float64)
         if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas <= 1)).all():
             raise ValueError("betas must be a non-empty one-dimensional list within (0, 1]")
-        return cls(np.cumprod(1.0 - betas), name)
+        return cls(np.cumprod(1.0 - betas, dtype=np.float64), name)
 
     @classmethod
     def linear(cls, T: int = 1000) -> Schedule:

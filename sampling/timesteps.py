@@ -79,11 +79,15 @@ def _sections(T: int, steps: int | None, spacing: str) -> NDArray[np.int64]:
     try:
         counts = [int(part) for part in spacing.split(",")]
     except ValueError:
-        raise ValueError(f"sections must be integers separated by commas, got {spacing!r}") from None
+        raise ValueError(
+            f"sections must be integers separated by commas, got {spacing!r}"
+        ) from None
     if min(counts) < 0 or sum(counts) == 0:
         raise ValueError(f"section counts must be at least 0 and not all 0, got {spacing!r}")
     if steps is not None and steps != sum(counts):
-        raise ValueError(f"spacing={spacing} has {sum(counts)} steps, but steps={steps} was asked for")
+        raise ValueError(
+            f"spacing={spacing} has {sum(counts)} steps, but steps={steps} was asked for"
+        )
     size, extra = divmod(T, len(counts))
     nodes, start = [], 0
     for i, count in enumerate(counts):

@@ -120,7 +120,9 @@ def make_job(
         "label": label,
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    name = "-".join([sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"])
+    name = "-".join(
+        [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
+    )
     folder = Path(out) if out else Path("runs", model.name, f"{name}-{digest}")
     return Job(plan, folder, config)
 

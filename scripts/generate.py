@@ -95,7 +95,9 @@ def generate(
         for k in range(rank, size.num_shards, world)
     }
     missing = {k: todo for k, todo in missing.items() if todo}
-    total = sum(count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items())
+    total = sum(
+        count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()
+    )
     bar = tqdm(total=total, unit="image call", unit_scale=True, disable=total == 0, mininterval=0.5)
     with bar:
         for k, todo in missing.items():
@@ -113,7 +115,7 @@ def _make_shard(
     seed: int,
     label: int | None,
     device: torch.device | str,
-    bar: tqdm,
+    bar: tqdm[Any],
 ) -> None:
     """Sample the ids of shard k for all jobs in one tree and write one file a job."""
 

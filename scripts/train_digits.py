@@ -1,7 +1,7 @@
 """Train the embedded digits model and its classifier; resumable, with checkpoints.
 
-    python scripts/train_digits.py unet          # the diffusion model
-    python scripts/train_digits.py classifier    # the feature extractor of the digits scores
+python scripts/train_digits.py unet          # the diffusion model
+python scripts/train_digits.py classifier    # the feature extractor of the digits scores
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from eval.extractors import DigitsClassifier
 from eval.files import write_atomic
 from models.digits import HERE, UNET, PatchUNet, load_images, to_model_range
 from sampling.schedule import Schedule
+
 
 class Objective:
     """The training losses of a diffusion model with learned variance, as functions of x0.
@@ -122,6 +123,11 @@ class Ema:
         torch._foreach_lerp_([self.values[k] for k in names], [state[k] for k in names], rate)
 
 
+def save_weights(weights: dict[str, Tensor], path: Path) -> None:
+    contiguous = {key: value.contiguous() for key, value in weights.items()}
+    write_atomic(path, lambda p: save_file(contiguous, p))
+
+
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     """Linear warm-up, then half a cosine to zero."""
     if step < warmup:
@@ -155,8 +161,8 @@ def train_unet(args: argparse.Namespace) -> None:
         print(f"resuming at step {first}")
 
     def save(step: int) -> None:
-        state = dict(net=net.state_dict(), optimizer=optimizer.state_dict(), ema=ema.values,
-                     rng=torch.get_rng_state(), step=step, curve=curve, seconds=elapsed())  # fmt: skip
+        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values,
+                     "rng": torch.get_rng_state(), "step": step, "curve": curve, "seconds": elapsed()}  # fmt: skip
         write_atomic(state_file, lambda p: torch.save(state, p))
         write_atomic(out / "curve.json", lambda p: p.write_text(json.dumps(curve)))
 
@@ -180,7 +186,7 @@ def train_unet(args: argparse.Namespace) -> None:
         running.append(error.mean().item())
         done = step + 1
         if done % args.log_every == 0 or done == args.steps:
-            row = dict(step=done, train=float(np.mean(running)), seconds=round(elapsed()))
+            row = {"step": done, "train": float(np.mean(running)), "seconds": round(elapsed())}
             row["held_out"] = held_out_loss(net, ema, objective, held)
             running.clear()
             curve.append(row)
@@ -188,13 +194,14 @@ def train_unet(args: argparse.Namespace) -> None:
         if done % args.save_every == 0 or done == args.steps:
             save(done)
         if done in args.keep or done == args.steps:
-            weights = {k: v.contiguous() for k, v in ema.values.items()}
-            write_atomic(out / f"unet-{done}.safetensors", lambda p, w=weights: save_file(w, p))
+            save_weights(ema.values, out / f"unet-{done}.safetensors")
     print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
 
 
 @torch.no_grad()
-def held_out_loss(net: nn.Module, ema: Ema, objective: Objective, held) -> float:
+def held_out_loss(
+    net: nn.Module, ema: Ema, objective: Objective, held: tuple[Tensor, Tensor]
+) -> float:
     """Mean squared eps error of the EMA weights on held-out digits, always the same draws."""
     net_state = {k: v.clone() for k, v in net.state_dict().items()}
     rng = torch.get_rng_state()
@@ -231,7 +238,7 @@ def train_classifier(args: argparse.Namespace) -> None:
     with torch.no_grad():
         guess = net(to_model_range(held_images))[1].argmax(1).numpy()
     accuracy = float((guess == held_labels).mean())
-    write_atomic(HERE / "classifier.safetensors", lambda p: save_file(net.state_dict(), p))
+    save_weights(net.state_dict(), HERE / "classifier.safetensors")
     print(f"held-out accuracy {accuracy:.4f} on {len(guess)} digits")
 
 

@@ -59,6 +59,11 @@ def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64
     return images[splits[split]], labels[splits[split]]
 
 
+def load_reference_images(split: str) -> NDArray[np.uint8]:
+    """The images of a split as uint8 [N, 28, 28, 1], which is what extractors take."""
+    return load_images(split)[0][..., None]
+
+
 def to_model_range(images: NDArray[np.uint8]) -> Tensor:
     """uint8 [N, 28, 28] -> float32 [N, 1, 28, 28] in [-1, 1]."""
     return torch.from_numpy(images).float()[:, None] / 127.5 - 1
@@ -89,20 +94,20 @@ class PatchUNet(nn.Module):
         return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
 
 
-def load(checkpoint: str = "unet-100", device: torch.device | str = "cpu", **net: Any) -> Backbone:
+def load(checkpoint: str = "unet-6500", device: torch.device | str = "cpu", **net: Any) -> Backbone:
     """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
 
-    `unet-010`, `unet-030` and `unet-100` are the weights after 10%, 30% and 100% of the
-    training.  `net` overrides network options, for models trained with others.  Raises
-    FileNotFoundError or ValueError (with the remedy) for a missing or unfitting file.
+    `unet-1000`, `unet-3000` and `unet-6500` are the weights after so many training steps.
+    `net` overrides network options, for models trained with others.  Raises FileNotFoundError
+    or ValueError (with the remedy) for a missing or unfitting file.
     """
     path = HERE / f"{checkpoint}.safetensors"
     if not path.exists():
         path = Path(checkpoint)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no digits checkpoint {checkpoint!r}: use unet-010, unet-030, unet-100 or the path of "
-            "a file that `python scripts/train_digits.py unet` wrote"
+            f"no digits checkpoint {checkpoint!r}: use unet-1000, unet-3000, unet-6500 or the path "
+            "of a file that `python scripts/train_digits.py unet` wrote"
         )
     model = PatchUNet(**{**UNET, **net})
     load_weights(model, path)

@@ -146,7 +146,7 @@ def test_samples_have_the_moments_of_theory_after_every_row(builder, name, spaci
         assert_moments(state.x, mean, var)
 
 
-@pytest.mark.parametrize("v", [-1.0, -0.3, 0.0, 0.6, 1.0])
+@pytest.mark.parametrize("v", [-1.0, -0.3, 0.6, 1.2])  # a network may leave [-1, 1]
 def test_a_learned_variance_interpolates_logarithms(v):
     plan = ddpm(LINEAR, timesteps(1000, 8))
     states = iterate(exact(LINEAR, v), plan, Gaussian(seed=2))

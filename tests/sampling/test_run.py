@@ -163,9 +163,9 @@ def test_labels_are_uniform_and_differ_between_seeds():
 
 
 def toy(x, t, condition):
-    """A smooth network with a variance head, different at every timestep."""
+    """A smooth network, different at every timestep; its v also leaves [-1, 1]."""
     eps = torch.tanh(0.7 * x + math.cos(t / 90)) + (0 if condition is None else condition)
-    return eps, torch.sin(3 * x)
+    return eps, 1.3 * torch.sin(3 * x)
 
 
 class Counted:
@@ -251,7 +251,6 @@ def test_iterate_ends_where_run_does(options):
     for plan in some_plans():
         states = list(iterate(toy, plan, noise, **options))
         assert torch.equal(states[-1].x, run(toy, plan, noise, **options))
-        assert [state.index for state in states] == list(range(len(plan)))
         assert [state.row.t for state in states] == plan.t.tolist()
         # The last row of a plan that ends clean returns its x0.
         if plan.x[-1] == 0 and plan.x0_previous[-1] == 0:

@@ -1,0 +1,117 @@
+"""The ADM networks against the recorded layouts and forward passes of the original."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import golden_json, golden_weights
+
+from models.adm import Classifier, UNet, timestep_embedding
+
+MANIFEST = golden_json("state_dict_manifest")
+FORWARD = golden_json("unet_forward")
+CASES = [(name, case) for name, model in FORWARD["models"].items() for case in model["cases"]]
+
+
+def released(name: str):
+    """A released checkpoint's network on the meta device (shapes without memory)."""
+    entry = MANIFEST["models"][name]
+    config, derived = entry["config"], entry["derived"]
+    shape = {
+        "channel_mult": derived["channel_mult"],
+        "attention_ds": derived["attention_downsample_factors"],
+        "in_channels": derived["in_channels"],
+    }
+    with torch.device("meta"):
+        if entry["kind"] == "classifier":
+            return Classifier(
+                image_size=config["image_size"],
+                num_channels=config["classifier_width"],
+                num_res_blocks=config["classifier_depth"],
+                num_head_channels=derived["num_head_channels"],
+                **shape,
+            )
+        names = ("num_channels", "num_res_blocks", "num_heads", "num_head_channels", "learn_sigma",
+                 "num_heads_upsample", "dropout", "use_scale_shift_norm")  # fmt: skip
+        return UNet(
+            num_classes=derived["num_classes"],
+            resblock_updown=config.get("resblock_updown", True),
+            use_new_attention_order=config.get("use_new_attention_order", False),
+            **{key: config[key] for key in names},
+            **shape,
+        )
+
+
+# The two up-samplers of the release are other models (they also see a small image).
+RELEASED = [name for name, entry in MANIFEST["models"].items() if entry["kind"] != "upsampler"]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_checkpoints_fit_key_by_key_in_order(name):
+    state = released(name).state_dict()
+    ours = [[key, list(value.shape)] for key, value in state.items()]
+    assert ours == MANIFEST["layouts"][MANIFEST["models"][name]["layout"]]
+    assert sum(v.numel() for v in state.values()) == MANIFEST["models"][name]["num_params"]
+
+
+def tiny(name: str, tensors):
+    config = dict(FORWARD["models"][name]["config"])
+    kind, size = config.pop("kind"), config.pop("image_size")
+    if kind == "classifier":
+        assert config.pop("pool") == "attention"
+        config["num_labels"] = config.pop("out_channels")
+        net = Classifier(image_size=size, **config)
+    else:
+        net = UNet(**config)
+    net.load_state_dict(golden_weights(tensors, name))
+    return net.eval()
+
+
+@pytest.mark.parametrize(("name", "case"), CASES)
+def test_forward_equals_the_original(name, case, unet_forward):
+    net = tiny(name, unet_forward)
+    x, t = unet_forward[f"{name}/{case}/x"], unet_forward[f"{name}/{case}/t"]
+    labels = [unet_forward[f"{name}/{case}/y"]] if f"{name}/{case}/y" in unet_forward else []
+    with torch.no_grad():
+        out = net(x, t, *labels)
+    tolerance = 3e-3 if case == "b_small_x" else 5e-4
+    tolerance = 1e-5 if name == "clf" else tolerance
+    torch.testing.assert_close(out, unet_forward[f"{name}/{case}/out"], rtol=0, atol=tolerance)
+
+
+def test_the_embedding_is_cosine_first_with_divisor_half():
+    emb = timestep_embedding(torch.tensor([0.0, 1.0]), 8)
+    assert emb[0].tolist() == [1.0] * 4 + [0.0] * 4
+    frequencies = 10000 ** (-torch.arange(4) / 4)
+    torch.testing.assert_close(emb[1], torch.cat([frequencies.cos(), frequencies.sin()]))
+
+
+@pytest.mark.parametrize("mistake", ["norm eps", "head order", "scale and shift", "concat order"])
+def test_typical_mistakes_would_be_noticed(mistake, unet_forward, monkeypatch):
+    """The recorded outputs tell a wrong network from a right one by far more than 5e-4."""
+    name, case = "t64", "b_small_x" if mistake == "norm eps" else "a"
+    net = tiny(name, unet_forward)
+    for module in net.modules():
+        if mistake == "norm eps" and isinstance(module, torch.nn.GroupNorm):
+            module.eps = 1e-6
+        if mistake == "head order" and hasattr(module, "new_order"):
+            module.new_order = not module.new_order
+        if mistake == "scale and shift" and hasattr(module, "emb_layers"):
+            linear = module.emb_layers[1]
+            linear.weight.data = linear.weight.data.roll(len(linear.weight) // 2, 0)
+            linear.bias.data = linear.bias.data.roll(len(linear.bias) // 2, 0)
+    if mistake == "concat order":
+        cat = torch.cat
+        monkeypatch.setattr(torch, "cat", lambda ts, dim=0: cat(ts[::-1] if dim == 1 else ts, dim))
+    golden = {k: unet_forward[f"{name}/{case}/{k}"] for k in ("x", "t", "y", "out")}
+    with torch.no_grad():
+        out = net(golden["x"], golden["t"], golden["y"])
+    assert (out - golden["out"]).abs().max() > 0.01
+
+
+def test_labels_missing_or_superfluous_are_refused(unet_forward):
+    x, t = torch.zeros(1, 3, 8, 8), torch.zeros(1)
+    with pytest.raises(ValueError, match="pass labels"):
+        tiny("t64", unet_forward)(x, t)
+    with pytest.raises(ValueError, match="takes no labels"):
+        tiny("t256u", unet_forward)(x, t, torch.zeros(1, dtype=torch.int64))

@@ -1,0 +1,96 @@
+"""The embedded model: data, network wrapper, loading."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file, save_file
+
+from models.backbone import NetworkDenoiser, load_weights, to_uint8
+from models.digits import HERE, UNET, PatchUNet, load, load_images, to_model_range
+
+
+def test_splits_are_what_they_say():
+    images, labels = load_images("all")
+    assert images.shape == (10000, 28, 28)
+    assert images.dtype == np.uint8
+    assert np.bincount(labels).min() > 800
+    train, held_out = load_images("train")[0], load_images("held_out")[0]
+    reference, floor = load_images("reference")[0], load_images("floor")[0]
+    assert (len(train), len(held_out), len(reference), len(floor)) == (9000, 1000, 5000, 5000)
+
+    def rows(x):
+        return {image.tobytes() for image in x}
+
+    assert rows(train) | rows(held_out) == rows(images)
+    assert not rows(train) & rows(held_out)
+    assert not rows(reference) & rows(floor)
+    with pytest.raises(ValueError, match="choose one of all, train"):
+        load_images("test")
+
+
+def test_patches_only_permute_pixels():
+    """With a network that returns its input, the wrapper must return the image unmoved."""
+    net = PatchUNet(**UNET)
+
+    class Echo(torch.nn.Module):
+        def forward(self, x, t, y):
+            return torch.cat([x, 2 * x], dim=1)
+
+    net.unet = Echo()
+    for shape in ((2, 1, 28, 28), (2, 1, 26, 30)):  # the second needs padding
+        x = torch.randn(shape)
+        out = net(x, torch.zeros(2))
+        torch.testing.assert_close(out[:, :1], x)
+        torch.testing.assert_close(out[:, 1:], 2 * x)
+
+
+def test_to_uint8_truncates_as_the_original():
+    golden = np.load(GOLDEN / "to_uint8.npz")
+    x = torch.from_numpy(golden["float_in"]).view(1, 1, 1, -1)
+    assert np.array_equal(to_uint8(x).ravel(), golden["uint8_out"])
+
+
+def test_pixels_survive_a_round_trip():
+    images = load_images("held_out")[0][:50]
+    assert np.abs(to_uint8(to_model_range(images))[..., 0].astype(int) - images).max() <= 1
+
+
+def test_the_network_denoises_real_digits():
+    """At t = 300 the trained network finds the noise far better than chance (1.0)."""
+    backbone = load()
+    images, labels = load_images("held_out")
+    x0, y = to_model_range(images[::10]), torch.from_numpy(labels[::10])
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    a = backbone.schedule.abar(300)
+    with torch.no_grad():
+        eps, v = backbone.denoiser(a**0.5 * x0 + (1 - a) ** 0.5 * noise, 300.0, y)
+    assert (eps - noise).square().mean() < 0.1
+    assert v is not None
+    assert v.shape == x0.shape
+
+
+def test_a_network_without_variance_gives_none():
+    denoiser = NetworkDenoiser(lambda x, t, y: x)
+    assert denoiser(torch.zeros(2, 1, 4, 4), 3.0, None)[1] is None
+
+
+def test_loading_errors_name_the_first_difference(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no digits checkpoint 'nope'"):
+        load("nope")
+    weights = load_file(HERE / "unet-1000.safetensors")
+    broken = dict(weights)
+    broken["unet.input_blocks.0.0.bias"] = torch.zeros(7)
+    save_file(broken, tmp_path / "shape.safetensors")
+    with pytest.raises(ValueError, match=r"input_blocks.0.0.bias.*shape \[32\].*shape \[7\]"):
+        load(str(tmp_path / "shape.safetensors"))
+    del broken["unet.input_blocks.0.0.bias"]
+    save_file(broken, tmp_path / "key.safetensors")
+    with pytest.raises(ValueError, match="input_blocks.0.0.bias.*no such key"):
+        load(str(tmp_path / "key.safetensors"))
+    whole = (HERE / "unet-1000.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="damaged"):
+        load_weights(PatchUNet(**UNET), tmp_path / "cut.safetensors")

@@ -1,0 +1,264 @@
+"""Generation: shards, resuming, trees, and that sample i is a function of (seed, i) alone."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.backbone import Backbone, to_uint8
+from sampling import Schedule, ddim, ddpm, mix, skipped, timesteps
+from scripts.generate import Job, Size, batch_labels, export_png, generate, read_manifest, save_grid
+
+SCHEDULE = Schedule.linear()
+GRID = timesteps(1000, 10)
+PLANS = {
+    "skipped": skipped(SCHEDULE, GRID),
+    "mix": mix(SCHEDULE, GRID, cutoff=400),
+    "ddim": ddim(SCHEDULE, GRID),
+    "ddpm": ddpm(SCHEDULE, GRID),
+}
+
+
+class CountingDenoiser:
+    """A smooth made-up network that counts its calls and can fail at one of them."""
+
+    def __init__(self, fail_at: int | None = None, with_nan: bool = False):
+        self.calls, self.fail_at, self.with_nan = 0, fail_at, with_nan
+
+    def __call__(self, x, t, y):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        eps = torch.tanh(x + 0.1 * y[:, None, None, None]) * (1 - t / 2000)
+        if self.with_nan:
+            eps = torch.where(y[:, None, None, None] == 3, torch.nan, eps)
+        return eps, torch.sin(x)
+
+
+def backbone(denoiser=None) -> Backbone:
+    return Backbone(
+        denoiser=denoiser or CountingDenoiser(),
+        schedule=SCHEDULE,
+        shape=(1, 6, 5),
+        num_classes=10,
+        clip=True,
+        sha256="0" * 64,
+        decode=to_uint8,
+    )
+
+
+def job(folder, name="mix", **config) -> Job:
+    return Job(PLANS[name], folder / name, {"sampler": name, "seed": 5, **config})
+
+
+def samples(j: Job):
+    with np.load(j.folder / "samples.npz") as file:
+        return file["arr_0"], file["arr_1"]
+
+
+def make(jobs, num_samples=50, denoiser=None, batch_size=7, shard_size=16, **options):
+    options = {"seed": 5, **options}
+    generate(jobs, backbone(denoiser), Size(num_samples, batch_size, shard_size), **options)
+
+
+def test_outputs(tmp_path):
+    j = job(tmp_path)
+    make([j])
+    images, labels = samples(j)
+    assert images.shape == (50, 6, 5, 1)
+    assert images.dtype == np.uint8
+    assert labels.shape == (50,)
+    manifest = read_manifest(j.folder)
+    assert manifest["complete"]
+    assert manifest["nfe"] == 10
+    assert manifest["config"] == j.config
+    assert manifest["seconds"] > 0
+    assert manifest["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert Image.open(j.folder / "grid.png").size == (8 * 7 + 2, 7 * 8 + 2)
+    leftovers = [p for p in j.folder.rglob("*") if ".part" in p.name]
+    assert not leftovers
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_pixels_do_not_depend_on_batch_or_shard_size(tmp_path, batch_size):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a], batch_size=3, shard_size=50)
+    make([b], batch_size=batch_size, shard_size=16)
+    difference = np.abs(samples(a)[0].astype(int) - samples(b)[0].astype(int))
+    assert difference.max() <= 1  # the last bit of a float may cross a boundary of uint8
+    assert (difference > 0).mean() < 0.01
+    assert np.array_equal(samples(a)[1], samples(b)[1])
+
+
+def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a])
+    fail = CountingDenoiser(fail_at=77)  # within the third shard
+    with pytest.raises(KeyboardInterrupt):
+        make([b], denoiser=fail)
+    assert len(list(b.folder.glob("shards/*.npz"))) == 2  # at most one shard is lost
+    assert not (b.folder / "samples.npz").exists()
+    assert read_manifest(b.folder)["complete"] is False
+    rest = CountingDenoiser()
+    make([b], denoiser=rest)
+    assert rest.calls == 10 * 4  # two shards: 16 = 7+7+2 and 2 samples
+    assert all(np.array_equal(x, y) for x, y in zip(samples(a), samples(b), strict=True))
+
+
+def test_second_run_calls_no_network(tmp_path):
+    j = job(tmp_path)
+    make([j])
+    written = (j.folder / "samples.npz").stat().st_mtime_ns
+    again = CountingDenoiser()
+    make([j], denoiser=again)
+    assert again.calls == 0
+    assert (j.folder / "samples.npz").stat().st_mtime_ns == written
+
+
+def test_growing_keeps_the_first_samples_and_fewer_is_no_work(tmp_path):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a], num_samples=50)
+    make([b], num_samples=20)
+    make([b], num_samples=50)
+    assert np.array_equal(samples(a)[0], samples(b)[0])
+    fewer = CountingDenoiser()
+    make([b], num_samples=20, denoiser=fewer)
+    assert fewer.calls == 0
+    assert len(samples(b)[0]) == 50  # nothing is thrown away
+
+
+def test_tree_of_jobs_equals_jobs_alone_and_shares_calls(tmp_path):
+    together = {name: job(tmp_path / "tree", name) for name in PLANS}
+    counter = CountingDenoiser()
+    make(list(together.values()), denoiser=counter, batch_size=16, num_samples=32)
+    shared = sum(t >= 400 for t in GRID)
+    assert counter.calls == 2 * (4 * 10 - shared)
+    for name, j in together.items():
+        alone = job(tmp_path / "alone", name)
+        make([alone], batch_size=16, num_samples=32)
+        assert np.array_equal(samples(j)[0], samples(alone)[0]), name
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_shards_and_give_the_same_samples(tmp_path, world):
+    one, many = job(tmp_path / "one"), job(tmp_path / "many")
+    make([one])
+    calls = []
+    for rank in reversed(range(world)):
+        counter = CountingDenoiser()
+        make([many], denoiser=counter, rank=rank, world=world)
+        calls.append(counter.calls)
+    assert min(calls) > 0
+    assert np.array_equal(samples(one)[0], samples(many)[0])
+
+
+def test_another_config_is_refused_by_its_first_difference(tmp_path):
+    make([job(tmp_path, steps=10)])
+    with pytest.raises(ValueError, match=r"another config \(steps is 10 there, 11 here\).*out=DIR"):
+        make([job(tmp_path, steps=11)])
+    with pytest.raises(ValueError, match="shard_size=16"):
+        make([job(tmp_path, steps=10)], num_samples=60, shard_size=20)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other file"])
+def test_damaged_shard_is_noticed_and_made_again(tmp_path, damage, capsys):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a])
+    with pytest.raises(KeyboardInterrupt):
+        make([b], denoiser=CountingDenoiser(fail_at=77))
+    shard = b.shard(1)
+    content = bytearray(shard.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[300] ^= 0xFF
+    elif damage == "empty":
+        content = bytearray()
+    else:
+        content = bytearray(b"not a zip file")
+    shard.write_bytes(content)
+    make([b])
+    assert "is damaged: sampling it again" in capsys.readouterr().out
+    assert np.array_equal(samples(a)[0], samples(b)[0])
+
+
+def test_damaged_manifest_is_an_error_with_the_remedy(tmp_path):
+    j = job(tmp_path)
+    make([j])
+    j.manifest.write_text("{")
+    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        make([j])
+
+
+def test_full_disk_leaves_nothing_half_written_and_resumes(tmp_path):
+    """A file-size limit stands for the full disk: the write fails with OSError."""
+    j, other = job(tmp_path / "a"), job(tmp_path / "b")
+    make([other], num_samples=300, shard_size=300, batch_size=100)
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            make([j], num_samples=300, shard_size=300, batch_size=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old)
+    assert list(j.folder.rglob("*.npz")) == []
+    assert [p.name for p in j.folder.rglob(".part*")] == []
+    make([j], num_samples=300, shard_size=300, batch_size=100)
+    assert np.array_equal(samples(j)[0], samples(other)[0])
+
+
+def test_samples_that_are_not_finite_are_reported_with_their_ids(tmp_path):
+    j = job(tmp_path)
+    labels = batch_labels(5, range(16), 10, None)
+    first = int((labels == 3).nonzero()[0])
+    with pytest.raises(ValueError, match=rf"samples \[{first}.*not finite"):
+        make([j], denoiser=CountingDenoiser(with_nan=True))
+    assert not list(j.folder.glob("shards/*"))
+
+
+def test_labels():
+    ids = range(100, 400)
+    labels = batch_labels(3, ids, 10, None)
+    assert torch.equal(labels[50:60], batch_labels(3, range(150, 160), 10, None))
+    assert set(labels.tolist()) == set(range(10))
+    assert batch_labels(3, ids, 10, 7).unique().tolist() == [7]
+    assert batch_labels(3, ids, None, None) is None
+    with pytest.raises(ValueError, match=r"0\.\.9"):
+        batch_labels(3, ids, 10, 10)
+    with pytest.raises(ValueError, match="unconditional"):
+        batch_labels(3, ids, None, 1)
+
+
+@pytest.mark.parametrize("field", ["num_samples", "batch_size", "shard_size"])
+def test_sizes_must_be_positive(field):
+    with pytest.raises(ValueError, match=f"{field} must be at least 1"):
+        Size(**{"num_samples": 4, field: 0})
+
+
+def test_png_export_is_lossless_and_named_by_id(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), dtype=np.uint8)
+    export_png(tmp_path, images)
+    names = sorted(p.name for p in (tmp_path / "png").iterdir())
+    assert names == ["000000.png", "000001.png", "000002.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / names[2])), images[2])
+
+
+def test_grid_shows_every_image_in_order(tmp_path):
+    images = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    save_grid(images, tmp_path / "grid.png")
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert [sheet[4 + 6 * (i // 3), 4 + 6 * (i % 3)] for i in range(5)] == [0, 1, 2, 3, 4]
+
+
+def test_manifest_is_plain_json(tmp_path):
+    j = job(tmp_path)
+    make([j], num_samples=3)
+    assert json.loads(j.manifest.read_text())["num_samples"] == 3
