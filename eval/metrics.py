@@ -396,6 +396,14 @@ def _proportion(hits: NDArray[np.bool_]) -> Score:
 METRICS = ("is", "fid", "kid", "precision", "recall", "label_agreement")
 
 
+def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
+    """The names unchanged; ValueError with the known ones if any is unknown."""
+    unknown = sorted(set(metrics) - set(METRICS))
+    if unknown:
+        raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(METRICS)}")
+    return metrics
+
+
 def evaluate(
     extracted: Extracted,
     reference: Reference,
@@ -412,9 +420,7 @@ def evaluate(
     With `labels` [N], `label_agreement` is always among them.  Raises ValueError for an
     unknown metric, for label agreement without labels, and as each metric does.
     """
-    unknown = sorted(set(metrics) - set(METRICS))
-    if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(METRICS)}")
+    check_metrics(metrics)
     if labels is None and "label_agreement" in metrics:
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))

@@ -71,7 +71,10 @@ def _one_line(error: BaseException) -> str:
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU of this process (LOCAL_RANK) if there is one, else the CPU."""
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError):
+            raise ValueError(f"device={name} is not available here: use auto or cpu") from None
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")

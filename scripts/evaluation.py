@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from eval.extractors import Extracted, extractor_named
 from eval.files import load_samples
-from eval.metrics import Score, evaluate
+from eval.metrics import Score, check_metrics, evaluate
 from eval.records import Record, load_records, make_record, protocol, save_records
 from eval.reference import Reference, build_reference, real_floor
 from scripts.commands import plain
@@ -27,7 +27,7 @@ class Evaluator:
     def __init__(self, metrics: DictConfig, reference: DictConfig, device: str):
         weights = metrics.weights and Path(metrics.weights)
         self.extractor = extractor_named(metrics.extractor, weights, device)
-        self.scores = plain(metrics.scores)
+        self.scores = check_metrics(plain(metrics.scores))
         self.options = plain(metrics.options)
         self._reference_config = reference
         self._floors: dict[int, dict[str, Score] | None] = {}

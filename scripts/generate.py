@@ -87,6 +87,7 @@ def generate(
     processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
     Raises ValueError if a folder holds samples of another config, or samples are not finite.
     """
+    batch_labels(seed, range(0), backbone.num_classes, label)  # refuse before anything is made
     for job in jobs:
         _claim(job, size)
     jobs = [job for job in jobs if not _is_complete(job, size)]

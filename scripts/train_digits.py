@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-from eval.extractors import DigitsClassifier
+from eval.extractors import DigitsClassifier, DigitsExtractor
 from eval.files import write_atomic
-from models.digits import HERE, UNET, PatchUNet, load_images, to_model_range
+from eval.reference import build_reference
+from models.digits import HERE, UNET, PatchUNet, load_images, load_reference_images, to_model_range
 from sampling.schedule import Schedule
 
 
@@ -239,6 +240,10 @@ def train_classifier(args: argparse.Namespace) -> None:
         guess = net(to_model_range(held_images))[1].argmax(1).numpy()
     accuracy = float((guess == held_labels).mean())
     save_weights(net.state_dict(), HERE / "classifier.safetensors")
+    for old in HERE.glob("digits-digits-*.npz"):
+        old.unlink()  # made with other weights
+    reference = build_reference("digits", load_reference_images("reference"), DigitsExtractor())
+    print(f"reference: {reference.save(HERE)}")
     print(f"held-out accuracy {accuracy:.4f} on {len(guess)} digits")
 
 

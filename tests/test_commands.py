@@ -1,0 +1,304 @@
+"""The three commands as their user meets them: outputs, no-ops, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+import evaluate
+import reproduce
+import sample
+from scripts.commands import CONFIGS, run_command
+from scripts.generate import read_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run a command in-process in an empty folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models", "results"):  # what the configs name relative to the repository
+        (tmp_path / folder).symlink_to(ROOT / folder)
+
+    def call(module, *overrides):
+        monkeypatch.setattr(sys, "argv", [module.__file__, *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        status = 0
+        try:
+            run_command(module.main, Path(module.__file__).stem)
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def sample_into(command, out, *overrides):
+    return command(sample, *SMALL, f"out={out}", "steps=3", "num_samples=5", *overrides)
+
+
+def test_sample_writes_samples_grid_and_manifest(command, tmp_path):
+    status, out, _ = sample_into(command, "a", "sampler=mix", "show_plan=true")
+    assert status == 0
+    assert "3 network calls" in out
+    assert "x0_previous" in out  # the plan's table
+    with np.load(tmp_path / "a" / "samples.npz") as file:
+        assert file["arr_0"].shape == (5, 28, 28, 1)
+    assert (tmp_path / "a" / "grid.png").is_file()
+    config = read_manifest(tmp_path / "a")["config"]
+    assert config["sampler"] == {"name": "mix", "cutoff": 291}
+    assert config["spacing"] == "even"
+    assert len(config["model"]["sha256"]) == 64
+
+
+def test_same_command_twice_is_a_no_op_and_another_config_is_refused(command):
+    assert sample_into(command, "a")[0] == 0
+    status, _, err = sample_into(command, "a")
+    assert status == 0
+    assert "image call" not in err  # no progress bar: nothing was sampled
+    status, _, err = sample_into(command, "a", "sampler.cutoff=400")
+    assert status == 2
+    assert "cutoff is 291 there, 400 here" in err
+
+
+def test_default_folders_differ_by_config(command, tmp_path):
+    for overrides in (["seed=0"], ["seed=1"], ["sampler=ddim"], ["label=7"]):
+        args = [*SMALL, "steps=2", "num_samples=2", *overrides]
+        assert command(sample, *args)[0] == 0
+    folders = list((tmp_path / "runs" / "digits").iterdir())
+    assert len(folders) == 4
+
+
+def test_label_and_png(command, tmp_path):
+    assert sample_into(command, "a", "label=7", "format=png")[0] == 0
+    with np.load(tmp_path / "a" / "samples.npz") as file:
+        assert file["arr_1"].tolist() == [7] * 5
+        images = file["arr_0"]
+    third = np.asarray(Image.open(tmp_path / "a" / "png" / "000002.png"))
+    assert np.array_equal(third, images[2, ..., 0])
+
+
+MISTAKES = {
+    "model=imagenet": "no model 'imagenet': choose one of digits",
+    "sampler=mixx": "no sampler 'mixx': choose one of ddim, ddpm, mix, naive_stride, skipped",
+    "sampler.cutof=3": "Could not override 'sampler.cutof'",
+    "stesp=50": "Could not override 'stesp'",
+    "steps=0": "steps must be between 1 and T = 1000, got 0",
+    "steps=1001": "steps must be between 1 and T = 1000, got 1001",
+    "steps=many": "steps must be an integer",
+    "spacing=evne": "unknown spacing 'evne': choose one of even, ddim, leading, trailing",
+    "spacing=[999,1000]": "timesteps must lie in 0..999",
+    "sampler.cutoff=-1": "must not be negative",
+    "sampler.cutoff=1001": "cutoff must be in 0..1000",
+    "sampler.skipped_steps=1": "exactly one of cutoff, cutoff_sigma and skipped_steps",
+    "label=10": "label must be in 0..9, got 10",
+    "seed=-1": "seed must be an integer in 0..2^64 - 1",
+    "num_samples=0": "num_samples must be at least 1",
+    "format=jpeg": "unknown format 'jpeg': choose npz or png",
+    "model.checkpoint=none": "no digits checkpoint 'none': use unet-1000",
+    "out=/dev/null/x": "choose another out=DIR",
+    "device=cuda:99": "device=cuda:99 is not available here",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_with_the_remedy(command, mistake, tmp_path):
+    status, _, err = command(sample, *SMALL, "num_samples=2", "out=here", mistake)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert MISTAKES[mistake] in err
+    assert not list(tmp_path.glob("here/**/*.npz"))
+
+
+def test_unwritable_folder(command, tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / "here").write_text("a file where the folder should be")
+    else:
+        (tmp_path / "here").mkdir(mode=0o555)
+    status, _, err = sample_into(command, "here")
+    assert status == 2
+    assert "choose another out=DIR" in err
+
+
+@pytest.fixture
+def some_samples(tmp_path):
+    """90 real held-out digits as an .npz and as a folder of PNG files."""
+    images = np.load(ROOT / "models/digits/mnist10k.npz")["images"][9::110][:90, ..., None]
+    np.savez(tmp_path / "mine.npz", arr_0=images)
+    (tmp_path / "pngs").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / "pngs" / f"{i:03d}.png")
+    return tmp_path
+
+
+FEW = ["metrics.options.kid_subset_size=50", "metrics.options.bootstrap=5"]
+
+
+def test_evaluate_npz_and_pngs_agree_and_print_the_floor(command, some_samples):
+    status, out, _ = command(evaluate, "samples=mine.npz", "reference=digits", *FEW)
+    assert status == 0
+    assert "FID (digits)" in out
+    assert "real (floor)" in out
+    assert command(evaluate, "samples=pngs", *FEW)[0] == 0
+    a = json.loads((some_samples / "mine.evaluation-digits.json").read_text())
+    b = json.loads((some_samples / "pngs" / "evaluation-digits.json").read_text())
+    assert a["scores"] == b["scores"]
+    assert set(a["scores"]) == {"is", "fid", "kid", "precision", "recall"}
+    assert a["n"] == 90
+    assert a["reference_n"] == 5000
+    assert a["scores"]["precision"]["value"] > 0.8  # they are real digits, after all
+
+
+def test_evaluate_against_ones_own_images(command, some_samples):
+    args = ["reference=custom", "reference.images.path=mine.npz"]
+    status, out, _ = command(evaluate, "samples=pngs", *args, *FEW)
+    assert status == 0
+    record = json.loads((some_samples / "pngs" / "evaluation-digits.json").read_text())
+    assert record["scores"]["fid"]["value"] == pytest.approx(0, abs=1e-6)
+    assert record["floor"] is None
+
+
+EVALUATION_MISTAKES = {
+    ("samples=nowhere",): "no samples at nowhere",
+    ("samples=mine.npz", "metrics.scores=[fid,ssim]"): "unknown metric ssim: choose among is, fid",
+    ("samples=mine.npz", "num_samples=60"): "FID with 64 features needs more than 64 samples",
+    ("samples=mine.npz", "num_samples=91"): "has 90 samples, not 91",
+    ("samples=mine.npz", "metrics.options.kid_subset_size=1000"): "KID draws subsets of 1000",
+    ("samples=colour.npz",): "digits features need 28 x 28 images",
+    ("samples=cut.npz",): "is damaged or has no arr_0",
+    ("samples=mine.npz", "reference=imagenet"): "no reference 'imagenet': choose one of custom, dig",
+    ("samples=mine.npz", "metrics.extractor=vgg"): "unknown extractor 'vgg'",
+    ("samples=mine.npz", "metrics.weights=gone.safetensors"): "gone.safetensors is missing",
+    (): "samples",
+}
+
+
+@pytest.mark.parametrize("overrides", EVALUATION_MISTAKES)
+def test_evaluation_mistakes(command, some_samples, overrides):
+    np.savez(some_samples / "colour.npz", arr_0=np.zeros((90, 32, 32, 3), np.uint8))
+    whole = (some_samples / "mine.npz").read_bytes()
+    (some_samples / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    few = [o for o in FEW if not any(o.split("=")[0] in mine for mine in overrides)]
+    status, _, err = command(evaluate, *overrides, *few)
+    err = err.split("\r")[-1]  # after a progress bar
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert EVALUATION_MISTAKES[overrides] in err
+
+
+def test_reference_of_another_feature_size(some_samples):
+    """Statistics of 2048 features against the digits' 64 (mixed up by hand, not by config)."""
+    from eval.metrics import Statistics, fid
+
+    other = Statistics(np.zeros(2048), np.eye(2048), 5000)
+    features = np.random.default_rng(0).normal(size=(90, 64))
+    with pytest.raises(ValueError, match="2048 features, the samples 64.*same extractor"):
+        fid(features, other)
+
+
+def table(command, *overrides):
+    return command(
+        reproduce, *SMALL, "experiment.steps=[2]", "num_samples=70", "out=out", *FEW, *overrides
+    )
+
+
+def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
+    status, out, err = table(command, "experiment=table1")
+    assert status == 0, err
+    text = (tmp_path / "out" / "table.md").read_text()
+    for word in ("DDPM", "DDIM", "Skipped-Step", "Mix", "*Real*", "FID (digits)", "N=70", "91.69"):
+        assert word in text
+    assert text.strip() in out
+    for name in ("table.csv", "table.tex", "table.png", "records.json"):
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    status, _, err = table(command, "experiment=table1")
+    assert status == 0
+    assert "image call" not in err
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    (tmp_path / "out" / "table.md").unlink()
+    assert table(command, "experiment=table1", "render_only=true")[0] == 0
+    assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
+    status, _, err = table(command, "experiment=figure4", "experiment.cutoffs=[0,500,1000]")
+    assert status == 0, err
+    assert (tmp_path / "out" / "figure.png").stat().st_size > 0
+    assert table(command, "experiment=table1", "out=t")[0] == 0
+    by_cutoff = {r["row"]: r for r in json.loads((tmp_path / "out/records.json").read_text())}
+    by_row = {r["row"]: r for r in json.loads((tmp_path / "t/records.json").read_text())}
+    assert by_cutoff["cutoff 0"]["scores"] == by_row["Skipped-Step"]["scores"]
+    assert by_cutoff["cutoff 1000"]["scores"] == by_row["DDIM"]["scores"]
+
+
+def test_reproduce_mistakes(command):
+    status, _, err = table(command, "experiment=table9")
+    assert status == 2
+    assert "no experiment 'table9': choose one of figure4, table1" in err
+    status, _, err = table(command, "render_only=true")
+    assert status == 2
+    assert "no records at out/records.json" in err
+    status, _, err = command(reproduce, *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW)
+    assert status == 2
+    assert "2 entries for 4 step counts" in err
+
+
+def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
+    """The real thing: a process, a real SIGINT, and the same command again."""
+    args = [sys.executable, str(ROOT / "sample.py"), *SMALL, "sampler=skipped", "steps=20",
+            "num_samples=96", "shard_size=16", "batch_size=16", "out=here"]  # fmt: skip
+    process = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("here/shards/shard-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to continue" in err
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("here/shards/shard-*")}
+    assert 0 < len(kept) < 6
+    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}  # nothing finished was done twice
+    with np.load(tmp_path / "here" / "samples.npz") as file:
+        assert file["arr_0"].shape == (96, 28, 28, 1)
+
+
+COMBINATIONS = [
+    ("sample", f"{group}={path.stem}")
+    for group in ("model", "sampler")
+    for path in sorted(Path(CONFIGS, group).glob("*.yaml"))
+] + [
+    ("reproduce", f"experiment={path.stem}")
+    for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize(("config", "override"), COMBINATIONS)
+def test_every_config_composes(config, override):
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
+        cfg = compose(config, [override])
+    group = override.split("=")[0]
+    assert "name" in cfg[group]
+    if config == "reproduce":
+        paper = cfg.experiment.get("paper")
+        assert paper is None or yaml.safe_load((ROOT / paper).read_text())["rows"]
