@@ -174,7 +174,8 @@ def train_unet(args: argparse.Namespace) -> None:
 
     running: list[float] = []
     net.train()
-    for step in (bar := trange(first, args.steps, initial=first, total=args.steps)):
+    last = min(args.steps, args.stop_after or args.steps)
+    for step in (bar := trange(first, last, initial=first, total=args.steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
         pick = torch.randint(len(x), (args.batch,))
@@ -192,11 +193,12 @@ def train_unet(args: argparse.Namespace) -> None:
             running.clear()
             curve.append(row)
             bar.set_postfix(train=f"{row['train']:.4f}", held_out=f"{row['held_out']:.4f}")
-        if done % args.save_every == 0 or done == args.steps:
+        if done % args.save_every == 0 or done == last:
             save(done)
         if done in args.keep or done == args.steps:
             save_weights(ema.values, out / f"unet-{done}.safetensors")
-    print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
+    if last == args.steps:
+        print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
 
 
 @torch.no_grad()
@@ -260,6 +262,7 @@ def main() -> None:
     parser.add_argument("--net", help="U-Net options as JSON (default: the embedded model's)")
     parser.add_argument("--loss", choices=["simple", "skipped_step"], default="simple")
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--stop-after", type=int, help="end early; resume without this option")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--warmup", type=int, default=300)

@@ -168,7 +168,7 @@ def test_evaluate_npz_and_pngs_agree_and_print_the_floor(command, some_samples):
 
 def test_evaluate_against_ones_own_images(command, some_samples):
     args = ["reference=custom", "reference.images.path=mine.npz"]
-    status, out, _ = command(evaluate, "samples=pngs", *args, *FEW)
+    status, _, _ = command(evaluate, "samples=pngs", *args, *FEW)
     assert status == 0
     record = json.loads((some_samples / "pngs" / "evaluation-digits.json").read_text())
     assert record["scores"]["fid"]["value"] == pytest.approx(0, abs=1e-6)
@@ -183,7 +183,10 @@ EVALUATION_MISTAKES = {
     ("samples=mine.npz", "metrics.options.kid_subset_size=1000"): "KID draws subsets of 1000",
     ("samples=colour.npz",): "digits features need 28 x 28 images",
     ("samples=cut.npz",): "is damaged or has no arr_0",
-    ("samples=mine.npz", "reference=imagenet"): "no reference 'imagenet': choose one of custom, dig",
+    (
+        "samples=mine.npz",
+        "reference=imagenet",
+    ): "no reference 'imagenet': choose one of custom, dig",
     ("samples=mine.npz", "metrics.extractor=vgg"): "unknown extractor 'vgg'",
     ("samples=mine.npz", "metrics.weights=gone.safetensors"): "gone.safetensors is missing",
     (): "samples",
@@ -210,7 +213,7 @@ def test_reference_of_another_feature_size(some_samples):
 
     other = Statistics(np.zeros(2048), np.eye(2048), 5000)
     features = np.random.default_rng(0).normal(size=(90, 64))
-    with pytest.raises(ValueError, match="2048 features, the samples 64.*same extractor"):
+    with pytest.raises(ValueError, match=r"2048 features, the samples 64.*same extractor"):
         fid(features, other)
 
 

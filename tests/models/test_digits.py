@@ -88,7 +88,7 @@ def test_loading_errors_name_the_first_difference(tmp_path):
         load(str(tmp_path / "shape.safetensors"))
     del broken["unet.input_blocks.0.0.bias"]
     save_file(broken, tmp_path / "key.safetensors")
-    with pytest.raises(ValueError, match="input_blocks.0.0.bias.*no such key"):
+    with pytest.raises(ValueError, match=r"input_blocks.0.0.bias.*no such key"):
         load(str(tmp_path / "key.safetensors"))
     whole = (HERE / "unet-1000.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
