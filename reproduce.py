@@ -79,7 +79,7 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
                 steps=steps,
                 spacing=experiment["spacing"],
                 seed=cfg.seed,
-                label=None,
+                label=cfg.label,
             )
             for row, sampler in rows.items()
         }
@@ -90,6 +90,7 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
             backbone,
             size,
             seed=cfg.seed,
+            label=cfg.label,
             device=device,
             rank=rank,
             world=world,

@@ -36,11 +36,12 @@ class Samples(NamedTuple):
     labels: NDArray[np.int64] | None
 
 
-def load_samples(path: Path) -> Samples:
+def load_samples(path: Path | str) -> Samples:
     """Samples from an `.npz` (arr_0, arr_1 = labels), a folder of PNGs, or a run's folder.
 
     Raises FileNotFoundError or ValueError saying what was expected.
     """
+    path = Path(path)
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if path.is_dir():
@@ -62,11 +63,6 @@ def load_samples(path: Path) -> Samples:
             f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}"
         )
     return Samples(images, labels)
-
-
-def load_images(path: str) -> NDArray[np.uint8]:
-    """Just the images of `load_samples`."""
-    return load_samples(Path(path)).images
 
 
 def _read_pngs(folder: Path) -> NDArray[np.uint8]:

@@ -87,7 +87,14 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     return _distance(a, b, _root(b.cov))
 
 
-def fid(features: Floats, reference: Statistics, *, bootstrap: int = 100, seed: int = 0) -> Score:
+def fid(
+    features: Floats,
+    reference: Statistics,
+    *,
+    bootstrap: int = 100,
+    seed: int = 0,
+    strata: NDArray[np.int64] | None = None,
+) -> Score:
     """Frechet distance of samples [N, F] to a reference (Heusel et al. 2017), bootstrap se.
 
     Resampled sets are scored against the same reference.  They have about twice the upward
@@ -99,7 +106,7 @@ def fid(features: Floats, reference: Statistics, *, bootstrap: int = 100, seed: 
     root = _root(reference.cov)  # factored once for all resamples
     spread = [
         _distance(statistics(features, counts), reference, root)
-        for counts in _resamples(len(features), bootstrap, seed)
+        for counts in _resamples(len(features), bootstrap, seed, strata)
     ]
     return Score(_distance(samples, reference, root), _std(spread))
 
@@ -155,6 +162,7 @@ def inception_score(
     shuffle_seed: int | None = None,
     bootstrap: int = 100,
     seed: int = 0,
+    strata: NDArray[np.int64] | None = None,
 ) -> Score:
     """exp(E_x KL(p(y|x) || p(y))) (Salimans et al. 2016) of logits [N, K].
 
@@ -180,21 +188,25 @@ def inception_score(
     if chunk_size is not None:
         edges = [*range(0, n, chunk_size), n]
     parts = [
-        _inception_scores(logits[order[a:b]], bootstrap, seed + i)
+        _inception_scores(
+            logits[order[a:b]], bootstrap, seed + i, None if strata is None else strata[order[a:b]]
+        )
         for i, (a, b) in enumerate(pairwise(edges))
     ]
     se = np.linalg.norm([_std(scores[1:]) for scores in parts]) / len(parts)
     return Score(float(np.mean([scores[0] for scores in parts])), float(se))
 
 
-def _inception_scores(logits: Floats, bootstrap: int, seed: int) -> Array:
+def _inception_scores(
+    logits: Floats, bootstrap: int, seed: int, strata: NDArray[np.int64] | None
+) -> Array:
     """[1 + bootstrap]: the score of all rows, then of each resample of them.
 
     log IS = E_x sum_y p(y|x) log p(y|x) - sum_y p(y) log p(y), where both expectations are
     linear in the rows' counts.
     """
     n, k = logits.shape
-    counts = np.stack([np.ones(n, np.int64), *_resamples(n, bootstrap, seed)])
+    counts = np.stack([np.ones(n, np.int64), *_resamples(n, bootstrap, seed, strata)])
     marginal, negative_entropy = np.zeros((len(counts), k)), np.zeros(len(counts))
     for rows in _blocks(n):
         w = torch.from_numpy(counts[:, rows]).double()
@@ -217,6 +229,7 @@ def kid(
     subset_size: int = 1000,
     seed: int = 0,
     bootstrap: int = 100,
+    strata: NDArray[np.int64] | None = None,
 ) -> Score:
     """Squared maximum mean discrepancy, kernel (x.y / F + 1)^3 (Binkowski et al. 2018).
 
@@ -244,17 +257,19 @@ def kid(
         rng_seed=seed,
         verbose=False,
     )
-    spread = _kid_resampled(features, reference_features, bootstrap, seed)
+    spread = _kid_resampled(features, reference_features, bootstrap, seed, strata)
     mean, std = result[metric_kid.KEY_METRIC_KID_MEAN], result[metric_kid.KEY_METRIC_KID_STD]
     return Score(mean, float(np.hypot(_std(spread), std / np.sqrt(subsets))))
 
 
-def _kid_resampled(x: Floats, y: Floats, bootstrap: int, seed: int) -> Array:
+def _kid_resampled(
+    x: Floats, y: Floats, bootstrap: int, seed: int, strata: NDArray[np.int64] | None
+) -> Array:
     """[bootstrap]: KID up to a constant, with groups of samples drawn with replacement."""
     if bootstrap == 0:
         return np.empty(0)
     rng = np.random.default_rng(seed)
-    groups = [x[rows] for rows in _groups(len(x), KID_GROUPS, rng)]
+    groups = [x[rows] for rows in _groups(len(x), KID_GROUPS, rng, strata)]
     g = len(groups)
     within, cross = np.zeros((g, g)), np.zeros(g)
     for i, a in enumerate(groups):
@@ -414,10 +429,13 @@ def evaluate(
     kid_subset_size: int = 1000,
     bootstrap: int = 100,
     seed: int = 0,
+    strata: NDArray[np.int64] | None = None,
 ) -> dict[str, Score]:
     """The scores asked for, by name and in the order asked for.
 
-    With `labels` [N], `label_agreement` is always among them.  Raises ValueError for an
+    With `labels` [N], `label_agreement` is always among them.  `strata` [N] are the labels of
+    samples whose class counts were fixed by design rather than drawn: their standard errors
+    then leave the class counts fixed, too.  Raises ValueError for an
     unknown metric, for label agreement without labels, and as each metric does.
     """
     check_metrics(metrics)
@@ -425,7 +443,7 @@ def evaluate(
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
     x, y = extracted.features, reference.features
-    options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
+    options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "strata": strata}
     both = cache(lambda: precision_recall(x, y, k=k))
     compute: dict[str, Callable[[], Score]] = {
         "is": lambda: inception_score(extracted.logits, **options),
@@ -442,16 +460,41 @@ def evaluate(
 # --- Resampling and tiling ------------------------------------------------------------
 
 
-def _resamples(n: int, times: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """How often each of n rows is drawn when n are drawn with replacement; [n], `times` times."""
+def _resamples(
+    n: int, times: int, seed: int, strata: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.int64]]:
+    """How often each of n rows is drawn when n are drawn with replacement; [n], `times` times.
+
+    With strata, each stratum is resampled by itself and keeps its size.
+    """
     rng = np.random.default_rng(seed)
+    strata = np.zeros(n, np.int64) if strata is None else strata
+    members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     for _ in range(times):
-        yield np.bincount(rng.integers(n, size=n), minlength=n)
+        counts = np.empty(n, np.int64)
+        for rows in members:
+            counts[rows] = np.bincount(rng.integers(len(rows), size=len(rows)), minlength=len(rows))
+        yield counts
 
 
-def _groups(n: int, groups: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """0..n-1 in random groups of nearly equal size: files may be sorted by class."""
-    return np.array_split(rng.permutation(n), min(groups, n))
+def _groups(
+    n: int, groups: int, rng: np.random.Generator, strata: NDArray[np.int64] | None = None
+) -> list[NDArray[np.int64]]:
+    """0..n-1 in random groups of nearly equal size: files may be sorted by class.
+
+    With strata, groups are as many as the smallest stratum has rows at most, and each has
+    nearly the same share of every stratum.
+    """
+    order = rng.permutation(n)
+    if strata is not None:
+        shuffled = strata[order]
+        rank = np.empty(n, np.int64)  # of a row within its stratum
+        for stratum in np.unique(strata):
+            rows = np.flatnonzero(shuffled == stratum)
+            rank[rows] = np.arange(len(rows))
+        order = order[np.argsort(rank, kind="stable")]
+        groups = min(groups, int(np.unique(strata, return_counts=True)[1].min()))
+    return np.array_split(order, min(groups, n))
 
 
 def _std(values: Sequence[float] | Array) -> float:

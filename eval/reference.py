@@ -101,19 +101,29 @@ def real_floor(
     n: int,
     metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
     seed: int = 0,
+    labels: NDArray[np.int64] | None = None,
     **options: Any,
 ) -> dict[str, Score]:
     """What a perfect sampler would score with n samples: n real images in place of samples.
 
     `real` holds images that are not in the reference; n of them are drawn without
-    replacement.  `options` go to `evaluate`.  Raises ValueError if there are fewer than n.
+    replacement.  With their `labels` the draw is balanced over classes, to go with balanced
+    samples.  `options` go to `evaluate`.  Raises ValueError if there are too few.
     """
-    available = len(real.features)
-    if n > available:
-        raise ValueError(f"a floor with {n} samples needs {n} real images, got {available}")
-    rows = np.random.default_rng(seed).choice(available, n, replace=False)
+    rng = np.random.default_rng(seed)
+    pool = np.zeros(len(real.features), np.int64) if labels is None else labels
+    classes = np.unique(pool)
+    rows = np.empty(0, np.int64)
+    for i, label in enumerate(classes):
+        members, wanted = np.flatnonzero(pool == label), len(range(i, n, len(classes)))
+        if wanted > len(members):
+            raise ValueError(
+                f"a floor with {n} samples needs {wanted} real images of a kind, got {len(members)}"
+            )
+        rows = np.concatenate([rows, rng.choice(members, wanted, replace=False)])
     drawn = Extracted(real.features[rows], real.logits[rows])
-    return evaluate(drawn, reference, metrics=metrics, seed=seed, **options)
+    strata = None if labels is None else labels[rows]
+    return evaluate(drawn, reference, metrics=metrics, seed=seed, strata=strata, **options)
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:

@@ -238,7 +238,9 @@ class _Encoder(nn.Module):
         self.deepest_channels, self.deepest_ds = ch, ds
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        emb = self.time_embed(timestep_embedding(t, self.num_channels))
+        sinusoids = timestep_embedding(t, self.num_channels)
+        dtype = next(self.time_embed.parameters()).dtype
+        emb = self.time_embed(sinusoids.to(dtype))
         if (y is None) != (self.num_classes is None):
             raise ValueError(
                 "this network is class-conditional: pass labels y"

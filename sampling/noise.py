@@ -41,7 +41,7 @@ class SampleNoise:
     """The noise of the samples `ids` under `seed`, one tensor [len(ids), *shape] a request.
 
     `start()` is x_T ~ N(0, I), `at(t)` the z of the row at timestep t.  Drawn in float32 and
-    returned as `dtype` on `device`.  Raises ValueError for a seed outside 0..2^64 - 1.
+    returned as `dtype` on `device`.  Raises ValueError for a seed or id outside 0..2^64 - 1.
     """
 
     def __init__(
@@ -54,6 +54,8 @@ class SampleNoise:
         dtype: torch.dtype = torch.float32,
     ):
         self.ids = list(ids)
+        if any(not 0 <= i < 2**64 for i in self.ids):
+            raise ValueError("sample ids must be integers in 0..2^64 - 1")
         self.shape = tuple(shape)
         self.device = torch.device(device)
         self.dtype = dtype

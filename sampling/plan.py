@@ -78,6 +78,8 @@ class Plan:
             raise ValueError("a plan needs at least one row and columns of equal length")
         if not (self.s < self.t).all() or not np.array_equal(self.t[1:], self.s[:-1]):
             raise ValueError("a plan must jump downwards between neighbouring nodes")
+        if self.x0_previous[0] != 0:
+            raise ValueError("the first row of a plan has no x0 of a row before")
         if self.s[-1] != -1:
             raise ValueError("a plan must end at the clean image, s = -1")
 

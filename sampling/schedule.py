@@ -56,7 +56,9 @@ class Schedule:
         return len(self.alpha_bar)
 
     def abar(self, t: int) -> float:
-        """alpha_bar at timestep t; 1.0 at t = -1, the clean image."""
+        """alpha_bar at timestep t; 1.0 at t = -1, the clean image.  IndexError elsewhere."""
+        if not -1 <= t < self.T:
+            raise IndexError(f"timestep {t} is not in -1..{self.T - 1}")
         return 1.0 if t == -1 else float(self.alpha_bar[t])
 
     @property

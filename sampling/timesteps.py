@@ -50,7 +50,8 @@ def timesteps(
         return _ddim(T, steps)[::-1].copy()
     if spacing == "leading":
         return (np.arange(steps)[::-1] * (T // steps)).astype(np.int64)
-    return np.round(T - np.arange(steps) * (T / steps)).astype(np.int64) - 1
+    # As diffusers computes it, ties and all; it may give one entry too many, which is dropped.
+    return np.round(np.arange(T, 0, -T / steps)[:steps]).astype(np.int64) - 1
 
 
 def _even(start: int, size: int, count: int) -> NDArray[np.int64]:

@@ -102,7 +102,7 @@ def make_job(
     steps: int | None,
     spacing: Any,
     seed: int,
-    label: int | None,
+    label: int | str | None,
     out: str | None = None,
 ) -> Job:
     """One cell: its plan, its folder and everything its pixels depend on.

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from eval.extractors import Extracted, extractor_named
-from eval.files import load_samples
+from eval.files import Samples, load_samples
 from eval.metrics import Score, check_metrics, evaluate
 from eval.records import Record, load_records, make_record, protocol, save_records
 from eval.reference import Reference, build_reference, real_floor
@@ -30,7 +32,7 @@ class Evaluator:
         self.scores = check_metrics(plain(metrics.scores))
         self.options = plain(metrics.options)
         self._reference_config = reference
-        self._floors: dict[int, dict[str, Score] | None] = {}
+        self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
 
     @cached_property
     def reference(self) -> Reference:
@@ -41,27 +43,35 @@ class Evaluator:
                 reference = Reference.load(path)
                 if reference.weights == self.extractor.digest and config.name != "custom":
                     return reference
-        images = hydra.utils.instantiate(config.images)
-        reference = build_reference(config.name, images, self.extractor)
+        real: Samples = hydra.utils.instantiate(config.images)
+        reference = build_reference(config.name, real.images, self.extractor)
         reference.save(BUILT_REFERENCES)
         return reference
 
     @cached_property
-    def _real(self) -> Extracted | None:
-        """Features of the real images that are not in the reference."""
+    def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
+        """Features and labels of the real images that are not in the reference."""
         config = self._reference_config.floor
-        return self.extractor(hydra.utils.instantiate(config)) if config else None
+        if not config:
+            return None
+        real: Samples = hydra.utils.instantiate(config)
+        return self.extractor(real.images), real.labels
 
-    def floor(self, n: int) -> dict[str, Score] | None:
+    def floor(self, n: int, balanced: bool) -> dict[str, Score] | None:
         """The real-vs-real floor for n samples; None where there are too few real images."""
-        if n not in self._floors:
-            enough = self._real is not None and n <= len(self._real.features)
-            self._floors[n] = (
-                real_floor(self._real, self.reference, n, metrics=self.scores, **self.options)
-                if enough and self._real is not None
-                else None
+        if self._real is None or n > len(self._real[0].features):
+            return None
+        if (n, balanced) not in self._floors:
+            real, labels = self._real
+            self._floors[n, balanced] = real_floor(
+                real,
+                self.reference,
+                n,
+                metrics=self.scores,
+                labels=labels if balanced else None,
+                **self.options,
             )
-        return self._floors[n]
+        return self._floors[n, balanced]
 
     def record(
         self, path: Path, out: Path, *, num_samples: int | None = None, use_labels: bool = True
@@ -77,17 +87,19 @@ class Evaluator:
         if num_samples is not None and num_samples > len(samples.images):
             raise ValueError(f"{path} has {len(samples.images)} samples, not {num_samples}")
         n = num_samples or len(samples.images)
+        balanced = manifest is not None and manifest["config"]["label"] == "balanced"
         labels = samples.labels[:n] if use_labels and samples.labels is not None else None
         scores = evaluate(
             self.extractor(samples.images[:n]),
             self.reference,
             labels=labels,
             metrics=self.scores,
+            strata=labels if balanced else None,
             **self.options,
         )
         record = make_record(
             scores,
-            self.floor(n),
+            self.floor(n, balanced),
             n=n,
             reference=self.reference,
             options=self.options,

@@ -76,7 +76,7 @@ def generate(
     size: Size,
     *,
     seed: int,
-    label: int | None = None,
+    label: int | str | None = None,
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
@@ -114,7 +114,7 @@ def _make_shard(
     backbone: Backbone,
     size: Size,
     seed: int,
-    label: int | None,
+    label: int | str | None,
     device: torch.device | str,
     bar: tqdm[Any],
 ) -> None:
@@ -153,11 +153,12 @@ def _make_shard(
 
 
 def batch_labels(
-    seed: int, ids: Sequence[int], num_classes: int | None, label: int | None
+    seed: int, ids: Sequence[int], num_classes: int | None, label: int | str | None
 ) -> Tensor | None:
-    """Class of each sample: `label` if given, else uniform per sample id; None if unconditional.
+    """Class of each sample, a function of (seed, i) alone; None if the model has no classes.
 
-    Raises ValueError for a label outside the model's classes.
+    `label` is one class for all, "balanced" (class i mod num_classes: equally many of each) or
+    None (uniform at random, as guided-diffusion).  Raises ValueError for any other label.
     """
     if num_classes is None:
         if label is not None:
@@ -165,8 +166,10 @@ def batch_labels(
         return None
     if label is None:
         return sample_labels(seed, ids, num_classes)
-    if not 0 <= label < num_classes:
-        raise ValueError(f"label must be in 0..{num_classes - 1}, got {label}")
+    if label == "balanced":
+        return torch.tensor(list(ids), dtype=torch.int64) % num_classes
+    if not isinstance(label, int) or not 0 <= label < num_classes:
+        raise ValueError(f"label must be in 0..{num_classes - 1}, balanced or null, got {label}")
     return torch.full((len(ids),), label, dtype=torch.int64)
 
 

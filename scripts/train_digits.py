@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
@@ -219,7 +220,7 @@ def held_out_loss(
 
 
 def train_classifier(args: argparse.Namespace) -> None:
-    """Digits classifier: AdamW, half-cosine learning rate, digits shifted by up to 2 pixels."""
+    """Digits classifier: AdamW, half-cosine learning rate, cross-entropy on distorted digits."""
     torch.manual_seed(args.seed)
     images, labels = load_images("train")
     x, y = to_model_range(images), torch.from_numpy(labels)
@@ -229,8 +230,8 @@ def train_classifier(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in (bar := trange(steps)):
         pick = torch.randint(len(x), (128,))
-        _, logits = net(shifted(x[pick]))
-        loss = nn.functional.cross_entropy(logits, y[pick], label_smoothing=0.05)
+        _, logits = net(distorted(x[pick]))
+        loss = F.cross_entropy(logits, y[pick])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -244,15 +245,20 @@ def train_classifier(args: argparse.Namespace) -> None:
     save_weights(net.state_dict(), HERE / "classifier.safetensors")
     for old in HERE.glob("digits-digits-*.npz"):
         old.unlink()  # made with other weights
-    reference = build_reference("digits", load_reference_images("reference"), DigitsExtractor())
+    real = load_reference_images("reference").images
+    reference = build_reference("digits", real, DigitsExtractor())
     print(f"reference: {reference.save(HERE)}")
     print(f"held-out accuracy {accuracy:.4f} on {len(guess)} digits")
 
 
-def shifted(x: Tensor) -> Tensor:
-    """The batch moved by one random offset of up to 2 pixels in each direction."""
-    down, right = torch.randint(-2, 3, (2,)).tolist()
-    return x.roll((down, right), dims=(2, 3))
+def distorted(x: Tensor) -> Tensor:
+    """Each digit turned by up to 0.2 rad, scaled by up to 10% and moved by up to 2 pixels."""
+    u = 2 * torch.rand(4, len(x)) - 1
+    angle, scale, move = 0.2 * u[0], 1 + 0.1 * u[1], 2 * u[2:] / 14  # 14 pixels: half a side
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack([cos, -sin, move[0], sin, cos, move[1]], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside is background, -1
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eval.files import Samples
 from models.adm import UNet
 from models.backbone import Backbone, NetworkDenoiser, file_sha256, load_weights, to_uint8
 from sampling import Schedule
@@ -40,8 +41,8 @@ def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64
     """Real digits: images uint8 [N, 28, 28] and labels int64 [N] of the embedded MNIST subset.
 
     Splits: `all` (10,000), `train` (9,000), `held_out` (the other 1,000), and the two
-    disjoint halves `reference` (5,000: what scores compare with) and `floor` (5,000: the
-    real images that play the perfect sampler).  Raises ValueError for another split.
+    disjoint, class-balanced sets `reference` (4,300: what scores compare with) and `floor`
+    (4,300: the real images that play the perfect sampler).  Raises ValueError for another split.
     """
     with np.load(HERE / "mnist10k.npz") as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
@@ -51,17 +52,26 @@ def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64
         "all": index >= 0,
         "train": ~held_out,
         "held_out": held_out,
-        "reference": index % 2 == 0,
-        "floor": index % 2 == 1,
+        "reference": _balanced(labels, index % 2 == 0),
+        "floor": _balanced(labels, index % 2 == 1),
     }
     if split not in splits:
         raise ValueError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
     return images[splits[split]], labels[splits[split]]
 
 
-def load_reference_images(split: str) -> NDArray[np.uint8]:
-    """The images of a split as uint8 [N, 28, 28, 1], which is what extractors take."""
-    return load_images(split)[0][..., None]
+def _balanced(labels: NDArray[np.int64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The first 430 of each class among the given images (the rarest class has 431 in a half)."""
+    chosen = np.zeros(len(labels), np.bool_)
+    for label in range(NUM_CLASSES):
+        chosen[np.flatnonzero(among & (labels == label))[:430]] = True
+    return chosen
+
+
+def load_reference_images(split: str) -> Samples:
+    """The images of a split as uint8 [N, 28, 28, 1], which is what extractors take, and labels."""
+    images, labels = load_images(split)
+    return Samples(images[..., None], labels)
 
 
 def to_model_range(images: NDArray[np.uint8]) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 from conftest import golden_json
 
 from sampling import (
+    SAMPLERS,
     SPACINGS,
     Plan,
     Row,
@@ -19,6 +20,7 @@ from sampling import (
     ddpm,
     mix,
     naive_stride,
+    named,
     skipped,
     splice,
     timesteps,
@@ -449,6 +451,51 @@ def test_a_plan_that_is_none_cannot_be_made(change, message):
     plan = ddim(LINEAR, [999, 500, 0])
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(plan, **change)
+
+
+# --- plans by name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "plan"),
+    [
+        ("skipped", {}, skipped(LINEAR, PAPER)),
+        ("naive_stride", {}, naive_stride(LINEAR, PAPER)),
+        ("ddim", {}, ddim(LINEAR, PAPER)),
+        ("ddim", {"eta": 0.5}, ddim(LINEAR, PAPER, eta=0.5)),
+        ("ddpm", {}, ddpm(LINEAR, PAPER)),
+        ("ddpm", {"variance": "fixed_large"}, ddpm(LINEAR, PAPER, variance="fixed_large")),
+        ("mix", {"cutoff": 291}, mix(LINEAR, PAPER, cutoff=291)),
+        (
+            "mix",
+            {"cutoff": None, "cutoff_sigma": None, "skipped_steps": 18},
+            mix(LINEAR, PAPER, cutoff=291),
+        ),
+    ],
+)
+def test_named_builds_the_plan_of_that_name(name, options, plan):
+    assert_equal(named(name, LINEAR, PAPER, **options), plan)
+    assert named(name, LINEAR, PAPER, **options).name == plan.name
+
+
+def test_named_knows_every_sampler():
+    assert set(SAMPLERS) == {"ddpm", "ddim", "skipped", "mix", "naive_stride"}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("euler", {}, "unknown sampler 'euler': choose one of ddpm, ddim, skipped, mix, naive_"),
+        ("skipped", {"eta": 1.0}, "sampler skipped has no option 'eta': it takes none"),
+        ("ddim", {"cutoff": 5}, "sampler ddim has no option 'cutoff': it takes eta"),
+        ("mix", {"eta": 0.0}, "it takes cutoff, cutoff_sigma, skipped_steps"),
+        ("mix", {}, "exactly one of cutoff, cutoff_sigma and skipped_steps: set the others to"),
+        ("ddpm", {"variance": "large"}, "choose learned, fixed_small or fixed_large"),
+    ],
+)
+def test_named_refuses(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        named(name, LINEAR, PAPER, **options)
 
 
 # --- reading a plan

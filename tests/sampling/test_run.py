@@ -18,6 +18,7 @@ from sampling import (
     Plan,
     SampleNoise,
     Schedule,
+    count_calls,
     ddim,
     ddpm,
     iterate,
@@ -402,7 +403,7 @@ def assert_tree_is_run(plans: list[Plan], noise, **options) -> int:
     for plan, sample in zip(plans, tree.samples, strict=True):
         assert torch.equal(sample, run(toy, plan, noise, **options))
     assert tree.nfe == [len(plan) for plan in plans]
-    assert tree.calls == len(network.calls) == len(prefixes(plans))
+    assert tree.calls == len(network.calls) == len(prefixes(plans)) == count_calls(plans)
     return tree.calls
 
 
@@ -483,6 +484,7 @@ def test_equal_plans_cost_nothing():
 
 def test_no_plans_no_calls():
     assert run_tree(toy, [], SampleNoise(2, range(3), SHAPE)) == ([], [], 0)
+    assert count_calls([]) == 0
 
 
 class LiveTensors(TorchDispatchMode):

@@ -185,6 +185,8 @@ def test_sections_with_a_remainder_have_larger_first_parts():
         (None, "even", "steps must be between 1 and T = 1000, got None"),
         (0, "even", "steps must be between 1 and T = 1000, got 0"),
         (-1, "trailing", "steps must be between 1 and T = 1000, got -1"),
+        (25.0, "even", "steps must be an integer between 1 and T = 1000, got 25.0"),
+        ("25", "even", "steps must be an integer between 1 and T = 1000, got '25'"),
         (1001, "leading", "steps must be between 1 and T = 1000, got 1001"),
         (1001, "ddim", "steps must be between 1 and T = 1000, got 1001"),
         (300, "ddim", "exactly 300 timesteps; use spacing=even, leading or trailing"),
