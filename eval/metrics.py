@@ -263,7 +263,7 @@ def kid(
 
 
 def _kid_resampled(
-    x: Floats, y: Floats, bootstrap: int, seed: int, strata: NDArray[np.int64] | None
+    x: Floats, y: Floats, bootstrap: int, seed: int, strata: NDArray[np.int64] | None = None
 ) -> Array:
     """[bootstrap]: KID up to a constant, with groups of samples drawn with replacement."""
     if bootstrap == 0:

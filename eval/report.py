@@ -79,6 +79,10 @@ def format_score(metric: str, value: Score | None) -> str:
     if value is None:
         return "-"
     places = DIGITS.get(metric, 3)
+    if metric == "kid" and value.se > 0.01:
+        places = (
+            2  # KID has the scale of the features cubed: small with Inception's, large with digits'
+        )
     half = "" if np.isnan(value.se) else f" ± {1.96 * value.se:.{places}f}"
     return f"{value.value:.{places}f}{half}"
 

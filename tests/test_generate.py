@@ -231,6 +231,7 @@ def test_labels():
     assert torch.equal(labels[50:60], batch_labels(3, range(150, 160), 10, None))
     assert set(labels.tolist()) == set(range(10))
     assert batch_labels(3, ids, 10, 7).unique().tolist() == [7]
+    assert batch_labels(3, range(8, 13), 10, "balanced").tolist() == [8, 9, 0, 1, 2]
     assert batch_labels(3, ids, None, None) is None
     with pytest.raises(ValueError, match=r"0\.\.9"):
         batch_labels(3, ids, 10, 10)

@@ -526,3 +526,39 @@ def test_errors_of_the_inception_score():
     for options in ({"splits": 21}, {"splits": 0}, {"chunk_size": 0}):
         with pytest.raises(ValueError, match="cannot divide 20 samples"):
             inception_score(logits, **options)
+
+
+def clustered(n: int, seed: int, balanced: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ten well separated classes: their counts are fixed, or drawn at random."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 10 if balanced else rng.integers(10, size=n)
+    centres = 3 * np.random.default_rng(99).normal(size=(10, 8))
+    return centres[labels] + rng.normal(size=(n, 8)), labels
+
+
+def test_strata_keep_their_sizes_in_every_resample():
+    labels = np.repeat([2, 5, 7], [10, 1, 30])
+    for counts in metrics._resamples(41, 20, 0, labels):
+        assert [counts[labels == c].sum() for c in (2, 5, 7)] == [10, 1, 30]
+    groups = metrics._groups(40, 100, np.random.default_rng(0), np.arange(40) % 4)
+    assert len(groups) == 10
+    assert all(sorted(g % 4) == [0, 1, 2, 3] for g in groups)
+    assert sorted(np.concatenate(groups)) == list(range(40))
+
+
+def test_stratified_standard_error_of_fid_is_that_of_balanced_samples():
+    """Fixed class counts remove most of the spread, and the standard error knows it."""
+    shifted = clustered(20000, 1, True)[0] + 0.5  # away from 0, where the bootstrap is exact
+    reference = statistics(shifted)
+    spread, said = {}, {}
+    for balanced in (True, False):
+        values = []
+        for seed in range(60):
+            x, labels = clustered(400, 100 + seed, balanced)
+            values.append(fid(x, reference, bootstrap=0).value)
+        strata = labels if balanced else None
+        said[balanced] = fid(x, reference, bootstrap=200, strata=strata).se
+        spread[balanced] = np.std(values, ddof=1)
+    assert spread[True] < 0.8 * spread[False]
+    assert 0.7 < said[True] / spread[True] < 1.4
+    assert 0.7 < said[False] / spread[False] < 1.4

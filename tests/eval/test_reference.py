@@ -142,5 +142,24 @@ def test_real_floor_is_an_evaluation_of_real_images(reference):
     assert part["fid"].value > whole["fid"].value, "fewer samples: more bias"
     assert real_floor(real, reference, 40, **options) == part
     assert real_floor(real, reference, 40, seed=1, **options) != part
-    with pytest.raises(ValueError, match="a floor with 81 samples needs 81 real images, got 80"):
+    with pytest.raises(ValueError, match="a floor with 81 samples needs 81 real images of a kind, got 80"):
         real_floor(real, reference, 81)
+
+
+def test_balanced_floor_draws_equally_many_of_each_class(monkeypatch):
+    features = np.arange(60, dtype=np.float32)[:, None] * np.ones((1, 2), np.float32)
+    labels = np.repeat([0, 1, 2], 20)
+    seen = {}
+
+    def spy(extracted, reference, **options):
+        seen["rows"], seen["strata"] = extracted.features[:, 0].astype(int), options["strata"]
+        return {}
+
+    monkeypatch.setattr("eval.reference.evaluate", spy)
+    real = Extracted(features, features)
+    real_floor(real, None, 31, labels=labels)
+    assert np.bincount(labels[seen["rows"]]).tolist() == [11, 10, 10]
+    assert np.array_equal(seen["strata"], labels[seen["rows"]])
+    assert len(set(seen["rows"])) == 31
+    with pytest.raises(ValueError, match="needs 21 real images of a kind, got 20"):
+        real_floor(real, None, 61, labels=labels)

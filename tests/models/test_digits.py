@@ -19,7 +19,7 @@ def test_splits_are_what_they_say():
     assert np.bincount(labels).min() > 800
     train, held_out = load_images("train")[0], load_images("held_out")[0]
     reference, floor = load_images("reference")[0], load_images("floor")[0]
-    assert (len(train), len(held_out), len(reference), len(floor)) == (9000, 1000, 5000, 5000)
+    assert (len(train), len(held_out), len(reference), len(floor)) == (9000, 1000, 4300, 4300)
 
     def rows(x):
         return {image.tobytes() for image in x}
@@ -27,6 +27,8 @@ def test_splits_are_what_they_say():
     assert rows(train) | rows(held_out) == rows(images)
     assert not rows(train) & rows(held_out)
     assert not rows(reference) & rows(floor)
+    for split in ("reference", "floor"):
+        assert np.bincount(load_images(split)[1]).tolist() == [430] * 10
     with pytest.raises(ValueError, match="choose one of all, train"):
         load_images("test")
 
