@@ -6,6 +6,7 @@ Everything is rendered from records alone, so that no number can come from memor
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only, on any machine
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import ScalarFormatter
 
 from eval.files import write_atomic
 from eval.metrics import Score
@@ -262,47 +264,52 @@ def _plot_table(
     metrics: Sequence[str],
     paper: dict[str, Any] | None,
 ) -> None:
-    """Score against steps, one panel a metric; below it the paper's, where it has that metric."""
-    has_paper = bool(paper) and any(
-        paper_value(paper, row, s, m) is not None
-        for row in _rows(cells) for s in _columns(cells) for m in metrics
-    )  # fmt: skip
-    height = 2 if has_paper else 1
-    figure, axes = plt.subplots(
-        height, len(metrics), figsize=(3.6 * len(metrics), 3.2 * height), squeeze=False
-    )
-    for ax, metric in zip(axes[0], metrics, strict=True):
-        for row in _rows(cells):
-            mine = sorted((c for c in cells if c.row == row), key=lambda c: c.steps)
-            points = [(c.steps, score(c.record, metric)) for c in mine]
-            known = [(s, v) for s, v in points if v is not None]
+    """Score against steps, one panel a metric; then the paper's, where it has that metric."""
+    rows, columns = _rows(cells), _columns(cells)
+    theirs = [
+        m for m in metrics if paper and any(m in c for r in paper["rows"] for c in r["cells"])
+    ]
+    count = len(metrics) + len(theirs)
+    across = min(4, count)
+    down = math.ceil(count / across)
+    figure, axes = plt.subplots(down, across, figsize=(3.8 * across, 3.1 * down), squeeze=False)
+    panels = list(axes.flat)
+    for ax in panels[count:]:
+        ax.axis("off")
+    for ax, metric in zip(panels, metrics, strict=False):
+        for row in rows:
+            known = _known([(s, _column(cells, s, metric).get(row)) for s in columns])
             ax.errorbar([s for s, _ in known], [v.value for _, v in known],
                         [1.96 * v.se for _, v in known], marker="o", ms=3, capsize=2, label=row)  # fmt: skip
-        floors = [(s, _floor(cells, s, metric)) for s in reversed(_columns(cells))]
-        known = [(s, f) for s, f in floors if f is not None]
-        ax.plot([s for s, _ in known], [f.value for _, f in known], "k:", label="real")
-        _style(ax, metric_title(metric, cells[0].record["extractor"]), metric)
-    axes[0, 0].legend(fontsize=7)
-    if has_paper and paper:
-        for ax, metric in zip(axes[1], metrics, strict=True):
-            for row in paper["rows"]:
-                pairs = [(c["steps"], c[metric]) for c in row["cells"] if metric in c]
-                ax.plot(
-                    *zip(*pairs, strict=True), marker="o", ms=3, label=row["name"]
-                ) if pairs else None
-            if ax.lines:
-                _style(ax, f"paper: {METRIC_NAMES[metric]}, {paper['dataset']}", metric)
-            else:
-                ax.axis("off")
+        floor = _known([(s, _floor(cells, s, metric)) for s in columns])
+        ax.plot([s for s, _ in floor], [f.value for _, f in floor], "k:", label="real")
+        _style(ax, metric_title(metric, cells[0].record["extractor"]), metric, columns)
+    panels[0].legend(fontsize=7)
+    for ax, metric in zip(panels[len(metrics) :], theirs, strict=False):
+        assert paper is not None
+        for row in paper["rows"]:
+            known_cells = [c for c in row["cells"] if metric in c]
+            steps = [c["steps"] for c in known_cells]
+            ax.plot(steps, [c[metric] for c in known_cells], marker="o", ms=3, label=row["name"])
+        _style(ax, f"paper: {METRIC_NAMES[metric]} on {paper['dataset']}", metric, steps)
+        ax.set_facecolor("whitesmoke")
     _save(figure, path, title)
 
 
-def _style(ax: Any, title: str, metric: str) -> None:
+def _known(points: list[tuple[int, Score | None]]) -> list[tuple[int, Score]]:
+    return [(x, score) for x, score in points if score is not None]
+
+
+def _style(ax: Any, title: str, metric: str, steps: Sequence[int]) -> None:
     ax.set_title(title, fontsize=8)
     ax.set_xscale("log")
+    ax.set_xticks(steps, [str(s) for s in steps])
+    ax.minorticks_off()
     ax.set_xlabel("network calls", fontsize=8)
-    if metric in ("fid",):
+    if metric == "fid":
         ax.set_yscale("log")
+        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis(ScalarFormatter())
     ax.tick_params(labelsize=7, which="both")
     ax.grid(alpha=0.3, which="both", lw=0.4)
 

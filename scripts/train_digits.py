@@ -137,13 +137,31 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def training_data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(images, labels) to train on and (images, labels) held out.
+
+    `mnist10k` is embedded; `mnist60k` is downloaded by torchvision, once, into runs/mnist.
+    """
+    if name == "mnist10k":
+        parts = [load_images("train"), load_images("held_out")]
+    else:
+        from torchvision.datasets import MNIST
+
+        try:
+            sets = [MNIST("runs/mnist", train=train, download=True) for train in (True, False)]
+        except (RuntimeError, OSError) as error:
+            sys.exit(f"error: cannot download MNIST ({error}): use --data mnist10k")
+        parts = [
+            (s.data.numpy()[:n], s.targets.numpy()[:n])
+            for s, n in zip(sets, (None, 1000), strict=True)
+        ]
+    (a, b), (c, d) = parts
+    return (to_model_range(a), torch.from_numpy(b)), (to_model_range(c), torch.from_numpy(d))
+
+
 def train_unet(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
-    images, labels = load_images("train")
-    x, y = to_model_range(images), torch.from_numpy(labels)
-    held_images, held_labels = load_images("held_out")
-    held = to_model_range(held_images), torch.from_numpy(held_labels)
-
+    (x, y), held = training_data(args.data)
     net = PatchUNet(**json.loads(args.net) if args.net else UNET, dropout=args.dropout)
     net = net.to(memory_format=torch.channels_last)  # about 8% faster on a CPU
     objective = Objective(Schedule.linear(), args.loss)
@@ -265,9 +283,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["unet", "classifier"])
     parser.add_argument("--out", default="runs/train_digits")
+    parser.add_argument("--data", choices=["mnist10k", "mnist60k"], default="mnist10k")
     parser.add_argument("--net", help="U-Net options as JSON (default: the embedded model's)")
     parser.add_argument("--loss", choices=["simple", "skipped_step"], default="simple")
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6500)
     parser.add_argument("--stop-after", type=int, help="end early; resume without this option")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=1e-3)

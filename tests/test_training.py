@@ -13,7 +13,7 @@ import torch
 from conftest import GOLDEN
 
 from sampling import Schedule, ddpm
-from scripts.train_digits import Ema, Objective, learning_rate
+from scripts.train_digits import Ema, Objective, learning_rate, training_data
 
 SCHEDULE = Schedule.linear()
 ABAR = SCHEDULE.alpha_bar
@@ -139,3 +139,30 @@ def test_golden_folder_is_small():
     """The tests' reference tensors stay a few megabytes."""
     assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 8 * 2**20
     assert np.load(GOLDEN / "to_uint8.npz")["float_in"].shape == (64,)
+
+
+def test_full_mnist_by_option(monkeypatch):
+    import torchvision.datasets
+
+    class Stored:
+        """What torchvision's MNIST holds, without the download."""
+
+        def __init__(self, root, train, download):
+            assert download
+            n = 60 if train else 2000
+            self.data = torch.full((n, 28, 28), 255, dtype=torch.uint8)
+            self.targets = torch.arange(n) % 10
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", Stored)
+    (x, y), (held_x, held_y) = training_data("mnist60k")
+    assert x.shape == (60, 1, 28, 28)
+    assert x.min() == 1
+    assert y[:12].tolist() == [*range(10), 0, 1]
+    assert len(held_x) == len(held_y) == 1000
+
+    def unreachable(root, train, download):
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", unreachable)
+    with pytest.raises(SystemExit, match="use --data mnist10k"):
+        training_data("mnist60k")

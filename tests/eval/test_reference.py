@@ -142,7 +142,9 @@ def test_real_floor_is_an_evaluation_of_real_images(reference):
     assert part["fid"].value > whole["fid"].value, "fewer samples: more bias"
     assert real_floor(real, reference, 40, **options) == part
     assert real_floor(real, reference, 40, seed=1, **options) != part
-    with pytest.raises(ValueError, match="a floor with 81 samples needs 81 real images of a kind, got 80"):
+    with pytest.raises(
+        ValueError, match="a floor with 81 samples needs 81 real images of a kind, got 80"
+    ):
         real_floor(real, reference, 81)
 
 
