@@ -51,7 +51,7 @@ figure4: .venv/installed ## the cutoff ablation of figure 4 for MODEL
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1_full,figure4 model=$(MODEL) render_only=true $(ARGS)
 
-train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/
+train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train_digits
 	$(PY) scripts/train_digits.py classifier
 	$(PY) scripts/train_digits.py unet
 

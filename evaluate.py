@@ -18,6 +18,8 @@ from scripts.evaluation import Evaluator
 
 def main(cfg: DictConfig) -> None:
     path = Path(cfg.samples)
+    if cfg.labels not in ("auto", "off"):
+        raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(pick_device(cfg.device)))
     beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
     out = Path(cfg.out or f"{beside}-{cfg.metrics.extractor}.json")

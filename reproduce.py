@@ -12,9 +12,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
+from eval.metrics import check_metrics
 from eval.records import Record, load_records, save_records
 from eval.report import Cell, write_cutoff_figure, write_table
-from scripts.commands import load_backbone, make_job, pick_device, plain, run_command
+from scripts.commands import ROOT, load_backbone, make_job, pick_device, plain, run_command
 from scripts.evaluation import Evaluator
 from scripts.generate import Size, distributed_rank, generate
 
@@ -24,13 +25,14 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     cells = _stored(out) if cfg.render_only else _measured(cfg, experiment)
     save_records(out / "records.json", [{"row": c.row, **c.record} for c in cells])
-    paper = experiment.get("paper")
+    paper = (
+        yaml.safe_load((ROOT / experiment["paper"]).read_text()) if experiment["paper"] else None
+    )
     if experiment["kind"] == "table":
-        reference = yaml.safe_load(Path(paper).read_text()) if paper else None
-        write_table(out, experiment["title"], cells, experiment["metrics"], reference)
+        write_table(out, experiment["title"], cells, experiment["metrics"], paper)
         print((out / "table.md").read_text())
     else:
-        write_cutoff_figure(out, experiment["title"], cells, experiment["metrics"])
+        write_cutoff_figure(out, experiment["title"], cells, experiment["metrics"], paper)
         print((out / "figure.md").read_text())
     print(f"written: {out}")
 
@@ -65,6 +67,11 @@ def _columns(cfg: DictConfig, experiment: dict[str, Any]) -> list[tuple[int, int
 
 def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     """Sample and evaluate every cell, or find it done; the cheapest columns first."""
+    absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
+    if absent:
+        raise ValueError(
+            f"experiment.metrics names {', '.join(absent)}, which metrics.scores lacks"
+        )
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device)
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
@@ -85,7 +92,7 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
         }
         print(f"{steps} steps, {num_samples} samples: {', '.join(rows)}", flush=True)
         size = Size(num_samples, cfg.batch_size, cfg.shard_size)
-        generate(
+        complete = generate(
             list(jobs.values()),
             backbone,
             size,
@@ -95,6 +102,8 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
             rank=rank,
             world=world,
         )
+        if not complete:
+            raise SystemExit("this process is done; run again when the others have sampled, too")
         for row, job in jobs.items():
             path = job.folder / f"evaluation-{cfg.metrics.extractor}-{num_samples}.json"
             record = evaluator.record(job.folder, path, num_samples=num_samples)

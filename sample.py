@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.show_plan:
         print(job.plan)
     rank, world = distributed_rank()
-    generate(
+    complete = generate(
         [job],
         backbone,
         size,
@@ -42,6 +42,9 @@ def main(cfg: DictConfig) -> None:
         rank=rank,
         world=world,
     )
+    if not complete:
+        print(f"this process is done; others still sample into {job.folder}")
+        return
     if cfg.format == "png":
         export_png(job.folder, load_samples(job.folder).images)
     print(f"{size.num_samples} samples, {len(job.plan)} network calls each: {job.folder}")

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -78,7 +79,13 @@ class DigitsExtractor:
                 f"{weights} is missing: make it with `python scripts/train_digits.py classifier`"
             )
         self.net = DigitsClassifier()
-        self.net.load_state_dict(load_file(weights))
+        try:
+            self.net.load_state_dict(load_file(weights))
+        except (SafetensorError, RuntimeError):
+            raise ValueError(
+                f"{weights} does not hold the digits classifier or is damaged: make it with "
+                "`python scripts/train_digits.py classifier`"
+            ) from None
         self.net.eval().to(device)
         self.device = device
         self.digest = _digest(self.net)

@@ -55,7 +55,9 @@ def load_samples(path: Path | str) -> Samples:
             images = file["arr_0"]
             labels = file["arr_1"].astype(np.int64) if "arr_1" in file else None
     except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or has no arr_0 ({error}): sample it again") from None
+        raise ValueError(
+            f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
+        ) from None
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -71,9 +73,13 @@ def _read_pngs(folder: Path) -> NDArray[np.uint8]:
         raise FileNotFoundError(f"no PNG files and no samples.npz in {folder}")
     images = []
     for file in tqdm(files, desc="reading", leave=False, delay=2):
-        with Image.open(file) as image:
-            grey = image.mode in ("1", "L", "I;16", "LA")
-            pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        try:
+            with Image.open(file) as image:
+                if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                    raise ValueError(f"{file} has mode {image.mode}: only 8-bit PNG files are read")
+                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ValueError(f"{file} is damaged ({error}): remove it or make it again") from None
         images.append(pixels[..., None] if pixels.ndim == 2 else pixels)
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{file} is {images[-1].shape}, but {files[0].name} {images[0].shape}")

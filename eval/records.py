@@ -21,11 +21,13 @@ def make_record(
     reference: Reference,
     options: dict[str, Any],
     cell: dict[str, Any] | None,
+    run: dict[str, Any] | None = None,
 ) -> Record:
     """A score is no result without its protocol: this holds both.
 
     `scores` of n samples and the real-vs-real `floor` at the same n (None if there are too
-    few real images); `options` of the metrics; `cell` is the samples' manifest, if any.
+    few real images); `options` of the metrics; `cell` says how the samples were made and `run`
+    what that took, as far as their manifest tells.
     """
     return {
         "n": n,
@@ -34,8 +36,10 @@ def make_record(
         "reference": reference.name,
         "reference_n": reference.n,
         "reference_digest": reference.digest[:12],
+        "metrics": sorted(scores),
         "options": options,
         "cell": cell,
+        "run": run,
         "scores": {name: score._asdict() for name, score in scores.items()},
         "floor": floor and {name: score._asdict() for name, score in floor.items()},
     }
@@ -43,7 +47,7 @@ def make_record(
 
 def protocol(record: Record) -> Record:
     """What must agree for a stored record to stand for a new evaluation."""
-    return {key: record[key] for key in record if key not in ("scores", "floor")}
+    return {key: record[key] for key in record if key not in ("scores", "floor", "run")}
 
 
 def score(record: Record, metric: str, of: str = "scores") -> Score | None:

@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +57,13 @@ def write_table(
     cells: Sequence[Cell],
     metrics: Sequence[str],
     paper: dict[str, Any] | None,
-    notes: Sequence[str] = (),
 ) -> None:
     """table.md, table.csv, table.tex and table.png of a sampler x steps table.
 
     `paper` is a file of results/paper as a dictionary; its numbers go below ours, since they
     are of another data set, for the metrics that both have.
     """
-    write_atomic(folder / "table.md", _text(_markdown(title, cells, metrics, paper, notes)))
+    write_atomic(folder / "table.md", _text(_markdown(title, cells, metrics, paper)))
     write_atomic(folder / "table.csv", lambda p: _write_csv(p, cells, paper))
     write_atomic(folder / "table.tex", _text(_latex(title, cells, metrics)))
     write_atomic(folder / "table.png", lambda p: _plot_table(p, title, cells, metrics, paper))
@@ -146,11 +146,9 @@ def _markdown(
     cells: Sequence[Cell],
     metrics: Sequence[str],
     paper: dict[str, Any] | None,
-    notes: Sequence[str],
 ) -> str:
     record = cells[0].record
     lines = [f"# {title}", "", protocol_sentence(record), ""]
-    lines += [f"- {note}" for note in notes] + [""] * bool(notes)
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
         lines += [*_markdown_grid(cells, metric), ""]
@@ -166,12 +164,19 @@ def _markdown(
 
 def protocol_sentence(record: Record) -> str:
     """What the numbers are, in words."""
+    made = record["cell"]["config"]
+    labels = {None: "at random", "balanced": "balanced"}.get(made["label"], str(made["label"]))
+    checkpoint = made["model"].get("checkpoint", made["model"]["sha256"][:12])
     return (
+        f"Model `{made['model']['name']}`, checkpoint `{checkpoint}` "
+        f"({made['model']['sha256'][:12]}); spacing `{made['spacing']}`, seed {made['seed']}, "
+        f"labels {labels}, x0 {'clipped' if made['model']['clip'] else 'not clipped'}. "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), reference "
         f"`{record['reference']}` ({record['reference_n']} images, {record['reference_digest']}). "
         "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
         "cannot be told from it. *Real* is the real-vs-real floor: as many real images in place "
-        "of samples, which is what a perfect sampler would score."
+        "of samples, which is what a perfect sampler would score. FID and recall depend on N: "
+        "across columns of different N, compare with that floor."
     )
 
 
@@ -204,28 +209,27 @@ def _markdown_paper(paper: dict[str, Any], metric: str) -> list[str]:
 
 def _write_csv(path: Path, cells: Sequence[Cell], paper: dict[str, Any] | None) -> None:
     fields = ["sampler", "steps", "nfe", "cutoff", "spacing", "seed", "n", "metric", "value", "se"]
-    fields += ["floor", "extractor", "reference", "seconds", "paper"]
+    fields += ["floor", "extractor", "reference", "paper"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         for cell in cells:
-            run = cell.record["cell"]
+            made = cell.record["cell"]
             for metric, value in cell.record["scores"].items():
                 floor = score(cell.record, metric, "floor")
                 writer.writerow({
                     "sampler": cell.row,
                     "steps": cell.steps,
-                    "nfe": run["nfe"],
-                    "cutoff": run["config"]["sampler"].get("cutoff", ""),
-                    "spacing": run["config"]["spacing"],
-                    "seed": run["config"]["seed"],
+                    "nfe": made["nfe"],
+                    "cutoff": made["config"]["sampler"].get("cutoff", ""),
+                    "spacing": made["config"]["spacing"],
+                    "seed": made["config"]["seed"],
                     "n": cell.record["n"],
                     "metric": metric,
                     **value,
                     "floor": floor.value if floor else "",
                     "extractor": cell.record["extractor"],
                     "reference": cell.record["reference"],
-                    "seconds": run.get("seconds", ""),
                     "paper": paper_value(paper, cell.row, cell.steps, metric) or "",
                 })  # fmt: skip
 
@@ -234,9 +238,9 @@ def _latex(title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> str:
     columns, sizes = _columns(cells), _sizes(cells)
     extractor = cells[0].record["extractor"]
     heads = [f"\\multicolumn{{{len(metrics)}}}{{c}}{{{s} steps ($N={sizes[s]}$)}}" for s in columns]
-    names = [METRIC_NAMES[m] for m in metrics] * len(columns)
+    names = [f"{METRIC_NAMES[m]} ({extractor})" for m in metrics] * len(columns)
     lines = [
-        f"% {title}; extractor: {extractor}; +- is the half width of the 95% interval",
+        f"% {title}; +- is the half width of the 95% interval; Real: real images for samples",
         f"\\begin{{tabular}}{{l{'r' * len(names)}}}",
         "\\toprule",
         "Sampler & " + " & ".join(heads) + " \\\\",
@@ -251,6 +255,9 @@ def _latex(title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> str:
                 text = format_score(m, _column(cells, s, m).get(row)).replace(" ± ", " \\pm ")
                 texts.append(f"$\\mathbf{{{text}}}$" if row in best[s, m] else f"${text}$")
         lines.append(f"{row} & " + " & ".join(texts) + " \\\\")
+    floor = [format_score(m, _floor(cells, s, m)).replace(" ± ", " \\pm ")
+             for s in columns for m in metrics]  # fmt: skip
+    lines += ["\\midrule", "Real & " + " & ".join(f"${text}$" for text in floor) + " \\\\"]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -265,7 +272,7 @@ def _plot_table(
     paper: dict[str, Any] | None,
 ) -> None:
     """Score against steps, one panel a metric; then the paper's, where it has that metric."""
-    rows, columns = _rows(cells), _columns(cells)
+    rows, columns, sizes = _rows(cells), _columns(cells), _sizes(cells)
     theirs = [
         m for m in metrics if paper and any(m in c for r in paper["rows"] for c in r["cells"])
     ]
@@ -278,12 +285,17 @@ def _plot_table(
         ax.axis("off")
     for ax, metric in zip(panels, metrics, strict=False):
         for row in rows:
-            known = _known([(s, _column(cells, s, metric).get(row)) for s in columns])
-            ax.errorbar([s for s, _ in known], [v.value for _, v in known],
-                        [1.96 * v.se for _, v in known], marker="o", ms=3, capsize=2, label=row)  # fmt: skip
-        floor = _known([(s, _floor(cells, s, metric)) for s in columns])
-        ax.plot([s for s, _ in floor], [f.value for _, f in floor], "k:", label="real")
+            colour = f"C{rows.index(row)}"
+            for part, label in _of_one_size(columns, sizes, row):
+                known = _known([(s, _column(cells, s, metric).get(row)) for s in part])
+                ax.errorbar([s for s, _ in known], [v.value for _, v in known],
+                            [1.96 * v.se for _, v in known],
+                            color=colour, marker="o", ms=3, capsize=2, label=label)  # fmt: skip
+        for part, label in _of_one_size(columns, sizes, "real"):
+            floor = _known([(s, _floor(cells, s, metric)) for s in part])
+            ax.plot([s for s, _ in floor], [f.value for _, f in floor], "k:", label=label)
         _style(ax, metric_title(metric, cells[0].record["extractor"]), metric, columns)
+        ax.set_xticks(columns, [f"{s}\nN={sizes[s]}" for s in columns])
     panels[0].legend(fontsize=7)
     for ax, metric in zip(panels[len(metrics) :], theirs, strict=False):
         assert paper is not None
@@ -294,6 +306,14 @@ def _plot_table(
         _style(ax, f"paper: {METRIC_NAMES[metric]} on {paper['dataset']}", metric, steps)
         ax.set_facecolor("whitesmoke")
     _save(figure, path, title)
+
+
+def _of_one_size(
+    columns: Sequence[int], sizes: dict[int, int], label: str
+) -> list[tuple[list[int], str | None]]:
+    """Runs of columns with the same N, which one line may join; only the first is labelled."""
+    parts = [list(part) for _, part in groupby(columns, key=sizes.__getitem__)]
+    return [(part, None if i else label) for i, part in enumerate(parts)]
 
 
 def _known(points: list[tuple[int, Score | None]]) -> list[tuple[int, Score]]:
@@ -327,21 +347,25 @@ def write_cutoff_figure(
     title: str,
     cells: Sequence[Cell],
     metrics: Sequence[str],
-    notes: Sequence[str] = (),
+    paper: dict[str, Any] | None,
 ) -> None:
     """figure.md, figure.csv and figure.png: scores against Mix's cutoff, one panel a step count.
 
     `cells` are Mix cells whose records hold `sampler.cutoff`; cutoff 0 is Skipped-Step, T DDIM.
+    The range that the paper (results/paper/figure4.yaml) calls optimal is shaded.
     """
     record = cells[0].record
     lines = [f"# {title}", "", protocol_sentence(record), ""]
-    lines += [f"- {note}" for note in notes] + [""] * bool(notes)
+    if paper:
+        low, high = paper["optimal_cutoffs"]
+        lines += [f"The paper ({paper['source']}; {paper['dataset']}, another data set) finds the "
+                  f"best cutoffs within [{low}, {high}], and prints no numbers.", ""]  # fmt: skip
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
         lines += [*_markdown_cutoffs(cells, metric), ""]
     write_atomic(folder / "figure.md", _text("\n".join(lines)))
     write_atomic(folder / "figure.csv", lambda p: _write_csv(p, cells, None))
-    write_atomic(folder / "figure.png", lambda p: _plot_cutoffs(p, title, cells, metrics))
+    write_atomic(folder / "figure.png", lambda p: _plot_cutoffs(p, title, cells, metrics, paper))
 
 
 def cutoff(cell: Cell) -> float:
@@ -367,7 +391,13 @@ def _markdown_cutoffs(cells: Sequence[Cell], metric: str) -> list[str]:
     return [*lines, "| *Real* | " + " | ".join(floors) + " |"]
 
 
-def _plot_cutoffs(path: Path, title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> None:
+def _plot_cutoffs(
+    path: Path,
+    title: str,
+    cells: Sequence[Cell],
+    metrics: Sequence[str],
+    paper: dict[str, Any] | None,
+) -> None:
     """As the paper's figure 4: one panel a step count, first metric left axis, second right."""
     columns = sorted(_columns(cells))
     figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 3.4), squeeze=False)
@@ -387,6 +417,8 @@ def _plot_cutoffs(path: Path, title: str, cells: Sequence[Cell], metrics: Sequen
                 metric_title(metric, mine[0].record["extractor"]), color=colour, fontsize=8
             )
             side.tick_params(labelsize=7)
+        if paper:
+            ax.axvspan(*paper["optimal_cutoffs"], color="k", alpha=0.06, lw=0)
         ax.set_title(f"{steps} steps (N={mine[0].record['n']})", fontsize=9)
         ax.set_xlabel("cutoff (0: Skipped-Step, 1000: DDIM)", fontsize=8)
         ax.grid(alpha=0.3)

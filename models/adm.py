@@ -32,10 +32,12 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class Norm(nn.GroupNorm):
-    """Group norm (eps 1e-5) computed in float32 whatever the dtype of its input."""
+    """Group norm (eps 1e-5) computed in float32 at least, whatever the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.float()).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(x.to(wide), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
 def zeroed(module: nn.Module) -> nn.Module:
@@ -124,7 +126,7 @@ class ResBlock(nn.Module):
 
 
 def attend(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
-    """Scaled dot-product attention, [B, 3*C, L] -> [B, C, L], softmax in float32.
+    """Scaled dot-product attention, [B, 3*C, L] -> [B, C, L], softmax in float32 at least.
 
     Channels are [head][q, k, v][dim] in the legacy order and [q, k, v][head][dim] in the
     new one.  q and k are each scaled by dim^(-1/4), which keeps half precision in range.
@@ -136,7 +138,8 @@ def attend(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
         q, k, v = qkv.view(b, heads, 3, -1, length).unbind(2)
     scale = q.shape[2] ** -0.25
     weight = torch.einsum("bhct,bhcs->bhts", q * scale, k * scale)
-    weight = weight.float().softmax(dim=-1).to(qkv.dtype)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    weight = weight.to(wide).softmax(dim=-1).to(qkv.dtype)
     return torch.einsum("bhts,bhcs->bhct", weight, v).reshape(b, width // 3, length)
 
 
@@ -254,7 +257,8 @@ class UNet(_Encoder):
     """ADM's U-Net: (x_t [B, C, H, W], t [B], y [B] int64 or None) -> [B, out, H, W].
 
     With `learn_sigma` the output has twice the input's channels: eps first, then the
-    variance values v in about [-1, 1].  H and W need only be divisible by the total
+    variance values v in about [-1, 1].  `out_channels` overrides their number: the released
+    up-samplers see 6 channels (x_t and a small image) and return 6.  H and W need only be divisible by the total
     down-sampling factor.  `attention_ds` are down-sampling factors (image size divided by
     the resolution at which attention is applied).  `num_head_channels`, unless -1,
     overrides both head counts.  `norm_groups` is 32 in every published checkpoint.
@@ -269,6 +273,7 @@ class UNet(_Encoder):
         channel_mult: Sequence[float],
         attention_ds: Sequence[int],
         in_channels: int = 3,
+        out_channels: int | None = None,
         num_classes: int | None = None,
         learn_sigma: bool = True,
         dropout: float = 0.0,
@@ -316,7 +321,8 @@ class UNet(_Encoder):
                     layers.append(res(ch, ch, "up") if resblock_updown else Upsample(ch))
                     ds //= 2
                 self.output_blocks.append(_Block(*layers))
-        out_channels = in_channels * (2 if learn_sigma else 1)
+        if out_channels is None:
+            out_channels = in_channels * (2 if learn_sigma else 1)
         self.out = nn.Sequential(
             Norm(norm_groups, ch),
             nn.SiLU(),

@@ -22,8 +22,8 @@ class _Stream:
     """One generator, moved to the beginning of stream `stream` of sample (seed, i)."""
 
     def __init__(self, seed: int):
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed must be an integer in 0..2^64 - 1, got {seed}")
+        if type(seed) is not int or not 0 <= seed < 2**64:
+            raise ValueError(f"seed must be an integer in 0..2^64 - 1, got {seed!r}")
         self._philox = np.random.Philox(key=0)
         self._generator = np.random.Generator(self._philox)
         self._state = self._philox.state

@@ -24,10 +24,10 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Array, name: str = "betas") -> Schedule:
-        """alpha_bar_t = prod_{i <= t} (1 - beta_i).  Raises ValueError unless 0 < beta <= 1."""
+        """alpha_bar_t = prod_{i <= t} (1 - beta_i).  Raises ValueError unless 0 < beta < 1."""
         betas = np.asarray(betas, dtype=np.float64)
-        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas <= 1)).all():
-            raise ValueError("betas must be a non-empty one-dimensional list within (0, 1]")
+        if betas.ndim != 1 or betas.size == 0 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError("betas must be a non-empty one-dimensional list within (0, 1)")
         return cls(np.cumprod(1.0 - betas, dtype=np.float64), name)
 
     @classmethod

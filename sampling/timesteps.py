@@ -33,6 +33,8 @@ def timesteps(
     """
     if steps is not None and not isinstance(steps, int | np.integer):
         raise ValueError(f"steps must be an integer between 1 and T = {T}, got {steps!r}")
+    if not isinstance(spacing, str | Sequence | np.ndarray):
+        raise ValueError(f"spacing must be a name or a list of timesteps, got {spacing!r}")
     if not isinstance(spacing, str):
         return _explicit(T, steps, spacing)
     if "," in spacing:
@@ -87,7 +89,8 @@ def _sections(T: int, steps: int | None, spacing: str) -> NDArray[np.int64]:
         raise ValueError(f"section counts must be at least 0 and not all 0, got {spacing!r}")
     if steps is not None and steps != sum(counts):
         raise ValueError(
-            f"spacing={spacing} has {sum(counts)} steps, but steps={steps} was asked for"
+            f"spacing={spacing} has {sum(counts)} steps, but steps={steps} was asked for: "
+            "set steps=null"
         )
     size, extra = divmod(T, len(counts))
     nodes, start = [], 0
@@ -99,11 +102,15 @@ def _sections(T: int, steps: int | None, spacing: str) -> NDArray[np.int64]:
 
 
 def _explicit(T: int, steps: int | None, spacing: Sequence[int]) -> NDArray[np.int64]:
+    if not all(isinstance(t, int | np.integer) for t in spacing):
+        raise ValueError("an explicit list of timesteps must hold integers only")
     nodes = np.unique(np.asarray(spacing, dtype=np.int64))
     if len(nodes) == 0 or len(nodes) != len(spacing):
         raise ValueError("an explicit list of timesteps must be non-empty and without repetition")
     if nodes[0] < 0 or nodes[-1] >= T:
         raise ValueError(f"timesteps must lie in 0..{T - 1}, got {nodes[0]}..{nodes[-1]}")
     if steps is not None and steps != len(nodes):
-        raise ValueError(f"the list has {len(nodes)} timesteps, but steps={steps} was asked for")
+        raise ValueError(
+            f"the list has {len(nodes)} timesteps, but steps={steps} was asked for: set steps=null"
+        )
     return nodes[::-1].copy()

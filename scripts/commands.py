@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import functools
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from models.backbone import Backbone
 from sampling import Schedule, named, timesteps
 from scripts.generate import Job
 
-CONFIGS = str(Path(__file__).resolve().parents[1] / "configs")
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = str(ROOT / "configs")
 
 
 def run_command(main: Callable[[DictConfig], None], config: str) -> None:
@@ -110,6 +110,13 @@ def make_job(
     Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
     cells of different experiments are sampled once and different ones never meet.
     """
+    for option in ("cutoff", "cutoff_sigma", "eta"):
+        value = sampler.get(option)
+        if value is not None and type(value) not in (int, float):
+            raise ValueError(f"sampler.{option} must be a number, got {value!r}")
+    k = sampler.get("skipped_steps")
+    if k is not None and type(k) is not int:
+        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
     options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
     plan = named(sampler["name"], backbone.schedule, timesteps(backbone.schedule.T, steps, spacing),
                  **options)  # fmt: skip
@@ -122,12 +129,11 @@ def make_job(
         "seed": seed,
         "label": label,
     }
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
-    name = "-".join(
-        [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
-    )
-    folder = Path(out) if out else Path("runs", model.name, f"{name}-{digest}")
-    return Job(plan, folder, config)
+    job = Job(plan, Path(out or "."), config)
+    if out:
+        return job
+    parts = [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
+    return replace(job, folder=Path("runs", model.name, f"{'-'.join(parts)}-{job.digest[:8]}"))
 
 
 def _check_cutoff(cutoff: float | None, schedule: Schedule) -> None:

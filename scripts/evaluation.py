@@ -17,10 +17,8 @@ from eval.files import Samples, load_samples
 from eval.metrics import Score, check_metrics, evaluate
 from eval.records import Record, load_records, make_record, protocol, save_records
 from eval.reference import Reference, build_reference, real_floor
-from scripts.commands import plain
+from scripts.commands import ROOT, plain
 from scripts.generate import read_manifest
-
-BUILT_REFERENCES = Path("runs/references")
 
 
 class Evaluator:
@@ -30,7 +28,7 @@ class Evaluator:
         weights = metrics.weights and Path(metrics.weights)
         self.extractor = extractor_named(metrics.extractor, weights, device)
         self.scores = check_metrics(plain(metrics.scores))
-        self.options = plain(metrics.options)
+        self.options = _checked_options(plain(metrics.options))
         self._reference_config = reference
         self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
 
@@ -38,15 +36,15 @@ class Evaluator:
     def reference(self) -> Reference:
         """The stored reference made with this extractor, or a new one built from its images."""
         config = self._reference_config
-        for folder in (Path(config.folder), BUILT_REFERENCES):
-            for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*.npz")):
+        if config.folder:
+            for path in sorted(
+                (ROOT / config.folder).glob(f"{config.name}-{self.extractor.name}-*")
+            ):
                 reference = Reference.load(path)
-                if reference.weights == self.extractor.digest and config.name != "custom":
+                if reference.weights == self.extractor.digest:
                     return reference
-        real: Samples = hydra.utils.instantiate(config.images)
-        reference = build_reference(config.name, real.images, self.extractor)
-        reference.save(BUILT_REFERENCES)
-        return reference
+        real = Samples(*hydra.utils.instantiate(config.images))
+        return build_reference(config.name, real.images, self.extractor)
 
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
@@ -54,7 +52,7 @@ class Evaluator:
         config = self._reference_config.floor
         if not config:
             return None
-        real: Samples = hydra.utils.instantiate(config)
+        real = Samples(*hydra.utils.instantiate(config))
         return self.extractor(real.images), real.labels
 
     def floor(self, n: int, balanced: bool) -> dict[str, Score] | None:
@@ -76,12 +74,18 @@ class Evaluator:
     def record(
         self, path: Path, out: Path, *, num_samples: int | None = None, use_labels: bool = True
     ) -> Record:
-        """Evaluate the samples at `path`, or return the record at `out` if it already says so."""
+        """Evaluate the samples at `path` and store the record at `out`.
+
+        A record that is there already is returned instead if it says just what a new one would;
+        only a run's folder, whose manifest tells what its samples are, can be so trusted.
+        """
+        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
+            raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
         manifest = read_manifest(path) if path.is_dir() else None
         n = num_samples or (manifest or {}).get("num_samples")
-        if n is not None and out.is_file():
+        if manifest and manifest["complete"] and n is not None and out.is_file():
             stored: Record = load_records(out)
-            if protocol(stored) == self._protocol(n, manifest):
+            if protocol(stored) == self._protocol(n, manifest, use_labels):
                 return stored
         samples = load_samples(path)
         if num_samples is not None and num_samples > len(samples.images):
@@ -104,18 +108,40 @@ class Evaluator:
             reference=self.reference,
             options=self.options,
             cell=_cell(manifest),
+            run=_run(manifest),
         )
         save_records(out, record)
         return record
 
-    def _protocol(self, n: int, manifest: dict[str, Any] | None) -> Record:
-        blank = make_record({}, None, n=n, reference=self.reference, options=self.options,
-                            cell=_cell(manifest))  # fmt: skip
-        return protocol(json.loads(json.dumps(blank)))
+    def _protocol(self, n: int, manifest: dict[str, Any], use_labels: bool) -> Record:
+        names = {*self.scores, *(("label_agreement",) if use_labels else ())}
+        blank = dict.fromkeys(names, Score(0.0, 0.0))
+        record = make_record(blank, None, n=n, reference=self.reference, options=self.options,
+                             cell=_cell(manifest))  # fmt: skip
+        return protocol(json.loads(json.dumps(record)))
 
 
 def _cell(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What the record keeps of the manifest."""
-    if manifest is None:
+    """How the samples were made: the part of the manifest that identifies them."""
+    return manifest and {key: manifest[key] for key in ("config", "plan", "nfe")}
+
+
+def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What making them took, and with what."""
+    if manifest is None or "seconds" not in manifest:
         return None
-    return {key: manifest.get(key) for key in ("config", "plan", "nfe", "seconds", "versions")}
+    per_sample = manifest["seconds"] / manifest["num_samples"]
+    return {"seconds_per_sample": round(per_sample, 5), "versions": manifest["versions"]}
+
+
+def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The metrics' options unchanged; ValueError for an unknown one or a bad value."""
+    least = {"k": 1, "kid_subset_size": 2, "bootstrap": 0, "seed": 0}
+    for name, value in options.items():
+        if name not in least:
+            raise ValueError(f"unknown metrics.options.{name}: choose among {', '.join(least)}")
+        if type(value) is not int or value < least[name]:
+            raise ValueError(
+                f"metrics.options.{name} must be an integer of at least {least[name]}, got {value!r}"
+            )
+    return options

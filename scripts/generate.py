@@ -8,6 +8,7 @@ tree, so that shared network calls are made once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -41,6 +42,12 @@ class Job:
     folder: Path
     config: dict[str, Any]
 
+    @property
+    def digest(self) -> str:
+        """Identifies the config; every shard carries it."""
+        text = json.dumps(self.config, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def shard(self, k: int) -> Path:
         return self.folder / "shards" / f"shard-{k:05d}.npz"
 
@@ -59,8 +66,9 @@ class Size:
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be at least 1 and an integer, got {value!r}")
 
     @property
     def num_shards(self) -> int:
@@ -80,19 +88,23 @@ def generate(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
-) -> None:
+) -> bool:
     """Make every missing shard of every job, then each job's samples.npz, grid and manifest.
+
+    Returns whether all folders are complete; False when other processes still sample.
 
     All jobs share model, seed, labels and size, and are run as one tree.  Of `world`
     processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
     Raises ValueError if a folder holds samples of another config, or samples are not finite.
     """
-    batch_labels(seed, range(0), backbone.num_classes, label)  # refuse before anything is made
+    # Refuse bad settings before anything is made.
+    batch_labels(seed, range(0), backbone.num_classes, label)
+    SampleNoise(seed, [], backbone.shape)
     for job in jobs:
         _claim(job, size)
     jobs = [job for job in jobs if not _is_complete(job, size)]
     missing = {
-        k: [job for job in jobs if _read_shard(job.shard(k), size.ids(k)) is None]
+        k: [job for job in jobs if _read_shard(job, k, size) is None]
         for k in range(rank, size.num_shards, world)
     }
     missing = {k: todo for k, todo in missing.items() if todo}
@@ -104,8 +116,8 @@ def generate(
         for k, todo in missing.items():
             bar.set_description(f"shard {k + 1}/{size.num_shards}")
             _make_shard(k, todo, backbone, size, seed, label, device, bar)
-    for job in jobs:
-        _finish(job, size)
+    finished = [_finish(job, size) for job in jobs]
+    return all(finished)
 
 
 def _make_shard(
@@ -148,6 +160,7 @@ def _make_shard(
         shard: Shard = {"arr_0": np.concatenate(mine), "ids": np.array(ids)}
         if labels is not None:
             shard["arr_1"] = labels.numpy()
+        shard["config"] = np.array(job.digest)
         shard["seconds"] = np.array(seconds * len(job.plan) / nfe)
         write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
 
@@ -168,7 +181,7 @@ def batch_labels(
         return sample_labels(seed, ids, num_classes)
     if label == "balanced":
         return torch.tensor(list(ids), dtype=torch.int64) % num_classes
-    if not isinstance(label, int) or not 0 <= label < num_classes:
+    if type(label) is not int or not 0 <= label < num_classes:
         raise ValueError(f"label must be in 0..{num_classes - 1}, balanced or null, got {label}")
     return torch.full((len(ids),), label, dtype=torch.int64)
 
@@ -185,7 +198,7 @@ def _check_finite(x: Tensor, ids: Sequence[int]) -> None:
 def _claim(job: Job, size: Size) -> None:
     """Make the folder ours, or refuse: it may hold only samples of the same config."""
     old = read_manifest(job.folder)
-    if old is None:
+    if old is None or not any((job.folder / "shards").glob("shard-*")):
         (job.folder / "shards").mkdir(parents=True, exist_ok=True)
         _write_manifest(job, size, {"complete": False})
         return
@@ -206,12 +219,18 @@ def _claim(job: Job, size: Size) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a run's folder, or None if there is none."""
-    try:
-        return json.loads((folder / "manifest.json").read_text())
-    except FileNotFoundError:
+    path = folder / "manifest.json"
+    if not path.exists():
         return None
-    except ValueError:
-        raise ValueError(f"{folder / 'manifest.json'} is damaged: remove that folder") from None
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        _ = [
+            manifest[key]
+            for key in ("config", "plan", "nfe", "num_samples", "shard_size", "complete")
+        ]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged: remove that folder and sample it again") from None
+    return manifest
 
 
 def _write_manifest(job: Job, size: Size, facts: dict[str, Any]) -> None:
@@ -251,11 +270,16 @@ def _is_complete(job: Job, size: Size) -> bool:
         and manifest["complete"]
         and manifest["num_samples"] >= size.num_samples
         and (job.folder / "samples.npz").is_file()
+        and (job.folder / "samples.npz").stat().st_size == manifest["bytes"]
     )
 
 
-def _read_shard(path: Path, ids: Sequence[int]) -> Shard | None:
-    """The shard's arrays for `ids`, or None if it is absent, too short, or damaged."""
+def _read_shard(job: Job, k: int, size: Size) -> Shard | None:
+    """The arrays of shard k, or None if it is absent, too short, or damaged.
+
+    Raises ValueError for a whole shard of another config.
+    """
+    path, ids = job.shard(k), size.ids(k)
     if not path.exists():
         return None
     try:
@@ -263,26 +287,32 @@ def _read_shard(path: Path, ids: Sequence[int]) -> Shard | None:
             shard = {name: file[name] for name in file.files}  # reading checks the CRC
         if not np.array_equal(shard["ids"][: len(ids)], ids):
             return None  # the folder grows, and this was its last shard
-        return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
+        config = str(shard.pop("config"))
     except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
         tqdm.write(f"{path} is damaged: sampling it again")
         return None
+    if config != job.digest:
+        raise ValueError(f"{path} is of another config: choose another out=DIR or remove it")
+    return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
 
 
-def _finish(job: Job, size: Size) -> None:
+def _finish(job: Job, size: Size) -> bool:
     """When every shard is there: samples.npz, grid.png, and a manifest that says complete."""
-    if not all(job.shard(k).exists() for k in range(size.num_shards)):
-        return  # other ranks are still at work; the last one to end finishes the folder
+    if any(_read_shard(job, k, size) is None for k in range(size.num_shards)):
+        return False  # other ranks are still at work; the last one to end finishes the folder
     write_atomic(job.folder / "samples.npz", lambda p: _join(job, size, p))
     images = _first_images(job, size, 64)
     write_atomic(job.folder / "grid.png", lambda p: save_grid(images, p))
     seconds = sum(float(shard["seconds"]) for shard in _shards(job, size))
-    _write_manifest(job, size, {"complete": True, "seconds": round(seconds, 3)})
+    size_on_disk = (job.folder / "samples.npz").stat().st_size
+    facts = {"complete": True, "seconds": round(seconds, 3), "bytes": size_on_disk}
+    _write_manifest(job, size, facts)
+    return True
 
 
 def _shards(job: Job, size: Size) -> Iterator[Shard]:
     for k in range(size.num_shards):
-        shard = _read_shard(job.shard(k), size.ids(k))
+        shard = _read_shard(job, k, size)
         if shard is None:
             raise ValueError(f"{job.shard(k)} vanished or changed: run the same command again")
         yield shard
@@ -313,10 +343,10 @@ def _first_images(job: Job, size: Size, count: int) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def save_grid(images: NDArray[np.uint8], path: Path, columns: int | None = None) -> None:
-    """Images uint8 [N, H, W, C] as one PNG, row by row (square by default), 2 pixels apart."""
+def save_grid(images: NDArray[np.uint8], path: Path) -> None:
+    """Images uint8 [N, H, W, C] as one PNG, row by row in a square, 2 pixels apart."""
     n, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
+    columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, np.uint8)
     for i, image in enumerate(images):

@@ -170,9 +170,17 @@ def train_unet(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     state_file = out / "state.pt"
+    free = ("what", "out", "steps", "stop_after", "keep", "log_every", "save_every")
+    settings = {name: value for name, value in vars(args).items() if name not in free}
     first, curve, seconds = 0, [], 0.0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
+        for name, value in settings.items():
+            if state["settings"].get(name) != value:
+                sys.exit(
+                    f"error: {out} holds a training with --{name} {state['settings'].get(name)}, "
+                    f"not {value}: choose another --out or remove it"
+                )
         net.load_state_dict(state["net"])
         optimizer.load_state_dict(state["optimizer"])
         ema.values = state["ema"]
@@ -182,7 +190,8 @@ def train_unet(args: argparse.Namespace) -> None:
 
     def save(step: int) -> None:
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values,
-                     "rng": torch.get_rng_state(), "step": step, "curve": curve, "seconds": elapsed()}  # fmt: skip
+                     "rng": torch.get_rng_state(), "step": step, "curve": curve,
+            "settings": settings, "seconds": elapsed()}  # fmt: skip
         write_atomic(state_file, lambda p: torch.save(state, p))
         write_atomic(out / "curve.json", lambda p: p.write_text(json.dumps(curve)))
 
@@ -212,10 +221,10 @@ def train_unet(args: argparse.Namespace) -> None:
             running.clear()
             curve.append(row)
             bar.set_postfix(train=f"{row['train']:.4f}", held_out=f"{row['held_out']:.4f}")
-        if done % args.save_every == 0 or done == last:
-            save(done)
         if done in args.keep or done == args.steps:
             save_weights(ema.values, out / f"unet-{done}.safetensors")
+        if done % args.save_every == 0 or done == last:
+            save(done)
     if last == args.steps:
         print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
 
@@ -260,13 +269,13 @@ def train_classifier(args: argparse.Namespace) -> None:
     with torch.no_grad():
         guess = net(to_model_range(held_images))[1].argmax(1).numpy()
     accuracy = float((guess == held_labels).mean())
-    save_weights(net.state_dict(), HERE / "classifier.safetensors")
-    for old in HERE.glob("digits-digits-*.npz"):
-        old.unlink()  # made with other weights
-    real = load_reference_images("reference").images
-    reference = build_reference("digits", real, DigitsExtractor())
-    print(f"reference: {reference.save(HERE)}")
+    out = Path(args.out)
+    save_weights(net.state_dict(), out / "classifier.safetensors")
+    real, _ = load_reference_images("reference")
+    extractor = DigitsExtractor(out / "classifier.safetensors")
+    print(f"reference: {build_reference('digits', real, extractor).save(out)}")
     print(f"held-out accuracy {accuracy:.4f} on {len(guess)} digits")
+    print(f"copy both files from {out} to {HERE} to make them the embedded extractor")
 
 
 def distorted(x: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eval.files import Samples
 from models.adm import UNet
 from models.backbone import Backbone, NetworkDenoiser, file_sha256, load_weights, to_uint8
 from sampling import Schedule
@@ -68,10 +67,10 @@ def _balanced(labels: NDArray[np.int64], among: NDArray[np.bool_]) -> NDArray[np
     return chosen
 
 
-def load_reference_images(split: str) -> Samples:
-    """The images of a split as uint8 [N, 28, 28, 1], which is what extractors take, and labels."""
+def load_reference_images(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """`load_images` with images uint8 [N, 28, 28, 1], which is what extractors take."""
     images, labels = load_images(split)
-    return Samples(images[..., None], labels)
+    return images[..., None], labels
 
 
 def to_model_range(images: NDArray[np.uint8]) -> Tensor:

@@ -24,10 +24,12 @@ def record(fid: float, se: float, n: int = 100, **sampler) -> dict:
     def values(f):
         return {"fid": {"value": f, "se": se}, "is": {"value": 9.0 - f / 10, "se": 0.1}}
 
-    run = {"nfe": 25, "seconds": 1.5, "config": {"sampler": sampler, "spacing": "even", "seed": 0}}
+    model = {"name": "digits", "checkpoint": "unet-1", "sha256": "0" * 64, "clip": True}
+    config = {"sampler": sampler, "spacing": "even", "seed": 0, "label": None, "model": model}
+    cell = {"nfe": 25, "config": config}
     return {
         "n": n, "extractor": "digits", "extractor_weights": "abc", "reference": "digits",
-        "reference_n": 5000, "reference_digest": "def", "options": {}, "cell": run,
+        "reference_n": 5000, "reference_digest": "def", "options": {}, "cell": cell, "run": {"seconds_per_sample": 0.5},
         "scores": values(fid), "floor": values(1.0),
     }  # fmt: skip
 
@@ -47,7 +49,7 @@ rows: [{name: DDPM, cells: [{steps: 25, is: 69.44, fid: 16.75}]}]
 
 
 def test_table_in_all_four_formats(tmp_path):
-    write_table(tmp_path, "A table", CELLS, ["fid", "is"], PAPER, notes=["a note"])
+    write_table(tmp_path, "A table", CELLS, ["fid", "is"], PAPER)
     text = (tmp_path / "table.md").read_text()
     assert "| Sampler | 50 steps (N=100) | 25 steps (N=100) |" in text
     assert "| DDIM | - | 4.00 ± 0.10 |" in text
@@ -55,8 +57,8 @@ def test_table_in_all_four_formats(tmp_path):
     assert "| *Real* | 1.00 ± 0.10 | 1.00 ± 0.10 |" in text
     assert "FID (digits), lower is better" in text
     assert "another data set" in text
+    assert "spacing `even`, seed 0, labels at random" in text
     assert "| DDPM | 16.75 |" in text
-    assert "- a note" in text
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 8
@@ -64,6 +66,8 @@ def test_table_in_all_four_formats(tmp_path):
     assert (first["metric"], first["value"], first["paper"]) == ("fid", "3.0", "16.75")
     latex = (tmp_path / "table.tex").read_text()
     assert latex.count("\\begin{tabular}{lrrrr}") == 1
+    assert "FID (digits)" in latex
+    assert "Real & " in latex
     assert "$\\mathbf{3.00 \\pm 0.10}$" in latex
     assert Image.open(tmp_path / "table.png").width > 400
 
@@ -93,9 +97,12 @@ def test_paper_value_is_found_by_row_steps_and_metric():
 def test_cutoff_figure(tmp_path):
     cells = [Cell(f"cutoff {c}", 25, record(3 + c / 1000, 0.05, name="mix", cutoff=c))
              for c in (0, 291, 1000)]  # fmt: skip
-    write_cutoff_figure(tmp_path, "Cutoffs", cells, ["fid", "is"])
+    paper = {"optimal_cutoffs": [100, 400], "source": "the paper", "dataset": "ImageNet"}
+    write_cutoff_figure(tmp_path, "Cutoffs", cells, ["fid", "is"], paper)
     text = (tmp_path / "figure.md").read_text()
     assert text.index("| 0 | **3.00 ± 0.10** |") < text.index("| 291 |") < text.index("| 1000 |")
+    assert "[100, 400]" in text
+    assert "another data set" in text
     assert Image.open(tmp_path / "figure.png").width > 400
 
 
