@@ -113,6 +113,15 @@ MISTAKES = {
     "sampler.cutoff=-1": "must not be negative",
     "sampler.cutoff=1001": "cutoff must be in 0..1000",
     "sampler.skipped_steps=1": "exactly one of cutoff, cutoff_sigma and skipped_steps",
+    "label=true": "label must be in 0..9",
+    "seed=1.5": "seed must be an integer",
+    "seed=null": "seed must be an integer",
+    "num_samples=many": "num_samples must be at least 1 and an integer",
+    "batch_size=1.5": "batch_size must be at least 1 and an integer",
+    "sampler.cutoff=x": "sampler.cutoff must be a number, got 'x'",
+    "spacing=7": "spacing must be a name or a list of timesteps",
+    "spacing=[1.5,7]": "integers only",
+    "spacing=[999,500,0]": "set steps=null",
     "label=10": "label must be in 0..9, balanced or null, got 10",
     "seed=-1": "seed must be an integer in 0..2^64 - 1",
     "num_samples=0": "num_samples must be at least 1",
@@ -193,6 +202,13 @@ EVALUATION_MISTAKES = {
         "samples=mine.npz",
         "reference=imagenet",
     ): "no reference 'imagenet': choose one of custom, dig",
+    ("samples=mine.npz", "metrics.weights=cut.npz"): "does not hold the digits classifier",
+    ("samples=mine.npz", "metrics.options.k=0"): "metrics.options.k must be an integer of at least",
+    ("samples=mine.npz", "+metrics.options.foo=3"): "unknown metrics.options.foo",
+    ("samples=mine.npz", "num_samples=0"): "num_samples must be an integer of at least 1",
+    ("samples=mine.npz", "labels=banana"): "unknown labels 'banana'",
+    ("samples=sixteen",): "only 8-bit PNG files are read",
+    ("samples=truncated",): "0.png is damaged",
     ("samples=mine.npz", "metrics.extractor=vgg"): "unknown extractor 'vgg'",
     ("samples=mine.npz", "metrics.weights=gone.safetensors"): "gone.safetensors is missing",
     (): "samples",
@@ -204,6 +220,11 @@ def test_evaluation_mistakes(command, some_samples, overrides):
     np.savez(some_samples / "colour.npz", arr_0=np.zeros((90, 32, 32, 3), np.uint8))
     whole = (some_samples / "mine.npz").read_bytes()
     (some_samples / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    for folder in ("sixteen", "truncated"):
+        (some_samples / folder).mkdir()
+    Image.fromarray(np.zeros((28, 28), np.uint16)).save(some_samples / "sixteen" / "0.png")
+    png = (some_samples / "pngs" / "000.png").read_bytes()
+    (some_samples / "truncated" / "0.png").write_bytes(png[: len(png) // 2])
     few = [o for o in FEW if not any(o.split("=")[0] in mine for mine in overrides)]
     status, _, err = command(evaluate, *overrides, *few)
     err = err.split("\r")[-1]  # after a progress bar
@@ -211,6 +232,36 @@ def test_evaluation_mistakes(command, some_samples, overrides):
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert EVALUATION_MISTAKES[overrides] in err
+
+
+def test_changed_samples_options_and_references_are_evaluated_anew(command, some_samples):
+    """A stored record or reference stands only for exactly what it was made of."""
+
+    def fid(*overrides):
+        assert command(evaluate, *overrides, *FEW)[0] == 0
+        return json.loads((some_samples / "r.json").read_text())["scores"].get("fid")
+
+    first = fid("samples=mine.npz", "out=r.json")
+    noise = np.random.default_rng(0).integers(0, 256, (90, 28, 28, 1), dtype=np.uint8)
+    np.savez(some_samples / "mine.npz", arr_0=noise)
+    assert fid("samples=mine.npz", "out=r.json") != first
+    assert fid("samples=mine.npz", "out=r.json", "metrics.scores=[is]") is None
+    mine = ["reference=custom", "out=r.json", "samples=mine.npz"]
+    assert fid(*mine, "reference.images.path=mine.npz")["value"] == pytest.approx(0, abs=1e-6)
+    assert fid(*mine, "reference.images.path=pngs")["value"] > 10
+
+
+def test_a_run_is_evaluated_once_and_anew_for_other_scores(command, tmp_path):
+    args = ["samples=a", "metrics.options.bootstrap=5", "metrics.options.kid_subset_size=50"]
+    assert sample_into(command, "a", "num_samples=70")[0] == 0
+    assert command(evaluate, *args, "metrics.scores=[fid]")[0] == 0
+    record = tmp_path / "a" / "evaluation-digits.json"
+    written = record.stat().st_mtime_ns
+    assert command(evaluate, *args, "metrics.scores=[fid]")[0] == 0
+    assert record.stat().st_mtime_ns == written
+    status, out, _ = command(evaluate, *args, "metrics.scores=[fid,is]")
+    assert status == 0
+    assert "IS (digits)" in out
 
 
 def test_reference_of_another_feature_size(some_samples):
@@ -269,6 +320,9 @@ def test_reproduce_mistakes(command):
     status, _, err = command(reproduce, *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW)
     assert status == 2
     assert "2 entries for 4 step counts" in err
+    status, _, err = table(command, "metrics.scores=[fid]")
+    assert status == 2
+    assert "which metrics.scores lacks" in err
 
 
 def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):

@@ -264,3 +264,51 @@ def test_manifest_is_plain_json(tmp_path):
     j = job(tmp_path)
     make([j], num_samples=3)
     assert json.loads(j.manifest.read_text())["num_samples"] == 3
+
+
+def test_shards_of_another_config_are_never_adopted(tmp_path):
+    j, other = job(tmp_path, steps=10), job(tmp_path, steps=11)
+    make([j])
+    j.manifest.unlink()  # now only the shards know what they are
+    with pytest.raises(ValueError, match=r"shard-00000\.npz is of another config"):
+        make([other])
+    foreign = job(tmp_path / "b", "ddim")
+    make([foreign])
+    (foreign.folder / "samples.npz").unlink()
+    job(tmp_path, steps=10).shard(1).replace(foreign.shard(1))
+    with pytest.raises(ValueError, match=r"shard-00001\.npz is of another config"):
+        make([foreign])
+
+
+def test_damaged_samples_file_is_joined_again(tmp_path):
+    j = job(tmp_path)
+    make([j])
+    before = (j.folder / "samples.npz").read_bytes()
+    (j.folder / "samples.npz").write_bytes(before[:-100])
+    again = CountingDenoiser()
+    make([j], denoiser=again)
+    assert again.calls == 0  # from the shards, without the network
+    assert len(samples(j)[0]) == 50
+
+
+def test_bad_settings_are_refused_before_the_folder_is_claimed(tmp_path):
+    for options in ({"seed": -1}, {"seed": 1.5}, {"label": 10}, {"label": True}):
+        with pytest.raises(ValueError, match=r"seed|label"):
+            make([job(tmp_path)], **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_generate_says_whether_the_folder_is_complete(tmp_path):
+    def part(rank: int, num_samples: int) -> bool:
+        size = Size(num_samples, 7, 16)
+        return generate([job(tmp_path)], backbone(), size, seed=5, rank=rank, world=2)
+
+    assert part(0, 50) is False
+    assert part(1, 50) is True
+    assert part(0, 50) is True
+    # Growing: the short last shard (48, 49) belongs to rank 1, new ones to both.
+    assert part(0, 96) is False
+    assert part(1, 96) is True
+    alone = job(tmp_path / "alone")
+    make([alone], num_samples=96)
+    assert np.array_equal(samples(job(tmp_path))[0], samples(alone)[0])

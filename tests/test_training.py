@@ -133,6 +133,10 @@ def test_training_resumes_exactly_where_it_stopped(tmp_path):
     train("parts")
     whole = (tmp_path / "whole" / "unet-6.safetensors").read_bytes()
     assert whole == (tmp_path / "parts" / "unet-6.safetensors").read_bytes()
+    other = [*base, "--steps", "9", "--out", str(tmp_path / "parts"), "--loss", "skipped_step"]
+    refused = subprocess.run(other, capture_output=True, text=True, timeout=120)
+    assert refused.returncode == 1
+    assert "holds a training with --loss simple, not skipped_step" in refused.stderr
 
 
 def test_golden_folder_is_small():

@@ -112,3 +112,13 @@ def test_labels_missing_or_superfluous_are_refused(unet_forward):
         tiny("t64", unet_forward)(x, t)
     with pytest.raises(ValueError, match="takes no labels"):
         tiny("t256u", unet_forward)(x, t, torch.zeros(1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 5e-5), (torch.bfloat16, 0.1)])
+def test_other_precisions_run_and_stay_close(dtype, tolerance, unet_forward):
+    net = tiny("t64", unet_forward).to(dtype)
+    x, t, y, out = (unet_forward[f"t64/a/{key}"] for key in ("x", "t", "y", "out"))
+    with torch.no_grad():
+        ours = net(x.to(dtype), t, y)
+    assert ours.dtype == dtype
+    assert (ours.double() - out.double()).abs().max() < tolerance
