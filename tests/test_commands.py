@@ -364,4 +364,4 @@ def test_every_config_composes(config, override):
     assert "name" in cfg[group]
     if config == "reproduce":
         paper = cfg.experiment.get("paper")
-        assert paper is None or yaml.safe_load((ROOT / paper).read_text())["rows"]
+        assert paper is None or yaml.safe_load((ROOT / paper).read_text())["title"]

@@ -25,6 +25,16 @@ def test_every_target_is_in_the_makefile():
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 
+def test_result_tables_are_those_of_the_stored_records():
+    """Every row of the results section stands in a rendered table, digit by digit."""
+    section = README.split("## Results on digits")[1].split("\n## ")[0]
+    rendered = "\n".join(path.read_text() for path in ROOT.glob("results/digits/*/*.md"))
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 8
+    for row in rows:
+        assert row in rendered, row
+
+
 def test_links_and_named_files_exist():
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

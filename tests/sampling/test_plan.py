@@ -47,15 +47,26 @@ BUILDERS = {
 }
 
 every_schedule = pytest.mark.parametrize("name", SCHEDULES)
-every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
+every_spacing = pytest.mark.parametrize("spacing", [*SPACINGS, "lists", "sections"])
 every_builder = pytest.mark.parametrize("builder", BUILDERS)
 
 
 @functools.cache
 def grids(spacing: str) -> list[np.ndarray]:
-    """The grids of 1, 2, ..., 1000 steps, without the counts that `ddim` cannot give."""
+    """The grids of 1, 2, ..., 1000 steps, without the counts that `ddim` cannot give.
+
+    "lists" and "sections" are random explicit lists and random divisions into five sections.
+    """
     found = []
+    rng = np.random.default_rng(0)
     for n in range(1, 1001):
+        if spacing == "lists":
+            found.append(timesteps(1000, n, rng.choice(1000, n, replace=False).tolist()))
+            continue
+        if spacing == "sections":
+            counts = rng.multivariate_hypergeometric([200] * 5, n)
+            found.append(timesteps(1000, n, ",".join(map(str, counts))))
+            continue
         try:
             found.append(timesteps(1000, n, spacing))
         except ValueError:
@@ -312,7 +323,7 @@ def test_mix_takes_its_rows_from_the_two(name):
 @every_spacing
 def test_the_three_units_of_the_cutoff_agree(name, spacing):
     schedule = SCHEDULES[name]
-    grid = timesteps(1000, 25, spacing)
+    grid = next(grid for grid in grids(spacing) if len(grid) == 25)
     for k, t in enumerate(grid.tolist()):
         plan = mix(schedule, grid, cutoff=t)
         assert_equal(plan, mix(schedule, grid, cutoff_sigma=schedule.sigma[t]))
