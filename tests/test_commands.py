@@ -329,7 +329,14 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
     """The real thing: a process, a real SIGINT, and the same command again."""
     args = [sys.executable, str(ROOT / "sample.py"), *SMALL, "sampler=skipped", "steps=20",
             "num_samples=96", "shard_size=16", "batch_size=16", "out=here"]  # fmt: skip
-    process = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        args,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell ignores SIGINT, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("here/shards/shard-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
