@@ -33,7 +33,7 @@ from sampling import (
     timesteps,
 )
 
-BATCH, STEPS, ROUNDS = 64, 25, 15
+BATCH, STEPS, ROUNDS = 64, 25, 11
 
 
 def interleaved(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
