@@ -39,7 +39,7 @@ smoke: .venv/installed ## a tiny table and figure end to end, into runs/smoke
 	$(PY) reproduce.py experiment=figure4 model=$(MODEL) num_samples=80 'experiment.steps=[10]' \
 	    metrics.options.kid_subset_size=50 out=runs/smoke/figure4
 
-table1: .venv/installed ## the paper's Table 1 for MODEL (digits: under 15 minutes on two cores)
+table1: .venv/installed ## the paper's Table 1 for MODEL (digits: 6 minutes on two cores)
 	$(PY) reproduce.py experiment=table1 model=$(MODEL) $(ARGS)
 
 table1_full: .venv/installed ## Table 1 with all five step counts of the paper (digits: about an hour)
