@@ -4,15 +4,24 @@
 
 Works on a run's folder, any .npz with arr_0, or a folder of PNG files.  Writes a JSON record
 and prints it with the real-vs-real floor, which is what a perfect sampler would score.
+
+The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,
+
+    python evaluate.py samples=downloads/admnet_imagenet256.npz reference=adm_imagenet256 metrics=adm
+
+and the command ends with PASS, or with FAIL and exit status 1.
 """
 
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from eval.published import gate
 from eval.records import Record, score
 from eval.report import METRIC_NAMES, format_score
-from scripts.commands import pick_device, run_command
+from scripts.commands import pick_device, plain, run_command
 from scripts.evaluation import Evaluator
 
 
@@ -22,16 +31,21 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(pick_device(cfg.device)))
     beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
-    out = Path(cfg.out or f"{beside}-{cfg.metrics.extractor}.json")
+    out = Path(cfg.out or f"{beside}-{cfg.metrics.name}.json")
     record = evaluator.record(
         path, out, num_samples=cfg.num_samples, use_labels=cfg.labels == "auto"
     )
     print_record(record)
     print(f"record: {out}")
+    published = plain(cfg.reference.get("published") or {}).get(path.stem)
+    if published and cfg.metrics.name == "adm" and cfg.num_samples is None:
+        passed = print_gate(record, path.stem, published["scores"])
+        sys.exit(0 if passed else 1)
 
 
 def print_record(record: Record) -> None:
-    print(f"{record['n']} samples, extractor {record['extractor']} ({record['extractor_weights']}), "
+    print(f"{record['n']} samples, protocol {record['protocol']}, "
+          f"extractor {record['extractor']} ({record['extractor_weights']}), "
           f"reference {record['reference']} ({record['reference_n']} images)")  # fmt: skip
     print(f"{'score':<28}{'samples':>18}{'real (floor)':>18}   ± is half the 95% interval")
     for metric in record["scores"]:
@@ -39,6 +53,20 @@ def print_record(record: Record) -> None:
         ours = format_score(metric, score(record, metric))
         floor = format_score(metric, score(record, metric, "floor"))
         print(f"{name:<28}{ours:>18}{floor:>18}")
+
+
+def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool:
+    """Ours beside the published scores of that batch; whether all agree."""
+    checks = gate(record, published)
+    print(f"protocol gate: {batch} against its published scores")
+    for check in checks:
+        verdict = "pass" if check.passed else "FAIL"
+        print(f"  {METRIC_NAMES[check.metric]:<12}{check.ours:10.4f}   published "
+              f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}")  # fmt: skip
+    passed = all(check.passed for check in checks)
+    remedy = "" if passed else ": do not trust scores made here before this is explained"
+    print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")
+    return passed
 
 
 if __name__ == "__main__":

@@ -1,39 +1,61 @@
 """Regenerate a table or figure of the paper.
 
     python reproduce.py experiment=table1 model=digits
+    python reproduce.py experiment=table1 dry=true
 
 Samples what is missing, evaluates what is missing, and renders Markdown, CSV, LaTeX and PNG
-into out=DIR (default results/<model>/<experiment>), the paper's numbers below ours.
+into out=DIR (default results/<model>/<experiment>), the paper's numbers beside ours where the
+model is the paper's and below ours where it is another.  A dry run prints what would be done
+and what it would cost.
 """
 
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from omegaconf import DictConfig
 
+from eval.files import load_samples
 from eval.metrics import check_metrics
 from eval.records import Record, load_records, save_records
-from eval.report import Cell, write_cutoff_figure, write_table
+from eval.report import Cell, Pictures, write_cutoff_figure, write_pictures, write_table
+from models.backbone import Backbone
+from scripts import dry_run
 from scripts.commands import ROOT, load_backbone, make_job, pick_device, plain, run_command
 from scripts.evaluation import Evaluator
-from scripts.generate import Size, distributed_rank, generate
+from scripts.generate import Job, Size, distributed_rank, generate, read_manifest
+
+KINDS = ("table", "cutoffs", "samples")
 
 
 def main(cfg: DictConfig) -> None:
     experiment = plain(cfg.experiment)
+    if experiment["kind"] not in KINDS:
+        raise ValueError(
+            f"unknown experiment.kind {experiment['kind']!r}: choose {', '.join(KINDS)}"
+        )
+    if cfg.dry:
+        _dry_run(cfg, experiment)
+    elif experiment["kind"] == "samples":
+        _pictures(cfg, experiment)
+    else:
+        _scores(cfg, experiment)
+
+
+def _scores(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+    """A table or the cutoff figure, from records."""
     out = Path(cfg.out)
     cells = _stored(out) if cfg.render_only else _measured(cfg, experiment)
-    save_records(out / "records.json", [{"row": c.row, **c.record} for c in cells])
-    paper = (
-        yaml.safe_load((ROOT / experiment["paper"]).read_text()) if experiment["paper"] else None
-    )
+    paper = yaml.safe_load((ROOT / experiment["paper"]).read_text())
     if experiment["kind"] == "table":
         write_table(out, experiment["title"], cells, experiment["metrics"], paper)
-        print((out / "table.md").read_text())
+        text = out / "table.md"
     else:
         write_cutoff_figure(out, experiment["title"], cells, experiment["metrics"], paper)
-        print((out / "figure.md").read_text())
+        text = out / "figure.md"
+    save_records(out / "records.json", [{"row": c.row, **c.record} for c in cells])
+    print(text.read_text())
     print(f"written: {out}")
 
 
@@ -42,18 +64,77 @@ def _stored(out: Path) -> list[Cell]:
     return [Cell(r.pop("row"), r["cell"]["nfe"], r) for r in records]
 
 
+def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
+    """Sample and evaluate every cell, or find it done; the cheapest columns first."""
+    absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
+    if absent:
+        raise ValueError(
+            f"experiment.metrics names {', '.join(sorted(absent))}, which metrics.scores lacks"
+        )
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance)
+    evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
+    _ = evaluator.reference  # refuse a missing one before days of sampling
+    cells = []
+    for steps, size, jobs in _columns(cfg, experiment, backbone):
+        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
+        _generate(cfg, jobs, backbone, size, device)
+        for row, job in jobs.items():
+            path = job.folder / f"evaluation-{cfg.metrics.name}-{size.num_samples}.json"
+            cells.append(
+                Cell(row, steps, evaluator.record(job.folder, path, num_samples=size.num_samples))
+            )
+    return [cell for row in _rows(experiment) for cell in cells if cell.row == row]
+
+
+def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+    """A labelled grid: one row of pictures a step count and sampler, the same ids in all."""
+    if cfg.render_only:
+        raise ValueError("pictures are rendered from samples, not from records: leave render_only")
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance)
+    rows, out = [], Path(cfg.out)
+    for steps, size, jobs in _columns(cfg, experiment, backbone):
+        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
+        _generate(cfg, jobs, backbone, size, device)
+        for row, job in jobs.items():
+            samples = load_samples(job.folder)
+            manifest = read_manifest(job.folder)
+            assert manifest is not None
+            labels = None if samples.labels is None else samples.labels[: size.num_samples]
+            images = samples.images[: size.num_samples]
+            rows.append(Pictures(row, steps, images, labels, manifest["config"]))
+    write_pictures(out, experiment["title"], rows)
+    print(f"written: {out}")
+
+
+def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+    device = pick_device(cfg.device)
+    if device.type == "cpu" and cfg.model.get("precision") == "fp16":
+        print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
+        cfg.model.precision = "fp32"
+    try:
+        backbone = load_backbone(cfg.model, device, cfg.guidance)
+    except FileNotFoundError as missing:
+        print(f"not yet: {missing}")
+        backbone = load_backbone(cfg.model, device, cfg.guidance, untrained=True)
+    columns = list(_columns(cfg, experiment, backbone))
+    print(f"{experiment['name']} on {cfg.model.name} would sample, batch {cfg.batch_size}:")
+    print(dry_run.report(columns, backbone, cfg.batch_size, device))
+
+
 def _rows(experiment: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Samplers by the name they have in the table; a cutoff ablation is one row a cutoff."""
-    if experiment["kind"] == "table":
-        rows: dict[str, dict[str, Any]] = experiment["rows"]
-        return rows
-    if experiment["kind"] != "cutoffs":
-        raise ValueError(f"unknown experiment.kind {experiment['kind']!r}: choose table or cutoffs")
-    return {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in experiment["cutoffs"]}
+    if experiment["kind"] == "cutoffs":
+        return {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in experiment["cutoffs"]}
+    rows: dict[str, dict[str, Any]] = experiment["rows"]
+    return rows
 
 
-def _columns(cfg: DictConfig, experiment: dict[str, Any]) -> list[tuple[int, int]]:
-    """(steps, number of samples) of each column."""
+def _columns(
+    cfg: DictConfig, experiment: dict[str, Any], backbone: Backbone
+) -> list[dry_run.Column]:
+    """(step count, size, job of every row) of each column, the cheapest first."""
     steps, sizes = experiment["steps"], cfg.num_samples or experiment["num_samples"]
     if isinstance(sizes, int):
         sizes = [sizes] * len(steps)
@@ -62,53 +143,38 @@ def _columns(cfg: DictConfig, experiment: dict[str, Any]) -> list[tuple[int, int
             f"experiment.num_samples has {len(sizes)} entries for {len(steps)} step counts: "
             "give one number, or one a step count"
         )
-    return list(zip(steps, sizes, strict=True))
 
-
-def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
-    """Sample and evaluate every cell, or find it done; the cheapest columns first."""
-    absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
-    if absent:
-        raise ValueError(
-            f"experiment.metrics names {', '.join(absent)}, which metrics.scores lacks"
-        )
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device)
-    evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
-    rank, world = distributed_rank()
-    rows, cells = _rows(experiment), []
-    for steps, num_samples in sorted(_columns(cfg, experiment)):
-        jobs = {
-            row: make_job(
-                cfg.model,
-                backbone,
-                sampler,
-                steps=steps,
-                spacing=experiment["spacing"],
-                seed=cfg.seed,
-                label=cfg.label,
-            )
-            for row, sampler in rows.items()
+    def jobs(steps: int) -> dict[str, Job]:
+        settings = {"steps": steps, "spacing": experiment["spacing"]}
+        settings |= {"seed": cfg.seed, "label": cfg.label}
+        return {
+            row: make_job(cfg.model, backbone, sampler, **settings)
+            for row, sampler in _rows(experiment).items()
         }
-        print(f"{steps} steps, {num_samples} samples: {', '.join(rows)}", flush=True)
-        size = Size(num_samples, cfg.batch_size, cfg.shard_size)
-        complete = generate(
-            list(jobs.values()),
-            backbone,
-            size,
-            seed=cfg.seed,
-            label=cfg.label,
-            device=device,
-            rank=rank,
-            world=world,
-        )
-        if not complete:
-            raise SystemExit("this process is done; run again when the others have sampled, too")
-        for row, job in jobs.items():
-            path = job.folder / f"evaluation-{cfg.metrics.extractor}-{num_samples}.json"
-            record = evaluator.record(job.folder, path, num_samples=num_samples)
-            cells.append(Cell(row, steps, record))
-    return [cell for row in rows for cell in cells if cell.row == row]
+
+    return [
+        (count, Size(n, cfg.batch_size, cfg.shard_size), jobs(count))
+        for count, n in sorted(zip(steps, sizes, strict=True))
+    ]
+
+
+def _generate(
+    cfg: DictConfig, jobs: dict[str, Job], backbone: Backbone, size: Size, device: torch.device
+) -> None:
+    """Sample what is missing of a column; ends the process if others still sample."""
+    rank, world = distributed_rank()
+    complete = generate(
+        list(jobs.values()),
+        backbone,
+        size,
+        seed=cfg.seed,
+        label=cfg.label,
+        device=device,
+        rank=rank,
+        world=world,
+    )
+    if not complete:
+        raise SystemExit("this process is done; run again when the others have sampled, too")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.format not in ("npz", "png"):
         raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
     device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance)
     job = make_job(
         cfg.model,
         backbone,

@@ -7,9 +7,10 @@ Numbers from different extractors never compare.  Each one therefore has a name 
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,22 +22,34 @@ from tqdm import tqdm
 
 Images = NDArray[np.uint8]
 
+URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 DIGITS_WEIGHTS = Path(__file__).parents[1] / "models" / "digits" / "classifier.safetensors"
 
 
 class Extracted(NamedTuple):
-    """What an extractor saw: features [N, F] and logits [N, K], float32."""
+    """What an extractor saw, float32; all but the features may be lacking.
+
+    `features` [N, F] are for FID and KID, `logits` [N, K] for the Inception score, `spatial`
+    [N, S] for sFID.  `manifold` [N, M] are for precision and recall where these use other
+    features than FID does.
+    """
 
     features: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | None = None
+    spatial: NDArray[np.float32] | None = None
+    manifold: NDArray[np.float32] | None = None
 
 
 class Extractor(Protocol):
-    """Images uint8 [N, H, W, C] -> features and logits; `digest` identifies the weights."""
+    """Images uint8 [N, H, W, C] -> features and logits; `digest` identifies the weights.
+
+    `knows_labels` says that logit k is for the label k that samples are made for.
+    """
 
     name: str
     num_features: int
     digest: str
+    knows_labels: bool
 
     def __call__(self, images: Images, batch_size: int = ...) -> Extracted: ...
 
@@ -72,6 +85,7 @@ class DigitsExtractor:
 
     name = "digits"
     num_features = 64
+    knows_labels = True
 
     def __init__(self, weights: Path = DIGITS_WEIGHTS, device: str = "cpu"):
         if not Path(weights).is_file():
@@ -98,42 +112,125 @@ class DigitsExtractor:
             raise ValueError("digits features need grey images, got colours")
         return _extract(self._forward, images[..., :1], batch_size, self.device, self.name)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
         features, logits = self.net(x.float() / 127.5 - 1)
-        return features, logits
+        return {"features": features, "logits": logits}
 
 
 class InceptionExtractor:
-    """torch-fidelity's port of the original FID Inception: 2048 features, 1008 logits.
+    """torch-fidelity's port of the original FID Inception, in one pass over the images.
 
-    The logits leave out the bias, as the Inception score does everywhere.  Without
-    `weights`, the 96 MB file is downloaded once into torch.hub's cache.  Raises
-    FileNotFoundError when the file is missing or cannot be downloaded.
+    - `features`: the 2048 pool features;
+    - `logits`: 1008, without the bias, as the Inception score does everywhere;
+    - `spatial`: the first 7 channels of mixed_6/conv (17 x 17 pixels, flattened in the order
+      row, column, channel, as guided-diffusion's evaluator does): 2023, for sFID.
+
+    Without `weights`, the 96 MB file is downloaded once into torch.hub's cache.  Raises
+    FileNotFoundError when the file is missing or cannot be downloaded, ValueError when it is
+    damaged.
     """
 
     name = "inception"
     num_features = 2048
+    knows_labels = False  # its 1008 classes are in another order than ImageNet's 1000
 
     def __init__(self, weights: Path | None = None, device: str = "cpu"):
         # Imported here because it takes more than a second, which digits need not pay.
-        from torch_fidelity import (
-            feature_extractor_inceptionv3 as source,
-        )
+        from torch_fidelity import feature_extractor_inceptionv3 as source
 
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"{weights} is missing: get it from {source.URL_INCEPTION_V3}")
+        self.net = _torch_fidelity_network(
+            source.FeatureExtractorInceptionV3,
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            weights,
+            source.URL_INCEPTION_V3,
+        ).to(device)
+        # TensorFlow's mixed_6/conv is the 1x1 branch of Mixed_6d, after batch norm and ReLU.
+        self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
+        self.device = device
+        self.digest = _digest(self.net)
+
+    def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
+
+    def __call__(self, images: Images, batch_size: int = 50) -> Extracted:
+        _check_images(images)
+        return _extract(self.forward, images, batch_size, self.device, self.name)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features, logits = self.net(x.expand(-1, 3, -1, -1))
+        return {"features": features, "logits": logits, "spatial": self._spatial}
+
+
+class TorchFidelityExtractor:
+    """What torch-fidelity's metrics use by default: Inception, and VGG16 for precision, recall.
+
+    `manifold` are the 4096 features of VGG16's second fully connected layer after ReLU.
+    Without weights files, both are downloaded once.  Raises as `InceptionExtractor`.
+    """
+
+    name = "torch_fidelity"
+    num_features = 2048
+    knows_labels = False
+
+    def __init__(self, weights: Path | None = None, vgg16: Path | None = None, device: str = "cpu"):
+        from torch_fidelity import feature_extractor_vgg16 as source
+
+        self.inception = InceptionExtractor(weights, device)
+        self.vgg16 = _torch_fidelity_network(
+            source.FeatureExtractorVGG16, "vgg16", ["fc2_relu"], vgg16, URL_VGG16
+        ).to(device)
+        self.device = device
+        both = self.inception.digest + _digest(self.vgg16)
+        self.digest = hashlib.sha256(both.encode()).hexdigest()
+
+    def __call__(self, images: Images, batch_size: int = 50) -> Extracted:
+        _check_images(images)
+        return _extract(self._forward, images, batch_size, self.device, self.name)
+
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
+        seen = self.inception.forward(x)
+        (manifold,) = self.vgg16(x.expand(-1, 3, -1, -1))
+        return {"features": seen["features"], "logits": seen["logits"], "manifold": manifold}
+
+
+CLEAN_MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
+
+
+class CleanExtractor:
+    """clean-fid's features (Parmar et al. 2022): 2048, in one of its three modes.
+
+    `clean` resizes with an antialiased bicubic filter, `legacy_pytorch` and `legacy_tensorflow`
+    as the libraries of that name used to.  Without `weights`, clean-fid downloads its network
+    once.  Raises FileNotFoundError when that fails, ValueError for another mode.
+    """
+
+    num_features = 2048
+    knows_labels = False
+
+    def __init__(self, mode: str, weights: Path | None = None, device: str = "cpu"):
+        if mode not in CLEAN_MODES:
+            raise ValueError(f"unknown clean-fid mode {mode!r}: choose {', '.join(CLEAN_MODES)}")
+        from cleanfid.inception_pytorch import InceptionV3
+        from cleanfid.inception_torchscript import InceptionV3W
+        from cleanfid.resize import build_resizer
+
+        self.name = mode
+        self.resize = build_resizer(mode)
         try:
-            self.net = source.FeatureExtractorInceptionV3(
-                "inception-v3-compat",
-                ["2048", "logits_unbiased"],
-                feature_extractor_weights_path=weights,
-                verbose=False,
-            ).to(device)
+            if mode == "legacy_pytorch":
+                self.net: nn.Module = InceptionV3(output_blocks=[3], resize_input=False)
+            else:
+                folder = "/tmp" if weights is None else _folder_of(weights)
+                self.net = InceptionV3W(
+                    folder, download=weights is None, resize_inside=mode == "legacy_tensorflow"
+                )
         except OSError as error:
             raise FileNotFoundError(
-                f"cannot load the Inception weights ({error}): fetch {source.URL_INCEPTION_V3} "
-                "elsewhere and pass its path as weights"
+                f"cannot load clean-fid's Inception ({error}): fetch {CLEAN_FILE} elsewhere and "
+                "pass its path as metrics.weights"
             ) from None
+        self.net = self.net.to(device).eval()
         self.device = device
         self.digest = _digest(self.net)
 
@@ -141,18 +238,71 @@ class InceptionExtractor:
         _check_images(images)
         return _extract(self._forward, images, batch_size, self.device, self.name)
 
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self.net(x.expand(-1, 3, -1, -1))
-        return features, logits
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
+        pictures = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        resized = np.stack([self.resize(picture) for picture in pictures])
+        x = torch.from_numpy(resized).permute(0, 3, 1, 2).float().to(self.device)
+        if self.name == "legacy_pytorch":
+            return {"features": self.net(x / 255)[0].flatten(1)}
+        return {"features": self.net(x)}
 
 
-def extractor_named(name: str, weights: Path | None = None, device: str = "cpu") -> Extractor:
-    """The extractor `digits` or `inception`; ValueError for another name."""
+CLEAN_FILE = "inception-2015-12-05.pt"
+
+
+def _folder_of(weights: Path) -> str:
+    """clean-fid takes the folder of its file, and no other name."""
+    if weights.name != CLEAN_FILE or not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing or not named {CLEAN_FILE}")
+    return str(weights.parent)
+
+
+def _torch_fidelity_network(
+    network: Callable[..., Any], name: str, features: list[str], weights: Path | None, source: str
+) -> Any:
+    """One of torch-fidelity's networks.  Its own loading would execute code from a local file."""
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise FileNotFoundError(
+                f"{weights} is missing: `python scripts/download.py inception` fetches {source}"
+            )
+        try:
+            torch.load(weights, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ValueError(f"{weights} is damaged ({reason}): fetch {source} again") from None
+    try:
+        return network(name, features, feature_extractor_weights_path=weights, verbose=False)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"cannot load the weights ({error}): fetch {source} elsewhere and pass its path as "
+            "weights"
+        ) from None
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{weights} does not fit the network ({reason}): use {source}") from None
+
+
+EXTRACTORS = ("digits", "inception", "torch_fidelity", *CLEAN_MODES)
+
+
+def extractor_named(
+    name: str,
+    weights: Path | None = None,
+    device: str = "cpu",
+    *,
+    vgg16_weights: Path | None = None,
+) -> Extractor:
+    """The extractor of that name; ValueError with the known ones for another."""
     if name == "digits":
         return DigitsExtractor(weights or DIGITS_WEIGHTS, device)
     if name == "inception":
         return InceptionExtractor(weights, device)
-    raise ValueError(f"unknown extractor {name!r}: choose digits or inception")
+    if name == "torch_fidelity":
+        return TorchFidelityExtractor(weights, vgg16_weights, device)
+    if name in CLEAN_MODES:
+        return CleanExtractor(name, weights, device)
+    raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
 
 
 def _check_images(images: Images) -> None:
@@ -165,23 +315,25 @@ def _check_images(images: Images) -> None:
 
 @torch.inference_mode()
 def _extract(
-    forward: Callable[[Tensor], tuple[Tensor, Tensor]],
+    forward: Callable[[Tensor], dict[str, Tensor]],
     images: Images,
     batch_size: int,
     device: str,
     name: str,
 ) -> Extracted:
-    """Apply `forward` to batches of uint8 [B, C, H, W]; a progress bar appears after 3 s."""
+    """Apply `forward` to batches of uint8 [B, C, H, W]; a progress bar appears after 3 s.
+
+    The images may be a memory map: only a batch of them is ever read into memory.
+    """
     if len(images) == 0:
         raise ValueError("no images to extract features from")
-    features, logits = [], []
+    seen: dict[str, list[NDArray[np.float32]]] = {}
     starts = range(0, len(images), batch_size)
     for i in tqdm(starts, desc=f"{name} features", unit="batch", delay=3, leave=False):
-        batch = torch.from_numpy(images[i : i + batch_size]).permute(0, 3, 1, 2)
-        f, g = forward(batch.to(device))
-        features.append(f.float().cpu())
-        logits.append(g.float().cpu())
-    return Extracted(torch.cat(features).numpy(), torch.cat(logits).numpy())
+        batch = torch.from_numpy(np.array(images[i : i + batch_size])).permute(0, 3, 1, 2)
+        for key, value in forward(batch.to(device)).items():
+            seen.setdefault(key, []).append(value.float().cpu().numpy())
+    return Extracted(**{key: np.concatenate(parts) for key, parts in seen.items()})
 
 
 def _digest(net: nn.Module) -> str:

@@ -17,6 +17,7 @@ def make_record(
     scores: dict[str, Score],
     floor: dict[str, Score] | None,
     *,
+    protocol: str,
     n: int,
     reference: Reference,
     options: dict[str, Any],
@@ -26,10 +27,12 @@ def make_record(
     """A score is no result without its protocol: this holds both.
 
     `scores` of n samples and the real-vs-real `floor` at the same n (None if there are too
-    few real images); `options` of the metrics; `cell` says how the samples were made and `run`
+    few real images); `protocol` is the name of configs/metrics that they follow, `options` are
+    those of the metrics; `cell` says how the samples were made and `run`
     what that took, as far as their manifest tells.
     """
     return {
+        "protocol": protocol,
         "n": n,
         "extractor": reference.extractor,
         "extractor_weights": reference.weights[:12],

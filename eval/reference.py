@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,9 @@ class Reference:
 
     The features are kept because KID, precision and recall need them; the statistics are
     stored beside them because they may describe a larger set (as guided-diffusion's do).
-    `extractor` and `weights` are the extractor's name and the digest of its weights.
+    `spatial` are the statistics for sFID, `manifold` the features for precision and recall where
+    an extractor has them.  `extractor` and `weights` are the extractor's name and the digest of
+    its weights; `source` is the SHA-256 of the file that the images came in, if it was one.
     """
 
     name: str
@@ -33,7 +35,10 @@ class Reference:
     weights: str
     statistics: Statistics
     features: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
+    spatial: Statistics | None = None
+    manifold: NDArray[np.float32] | None = None
+    source: str = ""
 
     @property
     def n(self) -> int:
@@ -55,7 +60,12 @@ class Reference:
     def save(self, folder: Path) -> Path:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
         path = folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
-        texts = {"name": self.name, "extractor": self.extractor, "weights": self.weights}
+        texts = {
+            "name": self.name,
+            "extractor": self.extractor,
+            "weights": self.weights,
+            "source": self.source,
+        }
         arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))
         return path
@@ -75,24 +85,81 @@ class Reference:
         return reference
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        s = self.statistics
-        return {
+        s, spatial = self.statistics, self.spatial
+        arrays: dict[str, NDArray[Any] | None] = {
             "features": self.features,
             "logits": self.logits,
             "mean": s.mean,
             "cov": s.cov,
             "statistics_n": np.array(s.n, dtype=np.int64),
+            "manifold": self.manifold,
+            "spatial_mean": None if spatial is None else spatial.mean,
+            "spatial_cov": None if spatial is None else spatial.cov,
         }
+        return {key: array for key, array in arrays.items() if array is not None}
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name):
             raise ValueError(f"reference name {self.name!r} must do as part of a file name")
 
 
-def build_reference(name: str, images: Images, extractor: Extractor) -> Reference:
-    """The reference made of images uint8 [N, H, W, C].  Raises ValueError as the extractor."""
-    features, logits = extractor(images)
-    return Reference(name, extractor.name, extractor.digest, statistics(features), features, logits)
+def build_reference(
+    name: str,
+    images: Images,
+    extractor: Extractor,
+    *,
+    published: PublishedStatistics | None = None,
+    source: str = "",
+) -> Reference:
+    """The reference made of images uint8 [N, H, W, C].  Raises ValueError as the extractor.
+
+    `published` statistics, if given, take the place of those of the images.
+    """
+    seen = extractor(images)
+    spatial = None if seen.spatial is None else statistics(seen.spatial)
+    own = PublishedStatistics(statistics(seen.features), spatial)
+    stated = published or own
+    return Reference(
+        name,
+        extractor.name,
+        extractor.digest,
+        stated.features,
+        seen.features,
+        seen.logits,
+        spatial=stated.spatial,
+        manifold=seen.manifold,
+        source=source,
+    )
+
+
+class PublishedStatistics(NamedTuple):
+    """Statistics of pool features, and of the spatial ones for sFID."""
+
+    features: Statistics
+    spatial: Statistics | None
+
+
+def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
+    """mu, sigma, mu_s, sigma_s of one of guided-diffusion's reference batches.
+
+    They are over the whole data set of n images, of which the file holds 10,000.  Raises
+    ValueError, with the remedy, if the file has none or is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            absent = [key for key in ("mu", "sigma", "mu_s", "sigma_s") if key not in file]
+            if absent:
+                raise ValueError(
+                    f"{path} has no {', '.join(absent)}: the published reference batches hold "
+                    "statistics of the whole data set, and scores against its images alone are "
+                    "other scores; fetch the published file, or use reference=custom for yours"
+                )
+            mu, sigma, mu_s, sigma_s = (
+                file[key].astype(np.float64) for key in ("mu", "sigma", "mu_s", "sigma_s")
+            )
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({error}): download it again") from None
+    return PublishedStatistics(Statistics(mu, sigma, n), Statistics(mu_s, sigma_s, n))
 
 
 def real_floor(
@@ -121,17 +188,24 @@ def real_floor(
                 f"a floor with {n} samples needs {wanted} real images of a kind, got {len(members)}"
             )
         rows = np.concatenate([rows, rng.choice(members, wanted, replace=False)])
-    drawn = Extracted(real.features[rows], real.logits[rows])
+    drawn = Extracted._make(None if part is None else part[rows] for part in real)
     strata = None if labels is None else labels[rows]
     return evaluate(drawn, reference, metrics=metrics, seed=seed, strata=strata, **options)
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:
+    n = int(arrays["statistics_n"])
+    spatial = None
+    if "spatial_mean" in arrays:
+        spatial = Statistics(arrays["spatial_mean"], arrays["spatial_cov"], n)
     return Reference(
         name=arrays["name"].item(),
         extractor=arrays["extractor"].item(),
         weights=arrays["weights"].item(),
-        statistics=Statistics(arrays["mean"], arrays["cov"], int(arrays["statistics_n"])),
+        statistics=Statistics(arrays["mean"], arrays["cov"], n),
         features=arrays["features"],
-        logits=arrays["logits"],
+        logits=arrays.get("logits"),
+        spatial=spatial,
+        manifold=arrays.get("manifold"),
+        source=arrays["source"].item() if "source" in arrays else "",
     )

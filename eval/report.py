@@ -19,6 +19,7 @@ matplotlib.use("Agg")  # files only, on any machine
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import ScalarFormatter
+from numpy.typing import NDArray
 
 from eval.files import write_atomic
 from eval.metrics import Score
@@ -27,13 +28,14 @@ from eval.records import Record, score
 METRIC_NAMES = {
     "is": "IS",
     "fid": "FID",
+    "sfid": "sFID",
     "kid": "KID",
     "precision": "Precision",
     "recall": "Recall",
     "label_agreement": "Label agreement",
 }
-LOWER_IS_BETTER = ("fid", "kid")
-DIGITS = {"is": 2, "fid": 2, "kid": 4}  # decimals shown; 3 for the others
+LOWER_IS_BETTER = ("fid", "sfid", "kid")
+DIGITS = {"is": 2, "fid": 2, "sfid": 2, "kid": 4}  # decimals shown; 3 for the others
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,54 @@ def write_table(
 ) -> None:
     """table.md, table.csv, table.tex and table.png of a sampler x steps table.
 
-    `paper` is a file of results/paper as a dictionary; its numbers go below ours, since they
-    are of another data set, for the metrics that both have.
+    `paper` is a file of results/paper as a dictionary.  Its numbers go beside ours, with the
+    difference, where the model is the paper's; else below ours, since they are of another data
+    set.  Raises ValueError if the cells were not all scored alike.
     """
+    check_one_protocol(cells)
     write_atomic(folder / "table.md", _text(_markdown(title, cells, metrics, paper)))
     write_atomic(folder / "table.csv", lambda p: _write_csv(p, cells, paper))
-    write_atomic(folder / "table.tex", _text(_latex(title, cells, metrics)))
+    write_atomic(folder / "table.tex", _text(_latex(title, cells, metrics, paper)))
     write_atomic(folder / "table.png", lambda p: _plot_table(p, title, cells, metrics, paper))
 
 
 def _text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content)
+
+
+PROTOCOL = (
+    "protocol",
+    "extractor",
+    "extractor_weights",
+    "reference",
+    "reference_digest",
+    "options",
+)
+
+
+def check_one_protocol(cells: Sequence[Cell]) -> None:
+    """Raise ValueError unless all cells were scored alike, and all of a column with one N."""
+    first = cells[0]
+    for cell in cells:
+        for key in PROTOCOL:
+            if cell.record[key] != first.record[key]:
+                raise ValueError(
+                    f"a table never mixes protocols: {key} is {first.record[key]} in row "
+                    f"{first.row} at {first.steps} steps, {cell.record[key]} in row {cell.row} at "
+                    f"{cell.steps}; evaluate them anew with one metrics= and reference="
+                )
+        n = next(other.record["n"] for other in cells if other.steps == cell.steps)
+        if cell.record["n"] != n:
+            raise ValueError(
+                f"a column never mixes numbers of samples: {n} and {cell.record['n']} at "
+                f"{cell.steps} steps"
+            )
+
+
+def is_the_papers(paper: dict[str, Any] | None, record: Record) -> bool:
+    """Whether the record is of the very model that the paper's numbers are of."""
+    model = record["cell"]["config"]["model"]["name"]
+    return paper is not None and paper.get("backbone") == model
 
 
 # --- what a cell says ------------------------------------------------------------------------
@@ -148,12 +187,17 @@ def _markdown(
     paper: dict[str, Any] | None,
 ) -> str:
     record = cells[0].record
+    beside = is_the_papers(paper, record)
     lines = [f"# {title}", "", protocol_sentence(record), ""]
+    if paper and beside:
+        lines += [f"In parentheses: the paper's number ({paper['source']}) and ours minus the "
+                  "paper's.  The paper states no uncertainty, and leaves open much of the "
+                  "protocol: see docs/paper_notes.md.", ""]  # fmt: skip
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
-        lines += [*_markdown_grid(cells, metric), ""]
+        lines += [*_markdown_grid(cells, metric, paper if beside else None), ""]
     shared = [m for m in metrics if paper and any(m in c for c in paper["rows"][0]["cells"])]
-    if paper and shared:
+    if paper and shared and not beside:
         lines += [f"## The paper: {paper['title']}", ""]
         lines += [f"{paper['source']}.  Data: {paper['dataset']}, another data set than ours: "
                   "compare orderings, not numbers.", ""]  # fmt: skip
@@ -165,22 +209,36 @@ def _markdown(
 def protocol_sentence(record: Record) -> str:
     """What the numbers are, in words."""
     made = record["cell"]["config"]
-    labels = {None: "at random", "balanced": "balanced"}.get(made["label"], str(made["label"]))
-    checkpoint = made["model"].get("checkpoint", made["model"]["sha256"][:12])
+    floor = (
+        " *Real* is the real-vs-real floor: as many real images in place of samples, which is what "
+        "a perfect sampler would score. FID and recall depend on N: across columns of different "
+        "N, compare with that floor."
+    )
     return (
-        f"Model `{made['model']['name']}`, checkpoint `{checkpoint}` "
-        f"({made['model']['sha256'][:12]}); spacing `{made['spacing']}`, seed {made['seed']}, "
-        f"labels {labels}, x0 {'clipped' if made['model']['clip'] else 'not clipped'}. "
+        f"{made_sentence(made)} "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), reference "
         f"`{record['reference']}` ({record['reference_n']} images, {record['reference_digest']}). "
         "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
-        "cannot be told from it. *Real* is the real-vs-real floor: as many real images in place "
-        "of samples, which is what a perfect sampler would score. FID and recall depend on N: "
-        "across columns of different N, compare with that floor."
+        f"cannot be told from it.{floor if record['floor'] else ''}"
     )
 
 
-def _markdown_grid(cells: Sequence[Cell], metric: str) -> list[str]:
+def made_sentence(made: dict[str, Any]) -> str:
+    """How samples were made, from the config in their manifest."""
+    labels = {None: "at random", "balanced": "balanced"}.get(made["label"], str(made["label"]))
+    model = made["model"]
+    checkpoint = model.get("checkpoint", model["sha256"][:12])
+    precision = f", precision {model['precision']}" if "precision" in model else ""
+    guidance = made.get("guidance")
+    guided = f", {guidance['name']} guidance with scale {guidance['scale']:g}" if guidance else ""
+    return (
+        f"Model `{model['name']}`, checkpoint `{checkpoint}` "
+        f"({model['sha256'][:12]}){precision}{guided}; spacing `{made['spacing']}`, seed "
+        f"{made['seed']}, labels {labels}, x0 {'clipped' if model['clip'] else 'not clipped'}."
+    )
+
+
+def _markdown_grid(cells: Sequence[Cell], metric: str, paper: dict[str, Any] | None) -> list[str]:
     columns, sizes = _columns(cells), _sizes(cells)
     best = {steps: undecided_best(metric, _column(cells, steps, metric)) for steps in columns}
     lines = ["| Sampler | " + " | ".join(f"{s} steps (N={sizes[s]})" for s in columns) + " |"]
@@ -188,13 +246,22 @@ def _markdown_grid(cells: Sequence[Cell], metric: str) -> list[str]:
     for row in _rows(cells):
         texts = []
         for steps in columns:
-            text = format_score(metric, _column(cells, steps, metric).get(row))
-            texts.append(f"**{text}**" if row in best[steps] else text)
+            value = _column(cells, steps, metric).get(row)
+            text = format_score(metric, value)
+            text = f"**{text}**" if row in best[steps] else text
+            texts.append(text + _beside(metric, value, paper_value(paper, row, steps, metric)))
         lines.append(f"| {row} | " + " | ".join(texts) + " |")
     floors = [_floor(cells, steps, metric) for steps in columns]
     if any(floors):
         lines.append("| *Real* | " + " | ".join(format_score(metric, f) for f in floors) + " |")
     return lines
+
+
+def _beside(metric: str, ours: Score | None, theirs: float | None) -> str:
+    """ " (9.41, +0.64)": the paper's number and the difference; empty where one lacks."""
+    if ours is None or theirs is None:
+        return ""
+    return f" ({theirs:g}, {ours.value - theirs:+.{DIGITS.get(metric, 3)}f})"
 
 
 def _markdown_paper(paper: dict[str, Any], metric: str) -> list[str]:
@@ -209,7 +276,7 @@ def _markdown_paper(paper: dict[str, Any], metric: str) -> list[str]:
 
 def _write_csv(path: Path, cells: Sequence[Cell], paper: dict[str, Any] | None) -> None:
     fields = ["sampler", "steps", "nfe", "cutoff", "spacing", "seed", "n", "metric", "value", "se"]
-    fields += ["floor", "extractor", "reference", "paper"]
+    fields += ["floor", "protocol", "extractor", "reference", "paper", "difference"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
@@ -217,6 +284,8 @@ def _write_csv(path: Path, cells: Sequence[Cell], paper: dict[str, Any] | None) 
             made = cell.record["cell"]
             for metric, value in cell.record["scores"].items():
                 floor = score(cell.record, metric, "floor")
+                theirs = paper_value(paper, cell.row, cell.steps, metric)
+                comparable = theirs is not None and is_the_papers(paper, cell.record)
                 writer.writerow({
                     "sampler": cell.row,
                     "steps": cell.steps,
@@ -228,19 +297,25 @@ def _write_csv(path: Path, cells: Sequence[Cell], paper: dict[str, Any] | None) 
                     "metric": metric,
                     **value,
                     "floor": floor.value if floor else "",
+                    "protocol": cell.record["protocol"],
                     "extractor": cell.record["extractor"],
                     "reference": cell.record["reference"],
-                    "paper": paper_value(paper, cell.row, cell.steps, metric) or "",
+                    "paper": "" if theirs is None else theirs,
+                    "difference": value["value"] - theirs if theirs and comparable else "",
                 })  # fmt: skip
 
 
-def _latex(title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> str:
+def _latex(
+    title: str, cells: Sequence[Cell], metrics: Sequence[str], paper: dict[str, Any] | None
+) -> str:
     columns, sizes = _columns(cells), _sizes(cells)
     extractor = cells[0].record["extractor"]
+    beside = paper if is_the_papers(paper, cells[0].record) else None
     heads = [f"\\multicolumn{{{len(metrics)}}}{{c}}{{{s} steps ($N={sizes[s]}$)}}" for s in columns]
     names = [f"{METRIC_NAMES[m]} ({extractor})" for m in metrics] * len(columns)
     lines = [
-        f"% {title}; +- is the half width of the 95% interval; Real: real images for samples",
+        f"% {title}; +- is the half width of the 95% interval; Real: real images for samples"
+        + ("; in parentheses the paper's number and the difference" if beside else ""),
         f"\\begin{{tabular}}{{l{'r' * len(names)}}}",
         "\\toprule",
         "Sampler & " + " & ".join(heads) + " \\\\",
@@ -252,12 +327,16 @@ def _latex(title: str, cells: Sequence[Cell], metrics: Sequence[str]) -> str:
         texts = []
         for s in columns:
             for m in metrics:
-                text = format_score(m, _column(cells, s, m).get(row)).replace(" ± ", " \\pm ")
-                texts.append(f"$\\mathbf{{{text}}}$" if row in best[s, m] else f"${text}$")
+                value = _column(cells, s, m).get(row)
+                text = format_score(m, value).replace(" ± ", " \\pm ")
+                text = f"$\\mathbf{{{text}}}$" if row in best[s, m] else f"${text}$"
+                texts.append(text + _beside(m, value, paper_value(beside, row, s, m)))
         lines.append(f"{row} & " + " & ".join(texts) + " \\\\")
-    floor = [format_score(m, _floor(cells, s, m)).replace(" ± ", " \\pm ")
-             for s in columns for m in metrics]  # fmt: skip
-    lines += ["\\midrule", "Real & " + " & ".join(f"${text}$" for text in floor) + " \\\\"]
+    floors = [_floor(cells, s, m) for s in columns for m in metrics]
+    if any(floors):
+        texts = [format_score(m, floor).replace(" ± ", " \\pm ")
+                 for m, floor in zip([*metrics] * len(columns), floors, strict=True)]  # fmt: skip
+        lines += ["\\midrule", "Real & " + " & ".join(f"${text}$" for text in texts) + " \\\\"]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
@@ -273,8 +352,11 @@ def _plot_table(
 ) -> None:
     """Score against steps, one panel a metric; then the paper's, where it has that metric."""
     rows, columns, sizes = _rows(cells), _columns(cells), _sizes(cells)
+    beside = is_the_papers(paper, cells[0].record)
     theirs = [
-        m for m in metrics if paper and any(m in c for r in paper["rows"] for c in r["cells"])
+        m
+        for m in metrics
+        if paper and not beside and any(m in c for r in paper["rows"] for c in r["cells"])
     ]
     count = len(metrics) + len(theirs)
     across = min(4, count)
@@ -291,9 +373,14 @@ def _plot_table(
                 ax.errorbar([s for s, _ in known], [v.value for _, v in known],
                             [1.96 * v.se for _, v in known],
                             color=colour, marker="o", ms=3, capsize=2, label=label)  # fmt: skip
+            if beside:
+                published = [(s, paper_value(paper, row, s, metric)) for s in columns]
+                ax.plot([s for s, _ in published], [np.nan if v is None else v for _, v in published],
+                        color=colour, ls="--", lw=0.8, label=f"{row}, paper")  # fmt: skip
         for part, label in _of_one_size(columns, sizes, "real"):
             floor = _known([(s, _floor(cells, s, metric)) for s in part])
-            ax.plot([s for s, _ in floor], [f.value for _, f in floor], "k:", label=label)
+            if floor:
+                ax.plot([s for s, _ in floor], [f.value for _, f in floor], "k:", label=label)
         _style(ax, metric_title(metric, cells[0].record["extractor"]), metric, columns)
         ax.set_xticks(columns, [f"{s}\nN={sizes[s]}" for s in columns])
     panels[0].legend(fontsize=7)
@@ -354,11 +441,13 @@ def write_cutoff_figure(
     `cells` are Mix cells whose records hold `sampler.cutoff`; cutoff 0 is Skipped-Step, T DDIM.
     The range that the paper (results/paper/figure4.yaml) calls optimal is shaded.
     """
+    check_one_protocol(cells)
     record = cells[0].record
     lines = [f"# {title}", "", protocol_sentence(record), ""]
     if paper:
+        other = "" if is_the_papers(paper, record) else ", another data set"
         low, high = paper["optimal_cutoffs"]
-        lines += [f"The paper ({paper['source']}; {paper['dataset']}, another data set) finds the "
+        lines += [f"The paper ({paper['source']}; {paper['dataset']}{other}) finds the "
                   f"best cutoffs within [{low}, {high}], and prints no numbers.", ""]  # fmt: skip
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
@@ -387,8 +476,10 @@ def _markdown_cutoffs(cells: Sequence[Cell], metric: str) -> list[str]:
             text = format_score(metric, values.get((s, t)))
             texts.append(f"**{text}**" if str(t) in best[s] else text)
         lines.append(f"| {t:g} | " + " | ".join(texts) + " |")
-    floors = [format_score(metric, _floor(cells, s, metric)) for s in columns]
-    return [*lines, "| *Real* | " + " | ".join(floors) + " |"]
+    floors = [_floor(cells, s, metric) for s in columns]
+    if any(floors):
+        lines.append("| *Real* | " + " | ".join(format_score(metric, f) for f in floors) + " |")
+    return lines
 
 
 def _plot_cutoffs(
@@ -422,4 +513,54 @@ def _plot_cutoffs(
         ax.set_title(f"{steps} steps (N={mine[0].record['n']})", fontsize=9)
         ax.set_xlabel("cutoff (0: Skipped-Step, 1000: DDIM)", fontsize=8)
         ax.grid(alpha=0.3)
+    _save(figure, path, title)
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """One row of a figure of samples: images uint8 [N, H, W, C] and how they were made."""
+
+    row: str
+    steps: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    config: dict[str, Any]
+
+
+def write_pictures(folder: Path, title: str, rows: Sequence[Pictures]) -> None:
+    """figure.png, one labelled row of pictures a sampler and step count, and figure.md.
+
+    Column i is sample i of the seed in every row: the same x_T, label and noise.  Nothing is
+    chosen.
+    """
+    rows = sorted(rows, key=lambda pictures: -pictures.steps)
+    n = len(rows[0].images)
+    lines = [f"# {title}", "", made_sentence(rows[0].config)]
+    lines += [f"The first {n} samples of the seed, column by column the same x_T, label and noise; "
+              "none is chosen.", "", "| Row | Sampler | Network calls |", "|---|---|---|"]  # fmt: skip
+    for i, pictures in enumerate(rows, 1):
+        sampler = ", ".join(f"{k} {v}" for k, v in pictures.config["sampler"].items())
+        lines.append(f"| {i} | {pictures.row} ({sampler}) | {pictures.steps} |")
+    write_atomic(folder / "figure.md", _text("\n".join([*lines, ""])))
+    write_atomic(folder / "figure.png", lambda p: _draw_pictures(p, title, rows))
+
+
+def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
+    n = len(rows[0].images)
+    inch = min(1.6, 15 / n)
+    size = (n * inch + 1.4, len(rows) * inch + 0.6)
+    figure, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
+    for pictures, line in zip(rows, axes, strict=True):
+        for ax, image in zip(line, pictures.images, strict=True):
+            ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)  # fmt: skip
+            ax.set_xticks([])
+            ax.set_yticks([])
+        line[0].set_ylabel(f"{pictures.row}\n{pictures.steps} steps", fontsize=8, rotation=0,
+                           ha="right", va="center")  # fmt: skip
+    if rows[0].labels is not None:
+        for ax, label in zip(axes[0], rows[0].labels.tolist(), strict=True):
+            ax.set_title(str(label), fontsize=7, pad=2)
     _save(figure, path, title)

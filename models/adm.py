@@ -240,6 +240,23 @@ class _Encoder(nn.Module):
         self.middle_block = _Block(res(ch, ch), attention(ch), res(ch, ch))
         self.deepest_channels, self.deepest_ds = ch, ds
 
+    def set_torso(self, dtype: torch.dtype) -> None:
+        """Half precision as in the original: convolutions of the torso in `dtype`, the rest kept.
+
+        The torso is `input_blocks`, `middle_block` and `output_blocks`.  Its 1-D and 2-D
+        convolutions (attention's qkv and proj_out among them) change; norms, the embeddings'
+        linear layers, `time_embed`, `label_emb` and `out` stay as they are.  Images go in and
+        come out in float32.
+        """
+        for name, module in self.named_modules():
+            in_torso = name.startswith(("input_blocks.", "middle_block.", "output_blocks."))
+            if in_torso and isinstance(module, nn.Conv1d | nn.Conv2d):
+                module.to(dtype)
+
+    @property
+    def _torso_dtype(self) -> torch.dtype:
+        return next(self.input_blocks.parameters()).dtype
+
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         sinusoids = timestep_embedding(t, self.num_channels)
         dtype = next(self.time_embed.parameters()).dtype
@@ -332,7 +349,7 @@ class UNet(_Encoder):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self._embed(t, y)
         skips = []
-        h = x
+        h = x.to(self._torso_dtype)
         for block in self.input_blocks:
             h = block(h, emb)
             skips.append(h)
@@ -376,6 +393,7 @@ class Classifier(_Encoder):
             ),
             attention=lambda c: AttentionBlock(c, c // num_head_channels, False, 32),
         )
+        self.num_labels = num_labels
         ch, size = self.deepest_channels, image_size // self.deepest_ds
         self.out = nn.Sequential(
             Norm(32, ch), nn.SiLU(), AttentionPool(size, ch, num_head_channels, num_labels)
@@ -383,7 +401,7 @@ class Classifier(_Encoder):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = self._embed(t, None)
-        h = x
+        h = x.to(self._torso_dtype)
         for block in self.input_blocks:
             h = block(h, emb)
         return self.out(self.middle_block(h, emb).to(x.dtype))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +17,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sampling import Denoiser, Schedule
+from sampling import Denoiser, Gradient, Schedule
+
+
+class Guidance(Protocol):
+    """Something that steers samples towards labels by a gradient; `facts` go into manifests."""
+
+    @property
+    def facts(self) -> dict[str, Any]: ...
+
+    def gradient(self, labels: Tensor) -> Gradient: ...
 
 
 @dataclass(frozen=True)
@@ -24,7 +35,8 @@ class Backbone:
 
     `shape` is one sample's (C, H, W); `clip` says whether x0 is limited to [-1, 1] (pixel
     models); `decode` turns final samples into uint8 images [B, H, W, C]; `sha256` is the
-    checkpoint's and goes into every manifest.
+    checkpoint's and goes into every manifest.  `num_classes` is the number of labels that a
+    sample can be made for, by a class-conditional network or by `guidance`.
     """
 
     denoiser: Denoiser
@@ -34,19 +46,24 @@ class Backbone:
     clip: bool
     sha256: str
     decode: Callable[[Tensor], NDArray[np.uint8]]
+    guidance: Guidance | None = None
 
 
 class NetworkDenoiser:
     """A network (x, t [B], y) -> [B, C or 2C, H, W] as a `Denoiser`.
 
-    With twice the channels of x the second half is the learned-variance fraction v.
+    With twice the channels of x the second half is the learned-variance fraction v.  An
+    unconditional network (`conditional=False`) does not see the condition, which may still
+    steer it by guidance.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, conditional: bool = True):
         self.net = net
+        self.conditional = conditional
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
-        out = self.net(x, torch.full((len(x),), t, device=x.device), condition)
+        y = condition if self.conditional else None
+        out = self.net(x, torch.full((len(x),), t, device=x.device), y)
         if out.shape[1] == x.shape[1]:
             return out, None
         eps, v = out.chunk(2, dim=1)
@@ -64,23 +81,69 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Load a safetensors file into `net`.
+def recorded_sha256(path: Path) -> str | None:
+    """The hash in `<path>.sha256` (sha256sum's format); None if there is no such file.
 
-    Raises ValueError naming the file if it is damaged, or the first key or shape that differs.
+    Downloads write it.  Raises ValueError if it is malformed.
+    """
+    record = path.with_name(path.name + ".sha256")
+    if not record.exists():
+        return None
+    digest = record.read_text(errors="replace").partition(" ")[0].strip()
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{record} does not begin with a SHA-256: remove it")
+    return digest
+
+
+def load_weights(
+    net: nn.Module, path: Path, device: torch.device | str = "cpu", remedy: str = "restore it"
+) -> None:
+    """Load a .safetensors or a torch .pt file into `net`, which may be on the meta device.
+
+    Every tensor goes straight to `device` in the dtype of the parameter that it fills, one at a
+    time from a memory-mapped file: loading into half precision needs half the file's size, and
+    no second copy.  Raises ValueError naming the file and the `remedy` if it is damaged, or the
+    first key or shape that differs.
+    """
+    weights = read_weights(path, remedy)
+    expected = net.state_dict()
+    check_fit({key: list(value.shape) for key, value in expected.items()}, weights, path)
+    net.load_state_dict(
+        {key: weights[key].to(device, value.dtype) for key, value in expected.items()}, assign=True
+    )
+
+
+def read_weights(path: Path, remedy: str = "restore it") -> dict[str, Tensor]:
+    """The named tensors of a .safetensors or torch file; never executes code from it.
+
+    Raises ValueError naming the file and the `remedy` if it is damaged or holds anything else.
     """
     try:
-        weights = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): restore or download it again") from None
-    expected = net.state_dict()
-    for key in [*expected, *weights]:
-        ours, theirs = expected.get(key), weights.get(key)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            want = "no such key" if ours is None else f"shape {list(ours.shape)}"
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        try:
+            weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            if "_use_new_zipfile_serialization" not in str(error):
+                raise
+            # A file in torch's old format cannot be memory-mapped.
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")
+    return weights
+
+
+def check_fit(shapes: dict[str, list[int]], weights: dict[str, Tensor], path: Path) -> None:
+    """Raise ValueError at the first key or shape in which `weights` differ from `shapes`."""
+    for key in [*shapes, *weights]:
+        ours, theirs = shapes.get(key), weights.get(key)
+        if ours is None or theirs is None or ours != list(theirs.shape):
+            want = "no such key" if ours is None else f"shape {ours}"
             have = "no such key" if theirs is None else f"shape {list(theirs.shape)}"
             raise ValueError(
                 f"{path} does not fit the network: at {key} the network has {want}, "
                 f"the file {have}; check the model's options"
             )
-    net.load_state_dict(weights)

@@ -16,7 +16,7 @@ from sampling.plan import (
     skipped,
     splice,
 )
-from sampling.run import Denoiser, Noise, State, Tree, count_calls, iterate, run, run_tree
+from sampling.run import Denoiser, Gradient, Noise, State, Tree, count_calls, iterate, run, run_tree
 from sampling.schedule import Schedule
 from sampling.timesteps import SPACINGS, timesteps
 
@@ -24,6 +24,7 @@ __all__ = [
     "SAMPLERS",
     "SPACINGS",
     "Denoiser",
+    "Gradient",
     "Noise",
     "Plan",
     "Row",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -32,11 +33,18 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     set TRACEBACK=1 for where it came from.  Ctrl-C exits with 130.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
-    wrapped = functools.wraps(main)(lambda cfg: _reported(main, cfg))
-    _reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+    register_resolvers()
+    wrapped = functools.wraps(main)(lambda cfg: reported(main, cfg))
+    reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
 
 
-def _reported(function: Callable[..., None], *args: Any) -> None:
+def register_resolvers() -> None:
+    """What configs may say: ${repository:} is its folder, ${file_name:URL} a URL's last part."""
+    OmegaConf.register_new_resolver("repository", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("file_name", lambda url: url.rsplit("/", 1)[-1], replace=True)
+
+
+def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
     try:
         function(*args)
@@ -80,11 +88,27 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def load_backbone(config: DictConfig, device: torch.device) -> Backbone:
-    """The model that configs/model/<name>.yaml describes."""
-    options = plain(config)
+def load_backbone(
+    config: DictConfig, device: torch.device, guidance: DictConfig | None = None, **more: Any
+) -> Backbone:
+    """The model that configs/model/<name>.yaml describes, steered as configs/guidance/ says.
+
+    `more` goes to the model's loader.  Raises ValueError if the model takes no such guidance.
+    """
+    options = {**plain(config), **more}
     options.pop("name")
-    return hydra.utils.instantiate(options, device=device)
+    if device.type == "cpu" and options.get("precision") == "fp16":
+        print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
+    steering = plain(guidance) or {"name": "none"}
+    if steering.pop("name") != "none":
+        loader = hydra.utils.get_method(options["_target_"])
+        if "guidance" not in inspect.signature(loader).parameters:
+            raise ValueError(f"model {config.name} has no classifier: use guidance=none")
+        options["guidance"] = steering
+    try:
+        return hydra.utils.instantiate(options, device=device)
+    except InstantiationException as error:
+        raise (error.__cause__ or error) from None
 
 
 def plain(config: Any) -> Any:
@@ -122,18 +146,31 @@ def make_job(
                  **options)  # fmt: skip
     _check_cutoff(options.get("cutoff"), backbone.schedule)
     config = {
-        "model": {**plain(model), "sha256": backbone.sha256, "clip": backbone.clip},
+        "model": _identity(plain(model), backbone),
         "sampler": {"name": sampler["name"], **options},
         "steps": len(plan),
         "spacing": spacing,
         "seed": seed,
         "label": label,
     }
+    if backbone.guidance is not None:
+        config["guidance"] = backbone.guidance.facts
     job = Job(plan, Path(out or "."), config)
     if out:
         return job
     parts = [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
     return replace(job, folder=Path("runs", model.name, f"{'-'.join(parts)}-{job.digest[:8]}"))
+
+
+def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """What of a model's config its samples depend on, wherever its files lie.
+
+    channels_last and compile change the last bits alone, as another GPU does.
+    """
+    kept = {key: v for key, v in model.items() if key not in ("channels_last", "compile")}
+    if "checkpoint" in kept:
+        kept["checkpoint"] = Path(kept["checkpoint"]).name
+    return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
 def _check_cutoff(cutoff: float | None, schedule: Schedule) -> None:

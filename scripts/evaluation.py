@@ -16,7 +16,8 @@ from eval.extractors import Extracted, extractor_named
 from eval.files import Samples, load_samples
 from eval.metrics import Score, check_metrics, evaluate
 from eval.records import Record, load_records, make_record, protocol, save_records
-from eval.reference import Reference, build_reference, real_floor
+from eval.reference import Reference, build_reference, read_adm_statistics, real_floor
+from models.backbone import file_sha256
 from scripts.commands import ROOT, plain
 from scripts.generate import read_manifest
 
@@ -25,26 +26,49 @@ class Evaluator:
     """One protocol (extractor, reference, metric options) applied to many sets of samples."""
 
     def __init__(self, metrics: DictConfig, reference: DictConfig, device: str):
-        weights = metrics.weights and Path(metrics.weights)
-        self.extractor = extractor_named(metrics.extractor, weights, device)
+        files = {
+            key: metrics[key] and Path(metrics[key])
+            for key in ("weights", "vgg16_weights")
+            if key in metrics
+        }
+        self.name: str = metrics.name
         self.scores = check_metrics(plain(metrics.scores))
         self.options = _checked_options(plain(metrics.options))
+        self.extractor = extractor_named(metrics.extractor, device=device, **files)
         self._reference_config = reference
         self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
 
     @cached_property
     def reference(self) -> Reference:
-        """The stored reference made with this extractor, or a new one built from its images."""
+        """The stored reference made with this extractor, or a new one built from its images.
+
+        One that is built from a published batch is stored beside it, since it takes a pass over
+        10,000 images; it stands for that very file and extractor alone.
+        """
         config = self._reference_config
-        if config.folder:
-            for path in sorted(
-                (ROOT / config.folder).glob(f"{config.name}-{self.extractor.name}-*")
-            ):
+        batch = Path(config.batch) if config.get("batch") else None
+        if batch and not batch.is_file():
+            raise FileNotFoundError(
+                f"{batch} is missing: fetch it with `python scripts/download.py {config.name}` "
+                f"or from {config.url}"
+            )
+        source = file_sha256(batch) if batch else ""
+        folder = config.folder and ROOT / config.folder
+        if folder:
+            for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*")):
                 reference = Reference.load(path)
-                if reference.weights == self.extractor.digest:
+                if (reference.weights, reference.source) == (self.extractor.digest, source):
                     return reference
+        published = None
+        if batch and self.extractor.name == "inception":
+            published = read_adm_statistics(batch, config.statistics_n)
         real = Samples(*hydra.utils.instantiate(config.images))
-        return build_reference(config.name, real.images, self.extractor)
+        reference = build_reference(
+            config.name, real.images, self.extractor, published=published, source=source
+        )
+        if batch and folder:
+            reference.save(folder)
+        return reference
 
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
@@ -92,11 +116,12 @@ class Evaluator:
             raise ValueError(f"{path} has {len(samples.images)} samples, not {num_samples}")
         n = num_samples or len(samples.images)
         balanced = manifest is not None and manifest["config"]["label"] == "balanced"
-        labels = samples.labels[:n] if use_labels and samples.labels is not None else None
+        labels = None if samples.labels is None else samples.labels[:n]
+        reference = self.reference  # refuse a missing one before the long work
         scores = evaluate(
             self.extractor(samples.images[:n]),
-            self.reference,
-            labels=labels,
+            reference,
+            labels=labels if self._agrees(use_labels) else None,
             metrics=self.scores,
             strata=labels if balanced else None,
             **self.options,
@@ -104,6 +129,7 @@ class Evaluator:
         record = make_record(
             scores,
             self.floor(n, balanced),
+            protocol=self.name,
             n=n,
             reference=self.reference,
             options=self.options,
@@ -113,10 +139,14 @@ class Evaluator:
         save_records(out, record)
         return record
 
+    def _agrees(self, use_labels: bool) -> bool:
+        """Whether label agreement is among the scores, if the samples have labels."""
+        return use_labels and self.extractor.knows_labels
+
     def _protocol(self, n: int, manifest: dict[str, Any], use_labels: bool) -> Record:
-        names = {*self.scores, *(("label_agreement",) if use_labels else ())}
+        names = {*self.scores, *(("label_agreement",) if self._agrees(use_labels) else ())}
         blank = dict.fromkeys(names, Score(0.0, 0.0))
-        record = make_record(blank, None, n=n, reference=self.reference, options=self.options,
+        record = make_record(blank, None, protocol=self.name, n=n, reference=self.reference, options=self.options,
                              cell=_cell(manifest))  # fmt: skip
         return protocol(json.loads(json.dumps(record)))
 
@@ -136,11 +166,27 @@ def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
     """The metrics' options unchanged; ValueError for an unknown one or a bad value."""
-    least = {"k": 1, "kid_subset_size": 2, "bootstrap": 0, "seed": 0}
+    least = {
+        "k": 1,
+        "kid_subset_size": 2,
+        "is_splits": 1,
+        "is_chunk_size": 1,
+        "is_shuffle_seed": 0,
+        "bootstrap": 0,
+        "seed": 0,
+    }
+    choices: dict[str, tuple[Any, ...]] = {
+        "fid_se": ("bootstrap", "delta"),
+        "allow_few": (True, False),
+    }
     for name, value in options.items():
-        if name not in least:
-            raise ValueError(f"unknown metrics.options.{name}: choose among {', '.join(least)}")
-        if type(value) is not int or value < least[name]:
+        if name not in (*least, *choices):
+            known = ", ".join([*least, *choices])
+            raise ValueError(f"unknown metrics.options.{name}: choose among {known}")
+        if name in choices and value not in choices[name]:
+            known = " or ".join(str(choice).lower() for choice in choices[name])
+            raise ValueError(f"metrics.options.{name} must be {known}, got {value!r}")
+        if name in least and (type(value) is not int or value < least[name]):
             raise ValueError(
                 f"metrics.options.{name} must be an integer of at least {least[name]}, got {value!r}"
             )

@@ -111,11 +111,14 @@ def generate(
     total = sum(
         count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()
     )
+    batch_size = size.batch_size
     bar = tqdm(total=total, unit="image call", unit_scale=True, disable=total == 0, mininterval=0.5)
     with bar:
         for k, todo in missing.items():
             bar.set_description(f"shard {k + 1}/{size.num_shards}")
-            _make_shard(k, todo, backbone, size, seed, label, device, bar)
+            ids = size.ids(k)
+            labels = batch_labels(seed, ids, backbone.num_classes, label)
+            batch_size = _make_shard(k, todo, backbone, ids, labels, batch_size, seed, device, bar)
     finished = [_finish(job, size) for job in jobs]
     return all(finished)
 
@@ -124,35 +127,31 @@ def _make_shard(
     k: int,
     jobs: Sequence[Job],
     backbone: Backbone,
-    size: Size,
+    ids: range,
+    labels: Tensor | None,
+    batch_size: int,
     seed: int,
-    label: int | str | None,
     device: torch.device | str,
     bar: tqdm[Any],
-) -> None:
-    """Sample the ids of shard k for all jobs in one tree and write one file a job."""
+) -> int:
+    """Sample the ids of shard k for all jobs in one tree and write one file a job.
 
-    def counted(x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
-        out = backbone.denoiser(x, t, condition)
-        bar.update(len(x))
-        return out
-
-    ids = size.ids(k)
-    labels = batch_labels(seed, ids, backbone.num_classes, label)
+    Returns the batch size for the next shard: halved as often as the device ran out of memory.
+    """
+    plans = [job.plan for job in jobs]
     images: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
-    start = time.perf_counter()
-    for first in range(0, len(ids), size.batch_size):
-        part = slice(first, first + size.batch_size)
-        tree = run_tree(
-            counted,
-            [job.plan for job in jobs],
-            SampleNoise(seed, ids[part], backbone.shape, device=device),
-            condition=None if labels is None else labels[part].to(device),
-            clip=backbone.clip,
-        )
-        for mine, x in zip(images, tree.samples, strict=True):
+    start, first = time.perf_counter(), 0
+    while first < len(ids):
+        part = slice(first, first + batch_size)
+        noise = SampleNoise(seed, ids[part], backbone.shape, device=device)
+        samples = _run_batch(plans, backbone, noise, None if labels is None else labels[part], bar)
+        if samples is None:
+            batch_size = _halved(batch_size, device)
+            continue
+        for mine, x in zip(images, samples, strict=True):
             _check_finite(x, ids[part])
             mine.append(backbone.decode(x))
+        first += batch_size
     # A job's share of the tree's time, by its NFE.
     seconds = time.perf_counter() - start
     nfe = sum(len(job.plan) for job in jobs)
@@ -163,6 +162,50 @@ def _make_shard(
         shard["config"] = np.array(job.digest)
         shard["seconds"] = np.array(seconds * len(job.plan) / nfe)
         write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
+    return batch_size
+
+
+def _run_batch(
+    plans: Sequence[Plan],
+    backbone: Backbone,
+    noise: SampleNoise,
+    labels: Tensor | None,
+    bar: tqdm[Any],
+) -> list[Tensor] | None:
+    """The samples of every plan, or None if the device has too little memory for the batch."""
+    made = 0
+
+    def counted(x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
+        nonlocal made
+        out = backbone.denoiser(x, t, condition)
+        made += len(x)
+        bar.update(len(x))
+        return out
+
+    y = None if labels is None else labels.to(noise.device)
+    gradient = None
+    if backbone.guidance is not None:
+        assert y is not None  # guidance brings classes with it
+        gradient = backbone.guidance.gradient(y)
+    try:
+        return run_tree(
+            counted, plans, noise, condition=y, clip=backbone.clip, gradient=gradient
+        ).samples
+    except torch.OutOfMemoryError:
+        bar.update(-made)
+        return None
+
+
+def _halved(batch_size: int, device: torch.device | str) -> int:
+    if batch_size == 1:
+        raise ValueError(
+            f"{device} has too little memory for a batch of one: use a lower model.precision, "
+            "a device with more memory, or free some of it"
+        )
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+    tqdm.write(f"out of memory with batch_size={batch_size}: going on with {batch_size // 2}")
+    return batch_size // 2
 
 
 def batch_labels(

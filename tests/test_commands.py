@@ -101,7 +101,7 @@ def test_label_and_png(command, tmp_path):
 
 
 MISTAKES = {
-    "model=imagenet": "no model 'imagenet': choose one of digits",
+    "model=imagenet": "no model 'imagenet': choose one of adm, adm_imagenet, adm_imagenet128",
     "sampler=mixx": "no sampler 'mixx': choose one of ddim, ddpm, mix, naive_stride, skipped",
     "sampler.cutof=3": "Could not override 'sampler.cutof'",
     "stesp=50": "Could not override 'stesp'",
@@ -201,7 +201,7 @@ EVALUATION_MISTAKES = {
     (
         "samples=mine.npz",
         "reference=imagenet",
-    ): "no reference 'imagenet': choose one of custom, dig",
+    ): "no reference 'imagenet': choose one of adm, adm_imagenet128",
     ("samples=mine.npz", "metrics.weights=cut.npz"): "does not hold the digits classifier",
     ("samples=mine.npz", "metrics.options.k=0"): "metrics.options.k must be an integer of at least",
     ("samples=mine.npz", "+metrics.options.foo=3"): "unknown metrics.options.foo",
@@ -276,7 +276,14 @@ def test_reference_of_another_feature_size(some_samples):
 
 def table(command, *overrides):
     return command(
-        reproduce, *SMALL, "experiment.steps=[2]", "num_samples=70", "out=out", *FEW, *overrides
+        reproduce,
+        "model=digits",
+        *SMALL,
+        "experiment.steps=[2]",
+        "num_samples=70",
+        "out=out",
+        *FEW,
+        *overrides,
     )
 
 
@@ -313,11 +320,11 @@ def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
 def test_reproduce_mistakes(command):
     status, _, err = table(command, "experiment=table9")
     assert status == 2
-    assert "no experiment 'table9': choose one of figure4, table1" in err
+    assert "no experiment 'table9': choose one of figure2, figure3, figure4, table1" in err
     status, _, err = table(command, "render_only=true")
     assert status == 2
     assert "no records at out/records.json" in err
-    status, _, err = command(reproduce, *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW)
+    status, _, err = command(reproduce, "model=digits", *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW)
     assert status == 2
     assert "2 entries for 4 step counts" in err
     status, _, err = table(command, "metrics.scores=[fid]")

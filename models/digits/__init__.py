@@ -103,7 +103,12 @@ class PatchUNet(nn.Module):
         return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
 
 
-def load(checkpoint: str = "unet-6500", device: torch.device | str = "cpu", **net: Any) -> Backbone:
+def load(
+    checkpoint: str = "unet-6500",
+    clip: bool = True,
+    device: torch.device | str = "cpu",
+    **net: Any,
+) -> Backbone:
     """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
 
     `unet-1000`, `unet-3000` and `unet-6500` are the weights after so many training steps.
@@ -119,13 +124,13 @@ def load(checkpoint: str = "unet-6500", device: torch.device | str = "cpu", **ne
             "of a file that `python scripts/train_digits.py unet` wrote"
         )
     model = PatchUNet(**{**UNET, **net})
-    load_weights(model, path)
+    load_weights(model, path, device)
     return Backbone(
-        denoiser=NetworkDenoiser(model.to(device).eval()),
+        denoiser=NetworkDenoiser(model.eval()),
         schedule=Schedule.linear(),
         shape=(1, IMAGE_SIZE, IMAGE_SIZE),
         num_classes=NUM_CLASSES,
-        clip=True,
+        clip=clip,
         sha256=file_sha256(path),
         decode=to_uint8,
     )

@@ -136,7 +136,7 @@ def test_real_floor_is_an_evaluation_of_real_images(reference):
     assert list(whole) == ["fid", "precision", "is"]
     order = np.random.default_rng(0).choice(80, 80, replace=False)  # all of them, in some order
     assert sorted(order) == list(range(80))
-    direct = evaluate(Extracted(*(a[order] for a in real)), reference, **options)
+    direct = evaluate(Extracted(real.features[order], real.logits[order]), reference, **options)
     assert whole == direct
     part = real_floor(real, reference, 40, **options)
     assert part["fid"].value > whole["fid"].value, "fewer samples: more bias"

@@ -28,7 +28,7 @@ def record(fid: float, se: float, n: int = 100, **sampler) -> dict:
     config = {"sampler": sampler, "spacing": "even", "seed": 0, "label": None, "model": model}
     cell = {"nfe": 25, "config": config}
     return {
-        "n": n, "extractor": "digits", "extractor_weights": "abc", "reference": "digits",
+        "protocol": "digits", "n": n, "extractor": "digits", "extractor_weights": "abc", "reference": "digits",
         "reference_n": 5000, "reference_digest": "def", "options": {}, "cell": cell, "run": {"seconds_per_sample": 0.5},
         "scores": values(fid), "floor": values(1.0),
     }  # fmt: skip

@@ -1,0 +1,128 @@
+"""Fetch published checkpoints, reference batches, sample batches and Inception's weights.
+
+    make download MODEL=adm_imagenet
+    python scripts/download.py adm_imagenet adm_imagenet_classifier admnet_imagenet256
+
+A model brings its checkpoint, the reference batch that it is scored against and Inception.
+Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS.  Interrupted downloads continue with the same
+command; every file is verified, and none is there before it is whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from eval.extractors import URL_VGG16
+from eval.files import load_samples
+from eval.reference import read_adm_statistics
+from models.backbone import read_weights
+from models.checkpoints import CARDS, Card, read_card
+from scripts.commands import CONFIGS, register_resolvers, reported
+from scripts.fetch import fetch
+
+
+@dataclass(frozen=True)
+class Asset:
+    """One file: where it comes from and lies, and what tells it from a wrong one."""
+
+    url: str
+    path: Path
+    sha256: str | None
+    check: Callable[[Path], object]
+
+
+def named_assets(name: str) -> list[Asset]:
+    """The files behind a name.  Raises ValueError with the known names for another."""
+    if name in options("model") and name not in ("adm", "digits"):
+        return _of_model(composed("sample", f"model={name}"))
+    if (CARDS / f"{name}.yaml").is_file():
+        return [_of_card(read_card(name), downloads())]
+    if name in options("reference") and name.startswith("adm_"):
+        return [_of_reference(composed("evaluate", f"reference={name}").reference)]
+    if name == "inception":
+        return [_inception()]
+    if name == "vgg16":
+        path = downloads() / URL_VGG16.rsplit("/", 1)[-1]
+        return [Asset(URL_VGG16, path, None, read_weights)]
+    if name in (batches := published_batches()):
+        url = batches[name]
+        return [Asset(url, downloads() / url.rsplit("/", 1)[-1], None, load_samples)]
+    models = [model for model in options("model") if model not in ("adm", "digits")]
+    known = [*models, *sorted({path.stem for path in CARDS.glob("*_classifier.yaml")})]
+    known += [r for r in options("reference") if r.startswith("adm_")]
+    raise ValueError(
+        f"nothing to download is called {name!r}: choose among {', '.join(known)}, "
+        f"{', '.join(batches)}, inception, vgg16"
+    )
+
+
+def _of_model(cfg: DictConfig) -> list[Asset]:
+    checkpoint = Path(cfg.model.checkpoint)
+    card = _of_card(read_card(cfg.model.card), checkpoint.parent)
+    return [card, _of_reference(cfg.reference), _inception()]
+
+
+def _of_card(card: Card, folder: Path) -> Asset:
+    return Asset(card.url, folder / card.file_name, card.sha256, card.check_file)
+
+
+def _of_reference(reference: DictConfig) -> Asset:
+    check = partial(read_adm_statistics, n=reference.statistics_n)
+    return Asset(reference.url, Path(reference.batch), None, check)
+
+
+# The first eight digits are in the file's name; public projects that use it record the rest.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+
+
+def _inception() -> Asset:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+    return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    register_resolvers()
+    with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
+        return compose(config, list(overrides))
+
+
+def downloads() -> Path:
+    return Path(composed("evaluate").downloads)
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in Path(CONFIGS, group).glob("*.yaml"))
+
+
+def published_batches() -> dict[str, str]:
+    """Name -> URL of the sample batches whose published scores we know."""
+    found = {}
+    for name in options("reference"):
+        published = composed("evaluate", f"reference={name}").reference.get("published") or {}
+        found.update({batch: entry.url for batch, entry in published.items()})
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser.add_argument("names", nargs="+", metavar="NAME", help="what to fetch")
+    names = parser.parse_args().names
+    assets = {asset.path: asset for name in names for asset in named_assets(name)}
+    for path, asset in assets.items():
+        digest = fetch(asset.url, path, sha256=asset.sha256, check=asset.check)
+        print(f"{path}  sha256 {digest[:16]}...", flush=True)
+
+
+if __name__ == "__main__":
+    reported(main)
