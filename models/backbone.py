@@ -82,17 +82,18 @@ def file_sha256(path: Path) -> str:
 
 
 def recorded_sha256(path: Path) -> str | None:
-    """The hash in `<path>.sha256` (sha256sum's format); None if there is no such file.
+    """The hash in `<path>.sha256`, which a download writes; None if there is no such file.
 
-    Downloads write it.  Raises ValueError if it is malformed.
+    Raises ValueError if it is not in sha256sum's format.
     """
     record = path.with_name(path.name + ".sha256")
-    if not record.exists():
+    try:
+        text = record.read_text(errors="replace")
+    except FileNotFoundError:
         return None
-    digest = record.read_text(errors="replace").partition(" ")[0].strip()
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise ValueError(f"{record} does not begin with a SHA-256: remove it")
-    return digest
+    if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):
+        raise ValueError(f"{record} is not in the format of sha256sum: restore or remove it")
+    return match[1].lower()
 
 
 def load_weights(

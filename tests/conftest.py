@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from models.adm import UNet
+from models.adm import Classifier, UNet
+from models.checkpoints import layout_digest
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,11 +47,58 @@ def golden_schedules():
     return np.load(GOLDEN / "schedules.npz")
 
 
+def golden_config(name: str) -> tuple[str, dict[str, Any]]:
+    """Kind and network options of one tiny network."""
+    config = dict(golden_json("unet_forward")["models"][name]["config"])
+    kind = config.pop("kind")
+    if kind == "classifier":
+        assert config.pop("pool") == "attention"
+        config["num_labels"] = config.pop("out_channels")
+    else:
+        del config["image_size"]
+    return kind, config
+
+
+def golden_network(name: str, tensors: dict[str, torch.Tensor]) -> UNet | Classifier:
+    kind, config = golden_config(name)
+    net = Classifier(**config) if kind == "classifier" else UNet(**config)
+    net.load_state_dict(golden_weights(tensors, name))
+    return net.eval()
+
+
 @pytest.fixture(scope="session")
 def golden_t64(unet_forward) -> UNet:
     """The tiny class-conditional network that the golden trajectories used."""
-    config = dict(golden_json("unet_forward")["models"]["t64"]["config"])
-    del config["kind"], config["image_size"]
-    net = UNet(**config)
-    net.load_state_dict(golden_weights(unet_forward, "t64"))
-    return net.eval()
+    return golden_network("t64", unet_forward)
+
+
+def write_standin(
+    folder: Path,
+    name: str,
+    tensors: dict[str, torch.Tensor],
+    url: str = "https://example.org",
+    **entries: Any,
+) -> Path:
+    """A stand-in for a published checkpoint: `<name>.pt` as the original saves it, and its card.
+
+    A tiny golden network (`unet_forward.json`) with its recorded weights.  Returns the card.
+    """
+    kind, network = golden_config(name)
+    weights = dict(golden_network(name, tensors).state_dict())  # in the original's order
+    torch.save(weights, folder / f"{name}.pt")
+    card = {
+        "title": f"stand-in {name}",
+        "kind": kind,
+        "url": f"{url}/{name}.pt",
+        "sha256": None,
+        "licence": "made up for tests",
+        "image_size": 16,
+        "network": network,
+        "tensors": len(weights),
+        "parameters": sum(w.numel() for w in weights.values()),
+        "layout": layout_digest({key: list(w.shape) for key, w in weights.items()}),
+        **entries,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(card, sort_keys=False))
+    return path

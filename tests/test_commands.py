@@ -324,7 +324,9 @@ def test_reproduce_mistakes(command):
     status, _, err = table(command, "render_only=true")
     assert status == 2
     assert "no records at out/records.json" in err
-    status, _, err = command(reproduce, "model=digits", *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW)
+    status, _, err = command(
+        reproduce, "model=digits", *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW
+    )
     assert status == 2
     assert "2 entries for 4 step counts" in err
     status, _, err = table(command, "metrics.scores=[fid]")

@@ -136,5 +136,7 @@ def test_inception_features(monkeypatch):
 
 def test_extractors_by_name(weights):
     assert extractor_named("digits", weights).name == "digits"
-    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of digits, inception, torch_"):
+    with pytest.raises(
+        ValueError, match="unknown extractor 'vgg': choose one of digits, inception, torch_"
+    ):
         extractor_named("vgg")

@@ -470,7 +470,9 @@ def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeyp
 
 
 def test_errors_of_evaluate(pair):
-    with pytest.raises(ValueError, match=r"unknown metric cmmd: choose among is, fid, sfid, kid, prec"):
+    with pytest.raises(
+        ValueError, match=r"unknown metric cmmd: choose among is, fid, sfid, kid, prec"
+    ):
         evaluate(*pair, metrics=("fid", "cmmd"))
     with pytest.raises(ValueError, match="label_agreement needs the labels"):
         evaluate(*pair, metrics=("label_agreement",))

@@ -1,0 +1,326 @@
+"""Downloading files of several GB: resumed after any interruption, verified, whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from email.message import Message
+from http.client import HTTPException, HTTPResponse, InvalidURL
+from pathlib import Path
+from typing import IO, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+from eval.files import write_atomic
+from models.backbone import file_sha256, recorded_sha256
+
+BACKOFF = 1.0  # seconds before the next try, doubled at each that brings nothing
+TIMEOUT = 60.0  # seconds of silence after which a connection counts as cut
+CHUNK = 1 << 18
+AGAIN = "run the same command to"
+
+Check = Callable[[Path], object] | None
+
+
+def fetch(
+    url: str, path: Path, *, sha256: str | None = None, check: Check = None, attempts: int = 5
+) -> str:
+    """Download url to path unless it is there; returns its SHA-256 (hex).
+
+    What an interrupted call leaves in `<path>.part` the next one continues; `attempts` connections
+    in a row may bring nothing.  The hash is written to `<path>.sha256`, and what is there is
+    expected if `sha256` is not given.  `check` gets a file with the content, of path's suffix but
+    another name, and raises ValueError if that is not what it should be.
+
+    Raises ValueError for a url that is not http(s) and for content that is not the expected, and
+    else an OSError that says what to do: ConnectionError after `attempts`, FileNotFoundError (404,
+    410), PermissionError (401, 403), ENOSPC.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"only http:// and https:// addresses can be fetched, got {url!r}")
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
+        raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
+    sha256 = sha256 and sha256.lower()
+    if path.exists():
+        return _verify_existing(path, sha256, check)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path):
+        if path.exists():  # by now: another process was faster
+            return _verify_existing(path, sha256, check)
+        expected = sha256 or recorded_sha256(path)
+        _download(url, path, attempts)
+        try:
+            with _part_with_suffix(path) as file:
+                digest = _verify(file, expected, check)
+        except ValueError as error:
+            _discard_part(path)
+            renewed = f"; if it was renewed there, remove {path}.sha256 before"
+            raise ValueError(
+                f"{url} is not the file it should be: {error}; {AGAIN} download it again, or pass "
+                f"a local copy{renewed if expected and not sha256 else ''}"
+            ) from None
+        # In this order whoever sees the file finds its hash, too.
+        _record(path, digest)
+        os.replace(_beside(path, ".part"), path)
+        _discard_part(path)
+        return digest
+
+
+def _record(path: Path, digest: str) -> None:
+    write_atomic(_beside(path, ".sha256"), lambda p: p.write_text(f"{digest}  {path.name}\n"))
+
+
+def _verify(file: Path, expected: str | None, check: Check) -> str:
+    """The file's SHA-256; ValueError if it is not the expected or `check` objects."""
+    if check:
+        check(file)
+    digest = file_sha256(file)
+    if expected not in (None, digest):
+        raise ValueError(f"expected SHA-256 {expected}, got {digest}")
+    return digest
+
+
+@contextmanager
+def _part_with_suffix(path: Path) -> Iterator[Path]:
+    """A name of `<path>.part` that ends as path does, on which some readers insist."""
+    link = path.with_name(f".part-{os.getpid()}-{path.name}")
+    link.unlink(missing_ok=True)  # of a killed process with our number
+    link.symlink_to(path.name + ".part")
+    try:
+        yield link
+    finally:
+        link.unlink(missing_ok=True)
+
+
+def _verify_existing(path: Path, sha256: str | None, check: Check) -> str:
+    expected = sha256 or recorded_sha256(path)
+    try:
+        digest = _verify(path, expected, None if expected else check)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged or another file: remove it and download again ({error})"
+        ) from None
+    if not _beside(path, ".sha256").exists():
+        with suppress(OSError):  # a good file in a read-only folder is no reason to stop
+            _record(path, digest)
+    return digest
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Be the only process that downloads path, after waiting for others that do.
+
+    The lock file is removed by its holder.  Who waited for it then holds the lock of a file that
+    has lost its name, which would exclude nobody, and so goes for the one that has the name now.
+    """
+    lock = _beside(path, ".part.lock")
+    while True:
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tqdm.write(f"another process downloads {path}: waiting for it")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _has_name(file, lock):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _has_name(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+class Origin(NamedTuple):
+    """Which bytes a `.part` holds: those of url as it was when validator and size were sent."""
+
+    url: str
+    validator: str | None
+    size: int | None
+
+
+def _read_origin(path: Path) -> Origin | None:
+    """The origin of `<path>.part`, None if there is none or nobody knows it."""
+    try:
+        origin = Origin(**json.loads(_beside(path, ".part.json").read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return origin if _part_size(path) else None
+
+
+def _download(url: str, path: Path, attempts: int) -> None:
+    """Complete `<path>.part`; ConnectionError if `attempts` connections in a row bring nothing."""
+    origin = _read_origin(path)
+    if origin is None or origin.url != url:
+        if _part_size(path):
+            tqdm.write(f"{path}.part is not of {url}: starting over")
+        _discard_part(path)
+    failures, longest = 0, _part_size(path)
+    while True:
+        try:
+            return _transfer(url, path)
+        except ConnectionError as error:
+            # Measured by the longest so far: a server that cannot continue and is cut at the same
+            # place every time brings bytes, too, but would keep us for ever.
+            failures = 0 if _part_size(path) > longest else failures + 1
+            longest = max(longest, _part_size(path))
+            if failures >= attempts:
+                raise ConnectionError(f"{url}: {error}; {AGAIN} continue") from None
+            tqdm.write(f"{path.name}: {error}; trying again")
+        time.sleep(BACKOFF * 2**failures)
+
+
+def _transfer(url: str, path: Path) -> None:
+    """One connection; ConnectionError if `<path>.part` is not complete after it."""
+    origin, size = _read_origin(path), _part_size(path)
+    with _request(url, origin, size) as response:
+        if isinstance(response, HTTPError):  # 416: there is nothing at or after size
+            total = _content_range(response.headers)[1]
+            if origin and size == (origin.size if total is None else total):
+                return
+        elif response.status == 206 and origin and _continues(response.headers, origin, size):
+            return _append(response, path, size, _content_range(response.headers)[1])
+        elif response.status == 200:
+            if size:
+                tqdm.write(f"{path.name} has changed or cannot be continued: starting over")
+            _discard_part(path)
+            start = Origin(url, _validator(response.headers), response.length)
+            text = json.dumps(start._asdict())
+            write_atomic(_beside(path, ".part.json"), lambda p: p.write_text(text))
+            return _append(response, path, 0, response.length)
+        status = response.status
+    if not size:
+        raise OSError(f"{url}: the server says {status} to a plain request; pass a local copy")
+    tqdm.write(f"{path}.part does not fit the file on the server: starting over")
+    _discard_part(path)
+    _transfer(url, path)
+
+
+def _request(url: str, origin: Origin | None, size: int) -> HTTPResponse | HTTPError:
+    """The response to a request for what is missing; of the HTTP errors only 416 is returned."""
+    headers = {}
+    if origin:
+        headers["Range"] = f"bytes={size}-"
+        # Without a validator the total size is all that is left to compare (`_continues`).  That
+        # is weak but enough: the hash or `check` of the whole decides, which no joint of two files
+        # passes, whereas without resuming a bad line would never bring the whole.
+        if origin.validator:
+            headers["If-Range"] = origin.validator
+    try:
+        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416:
+            return error
+        error.close()
+        raise _refusal(url, error.code) from None
+    except InvalidURL as error:
+        raise ValueError(f"{url!r} is no address: {error}") from None
+    except (OSError, HTTPException) as error:
+        raise _cut(error) from None
+
+
+def _refusal(url: str, status: int) -> OSError:
+    """What a status other than 2xx means; ConnectionError if it may be another one later."""
+    if status >= 500:
+        return ConnectionError(f"the server says {status}")
+    text = f"{url}: the server says {status}"
+    if status in (404, 410):
+        return FileNotFoundError(f"{text}: the file moved; pass a local copy")
+    if status in (401, 403):
+        return PermissionError(f"{text}: access is refused; pass a local copy")
+    return OSError(f"{text}; pass a local copy")
+
+
+def _cut(error: Exception) -> ConnectionError:
+    reason = getattr(error, "reason", error)  # URLError wraps the error that says something
+    return ConnectionError(str(reason) or type(reason).__name__)
+
+
+def _continues(headers: Message, origin: Origin, size: int) -> bool:
+    """Whether a 206 is the rest of the same file."""
+    start, total = _content_range(headers)
+    if start != size or total is None:
+        return False
+    if origin.validator is None:
+        return total == origin.size
+    # A 206 need not repeat Last-Modified: then the server has kept to If-Range.
+    same = _validator(headers) in (None, origin.validator)
+    return same and origin.size in (None, total)
+
+
+def _validator(headers: Message) -> str | None:
+    """What If-Range takes; a weak ETag never matches there."""
+    etag = headers.get("ETag")
+    return etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
+
+
+def _content_range(headers: Message) -> tuple[int | None, int | None]:
+    """(start, total) of Content-Range, None for what it does not say."""
+    text = headers.get("Content-Range", "")
+    if not (match := re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", text.strip())):
+        return None, None
+    start, total = (int(text) if text and text != "*" else None for text in match.groups())
+    return start, total
+
+
+def _append(response: HTTPResponse, path: Path, size: int, total: int | None) -> None:
+    """Add what response brings to the `size` bytes that are there.
+
+    Without a total the end of the connection is the end of the file, cut or not: the check of the
+    whole has to tell.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if total is not None and total - size > free:
+        need, have = (tqdm.format_sizeof(n, "B", 1024) for n in (total - size, free))
+        raise OSError(errno.ENOSPC, f"{path} needs {need} more on the disk, {have} are free")
+    with (
+        open(_beside(path, ".part"), "ab") as file,
+        tqdm(desc=path.name, total=total, initial=size, unit="B", unit_scale=True,
+             unit_divisor=1024) as bar,
+    ):  # fmt: skip
+        # Ends at total: the end of the connection may be long in coming.
+        while chunk := _read(response, CHUNK if total is None else min(CHUNK, total - size)):
+            file.write(chunk)
+            size += len(chunk)
+            bar.update(len(chunk))
+    if total is not None and size < total:
+        raise ConnectionError(f"the connection was cut at {size} of {total} bytes")
+
+
+def _read(response: HTTPResponse, limit: int) -> bytes:
+    """Errors of the network as ConnectionError, so that those of the disk are none."""
+    try:
+        return response.read1(limit)  # read() would lose what it has when the connection is cut
+    except (OSError, HTTPException) as error:
+        raise _cut(error) from None
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _part_size(path: Path) -> int:
+    part = _beside(path, ".part")
+    return part.stat().st_size if part.exists() else 0
+
+
+def _discard_part(path: Path) -> None:
+    for suffix in (".part", ".part.json"):
+        _beside(path, suffix).unlink(missing_ok=True)

@@ -1,0 +1,705 @@
+"""Downloads over real sockets from a local server that misbehaves on demand."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import resource
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scripts import fetch as module
+from scripts.fetch import fetch, recorded_sha256
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTENT = np.random.default_rng(0).bytes(300_000)
+OTHER = np.random.default_rng(1).bytes(300_000)
+HTML = b"<!DOCTYPE html><title>Quota exceeded</title>"
+NAME = "weights.pt"
+# A port of this machine where nobody listens: touching the network fails the test.
+NOWHERE = "http://127.0.0.1:1/weights.pt"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@dataclass
+class Reply:
+    """How the server treats one request; by default as it should."""
+
+    status: int | None = None  # this error instead of the file
+    cut: int | None = None  # close the connection after so many bytes
+    reset: bool = False  # close it with RST instead of FIN
+    ranges: bool = True  # heed Range
+    if_range: bool = True  # heed If-Range
+    shift: int = 0  # a lie in the start of Content-Range
+    total: str | None = None  # another total in Content-Range
+    bare: bool = False  # a 206 without ETag or Last-Modified
+    chunked: bool = False  # no Content-Length
+    gate: threading.Event | None = None  # before the end, wait for it
+    location: str | None = None  # redirect there
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `content` at every path, with `replies` for the first requests."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.headers = {"ETag": '"one"'}
+        self.replies: list[Reply] = []
+        self.ranges: list[str | None] = []  # the Range header of every request
+        self.if_ranges: list[str | None] = []
+        self.sent = 0
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/{NAME}"
+
+    def handle_error(self, request, client_address):
+        pass  # clients that hang up are part of the game
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server, self.close_connection = self.server, True
+        wanted, if_range = self.headers["Range"], self.headers["If-Range"]
+        server.ranges.append(wanted)
+        server.if_ranges.append(if_range)
+        reply = server.replies.pop(0) if server.replies else Reply()
+        if reply.status or reply.location:
+            return self.answer(reply.status or 302, {"Location": reply.location})
+        content, start = server.content, 0
+        validators = [*server.headers.values(), None]
+        if wanted and reply.ranges and (if_range in validators or not reply.if_range):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return self.answer(416, {"Content-Range": f"bytes */{len(content)}"})
+        headers = {} if reply.bare else dict(server.headers)
+        if start:
+            first, total = start + reply.shift, reply.total or len(content)
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{total}"
+        body = content[start:]
+        headers |= {"Transfer-Encoding": "chunked"} if reply.chunked else {}
+        self.answer(206 if start else 200, headers, None if reply.chunked else len(body))
+        self.send(body[: reply.cut], reply)
+
+    def answer(self, status, headers, length=0):
+        self.send_response(status)
+        for key, value in headers.items():
+            if value is not None:
+                self.send_header(key, value)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def send(self, body, reply):
+        whole = reply.cut is None
+        self.server.sent += len(body)
+        if reply.chunked:
+            body = b"%x\r\n%b\r\n" % (len(body), body) + (b"0\r\n\r\n" if whole else b"")
+        half = len(body) // 2 if reply.gate else len(body)
+        self.wfile.write(body[:half])
+        if reply.gate:
+            reply.gate.wait(20)
+            self.wfile.write(body[half:])
+        if reply.reset:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.connection.close()
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_backoff(monkeypatch):
+    monkeypatch.setattr(module, "BACKOFF", 0)
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "new" / NAME
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def names(path: Path) -> set[str]:
+    return {p.name for p in path.parent.iterdir()}
+
+
+def leave_part(server: Server, path: Path, size: int = 100_000, **reply) -> None:
+    """What a call leaves that was cut after `size` bytes and could not connect again."""
+    server.replies = [Reply(cut=size, **reply), Reply(status=503)]
+    with pytest.raises(ConnectionError):
+        fetch(server.url, path, attempts=1)
+    assert beside(path, ".part").read_bytes() == server.content[:size]
+    server.ranges.clear()
+    server.if_ranges.clear()
+
+
+def assert_complete(path: Path, content: bytes = CONTENT) -> None:
+    assert path.read_bytes() == content
+    assert beside(path, ".sha256").read_text() == f"{digest(content)}  {NAME}\n"
+    assert names(path) == {NAME, f"{NAME}.sha256"}  # neither .part nor lock nor sidecar
+
+
+def no_html(file: Path) -> None:
+    if file.read_bytes().startswith(b"<!DOCTYPE"):
+        raise ValueError("it is an HTML page")
+
+
+@pytest.mark.parametrize("sha256", [None, digest(CONTENT), digest(CONTENT).upper()])
+def test_plain_download(server, path, sha256):
+    assert fetch(server.url, path, sha256=sha256, check=no_html) == digest(CONTENT)
+    assert_complete(path)
+    assert recorded_sha256(path) == digest(CONTENT)
+    assert server.ranges == [None]
+
+
+@pytest.mark.skipif(not shutil.which("sha256sum"), reason="no sha256sum here")
+def test_sha256sum_reads_the_record(server, path):
+    fetch(server.url, path)
+    checking = ["sha256sum", "-c", f"{NAME}.sha256"]
+    assert subprocess.run(checking, cwd=path.parent, capture_output=True).returncode == 0
+
+
+def test_check_sees_the_suffix_and_the_content_before_the_file_is_there(server, path):
+    def check(file: Path) -> None:
+        assert file.suffix == path.suffix  # readers that tell formats by it
+        assert file.read_bytes() == CONTENT
+        assert not path.exists()
+        seen.append(file)
+
+    seen: list[Path] = []
+    fetch(server.url, path, check=check)
+    assert len(seen) == 1
+    assert_complete(path)
+    assert not path.is_symlink()
+
+
+def test_an_empty_file_is_a_file(server, path):
+    server.content = b""
+    fetch(server.url, path)
+    assert_complete(path, b"")
+
+
+def test_progress_counts_bytes_from_where_it_resumes(server, path, monkeypatch):
+    bars = []
+
+    class Bar(module.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append(self)
+
+    leave_part(server, path)
+    monkeypatch.setattr(module, "tqdm", Bar)
+    fetch(server.url, path)
+    fetch(server.url, path)  # nothing is transferred, so no bar
+    (bar,) = bars
+    assert (bar.desc.rstrip(": "), bar.unit, bar.unit_divisor) == (NAME, "B", 1024)
+    assert (bar.initial, bar.n, bar.total) == (100_000, 300_000, 300_000)
+
+
+def test_a_connection_cut_again_and_again_succeeds_while_it_progresses(server, path):
+    server.replies = [Reply(cut=20_000) for _ in range(10)]
+    fetch(server.url, path, attempts=1)
+    assert_complete(path)
+    assert server.ranges == [None, *(f"bytes={n}-" for n in range(20_000, 200_001, 20_000))]
+    assert server.if_ranges[1:] == ['"one"'] * 10
+    assert server.sent == len(CONTENT)
+
+
+def test_reset_connections_and_silence_are_retried(server, path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+    gate = threading.Event()
+    server.replies = [Reply(cut=100_000, reset=True), Reply(gate=gate), Reply(status=500)]
+    try:
+        fetch(server.url, path, sha256=digest(CONTENT))
+    finally:
+        gate.set()
+    assert_complete(path)
+    assert len(server.ranges) == 4
+    assert int(server.ranges[2][6:-1]) >= 150_000  # what came before the silence is kept
+
+
+def test_too_few_bytes_for_the_content_length_are_no_file(server, path):
+    server.replies = [Reply(cut=299_999), *[Reply(status=500)] * 3]
+    with pytest.raises(ConnectionError, match="run the same command to continue"):
+        fetch(server.url, path, attempts=3)
+    assert not path.exists()
+    assert beside(path, ".part").stat().st_size == 299_999
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges[-1] == "bytes=299999-"
+
+
+def test_a_chunked_response_that_breaks_off_is_continued(server, path):
+    server.replies = [Reply(chunked=True, cut=100_000)]
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == [None, "bytes=100000-"]
+
+
+def test_server_errors_are_retried_and_finally_reported_in_a_line(server, path):
+    server.replies = [Reply(status=500), Reply(status=503)]
+    fetch(server.url, path, attempts=3)
+    assert_complete(path)
+    server.replies, server.ranges = [Reply(status=502)] * 9, []
+    with pytest.raises(ConnectionError, match=r"502; run the same command to continue$") as caught:
+        fetch(server.url, path.with_name("other.pt"), attempts=3)
+    assert len(server.ranges) == 3
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_listens(path):
+    with pytest.raises(
+        ConnectionError, match=r"pt: \[Errno \d+\] Connection refused; run the same"
+    ):
+        fetch(NOWHERE, path, attempts=2)
+    assert names(path) == set()
+
+
+def test_waiting_doubles_only_while_nothing_comes(server, path, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr(module, "BACKOFF", 1.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waits.append))
+    server.replies = [*[Reply(status=500)] * 3, Reply(cut=10), Reply(status=500)]
+    fetch(server.url, path)
+    assert waits == [2, 4, 8, 1, 2]
+
+
+def test_a_server_that_starts_over_and_is_cut_is_given_up(server, path):
+    server.replies = [Reply(cut=n, ranges=False) for n in (50_000, 20_000) * 25]
+    with pytest.raises(ConnectionError, match="cut at 20000 of 300000"):
+        fetch(server.url, path, attempts=3)
+    assert len(server.ranges) == 4  # the first brought something, three more did not
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "text"),
+    [
+        (404, FileNotFoundError, "404: the file moved; pass a local copy"),
+        (410, FileNotFoundError, "410: the file moved; pass a local copy"),
+        (401, PermissionError, "401"),
+        (403, PermissionError, "403"),
+        (400, OSError, "400"),
+        (416, OSError, "416"),
+        (204, OSError, "204"),
+    ],
+)
+def test_refusals_are_not_retried(server, path, status, error, text):
+    server.replies = [Reply(status=status)]
+    with pytest.raises(error, match=text) as caught:
+        fetch(server.url, path)
+    assert server.url in str(caught.value)
+    assert not isinstance(caught.value, ConnectionError)
+    assert caught.value.errno is None  # for an errno the commands add remedies for local files
+    assert len(server.ranges) == 1
+    assert names(path) == set()
+
+
+def test_a_refusal_keeps_what_is_there(server, path):
+    leave_part(server, path)
+    server.replies = [Reply(status=403)]
+    with pytest.raises(PermissionError):
+        fetch(server.url, path)
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"] * 2
+
+
+def test_a_server_without_ranges_starts_over_and_says_so(server, path, capsys):
+    leave_part(server, path)
+    server.replies = [Reply(ranges=False)]
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"]
+    assert "starting over" in capsys.readouterr().out
+
+
+def test_a_file_that_changed_starts_over(server, path, capsys):
+    leave_part(server, path)
+    server.content, server.headers = OTHER, {"ETag": '"two"'}
+    server.replies = [Reply(cut=150_000)]
+    fetch(server.url, path)
+    assert_complete(path, OTHER)
+    assert server.ranges == ["bytes=100000-", "bytes=150000-"]
+    assert server.if_ranges == ['"one"', '"two"']
+    assert "starting over" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "reply"),
+    [
+        (OTHER, {"ETag": '"two"'}, Reply(if_range=False)),  # sends the rest of another file
+        (OTHER + b"more", {"ETag": '"one"'}, Reply()),  # the ETag is the same, the total is not
+        (CONTENT, {"ETag": '"one"'}, Reply(shift=1)),  # not the range that was asked for
+        (CONTENT, {"ETag": '"one"'}, Reply(total="*")),
+        (CONTENT[:50_000], {"ETag": '"one"'}, Reply()),  # 416
+    ],
+    ids=["ETag", "total", "start", "no total", "shorter"],
+)
+def test_a_rest_that_does_not_fit_starts_over(server, path, capsys, content, headers, reply):
+    leave_part(server, path)
+    server.content, server.headers, server.replies = content, headers, [reply]
+    fetch(server.url, path, attempts=1)
+    assert_complete(path, content)
+    assert server.ranges == ["bytes=100000-", None]
+    assert "starting over" in capsys.readouterr().out
+
+
+def test_without_a_validator_equal_size_continues(server, path):
+    server.headers = {}
+    leave_part(server, path)
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"]
+    assert server.if_ranges == [None]
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["another size", "unknown size"])
+def test_without_a_validator_nothing_else_continues(server, path, chunked):
+    server.headers = {}
+    leave_part(server, path, chunked=chunked)
+    server.content = OTHER if chunked else OTHER + b"more"
+    fetch(server.url, path)
+    assert_complete(path, server.content)
+    assert server.ranges == ["bytes=100000-", None]
+
+
+def test_without_a_validator_the_hash_finds_a_joint_of_two_files(server, path):
+    server.headers = {}
+    leave_part(server, path)
+    server.content = OTHER
+    with pytest.raises(ValueError, match=digest(CONTENT[:100_000] + OTHER[100_000:])):
+        fetch(server.url, path, sha256=digest(OTHER))
+    fetch(server.url, path, sha256=digest(OTHER))
+    assert_complete(path, OTHER)
+
+
+@pytest.mark.parametrize("etag", [{}, {"ETag": '"one"'}], ids=["no validator", "ETag"])
+def test_a_size_that_is_never_told_starts_over(server, path, etag):
+    server.headers = etag
+    leave_part(server, path, chunked=True)
+    server.replies = [Reply(total="*")]
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-", None]
+
+
+def test_a_weak_etag_gives_way_to_the_date(server, path):
+    server.headers = {"ETag": 'W/"one"', "Last-Modified": "Thu, 01 Jul 2021 00:00:00 GMT"}
+    leave_part(server, path)
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.if_ranges == [server.headers["Last-Modified"]]
+    assert server.ranges == ["bytes=100000-"]
+
+
+def test_a_rest_need_not_repeat_the_validator(server, path):
+    leave_part(server, path)
+    server.replies = [Reply(bare=True)]
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"]
+
+
+def test_redirects_keep_the_range(server, path):
+    leave_part(server, path)
+    server.replies = [Reply(location="/elsewhere")]
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"] * 2
+
+
+@pytest.mark.parametrize("remedy", ["hash", "check"])
+def test_an_html_page_is_not_the_file(server, path, remedy):
+    server.content = HTML
+    expected = digest(CONTENT) if remedy == "hash" else None
+    text = "an HTML page" if remedy == "check" else f"{digest(CONTENT)}, got {digest(HTML)}"
+    with pytest.raises(ValueError, match=rf"{text}.*pass a local copy"):
+        fetch(server.url, path, sha256=expected, check=no_html if remedy == "check" else None)
+    assert names(path) == set()
+    server.content = CONTENT
+    fetch(server.url, path, sha256=expected, check=no_html)
+    assert_complete(path)
+
+
+@pytest.mark.parametrize("replies", [[], [Reply(status=416)]], ids=["says size", "does not"])
+def test_a_complete_part_is_not_downloaded_again(server, path, replies):
+    def interrupt(file: Path) -> None:
+        assert file.read_bytes() == CONTENT  # all is there
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server.url, path, check=interrupt)
+    assert names(path) == {f"{NAME}.part", f"{NAME}.part.json"}
+    server.replies = replies.copy()
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == [None, "bytes=300000-"]
+    assert server.sent == len(CONTENT)
+
+
+@pytest.mark.parametrize("sidecar", ["another url", "absent", "damaged", "not an object"])
+def test_a_part_of_unknown_origin_is_not_adopted(server, path, capsys, sidecar):
+    leave_part(server, path)
+    file = beside(path, ".part.json")
+    origin = json.loads(file.read_text()) | {"url": server.url + "?v=2"}
+    texts = {"another url": json.dumps(origin), "damaged": '{"url', "not an object": "[]"}
+    file.unlink() if sidecar == "absent" else file.write_text(texts[sidecar])
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == [None]
+    assert "starting over" in capsys.readouterr().out
+
+
+def run_fetch(server: Server, path: Path) -> subprocess.Popen[str]:
+    code = f"from scripts.fetch import *; print(fetch({server.url!r}, Path({str(path)!r})))"
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell ignores SIGINT, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def test_ctrl_c_keeps_what_is_there_and_only_the_rest_is_requested(server, path):
+    gate = threading.Event()
+    server.replies = [Reply(gate=gate)]
+    process, part = run_fetch(server, path), beside(path, ".part")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (part.exists() and part.stat().st_size > 100_000):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    gate.set()
+    assert "KeyboardInterrupt" in err
+    kept = part.stat().st_size
+    assert 100_000 < kept <= 150_000
+    assert not path.exists()
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == [None, f"bytes={kept}-"]
+
+
+def test_two_processes_download_once(server, path):
+    gate = threading.Event()
+    server.replies = [Reply(gate=gate)]
+    processes = [run_fetch(server, path) for _ in range(2)]
+    deadline = time.monotonic() + 20
+    # Whichever is second says that it waits; the first is held at the gate until then.
+    readers = [ThreadPoolExecutor(1).submit(p.stdout.readline) for p in processes]
+    while time.monotonic() < deadline and not any(r.done() for r in readers):
+        time.sleep(0.01)
+    gate.set()
+    said = sorted(r.result(20) for r in readers)
+    ends = [p.communicate(timeout=20) for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], ends
+    assert said == sorted(
+        [f"another process downloads {path}: waiting for it\n", f"{digest(CONTENT)}\n"]
+    )
+    assert_complete(path)
+    assert server.ranges == [None]
+
+
+def test_many_at_once_download_once(server, path):
+    """Waiters get locks of removed lock files; every one must find the file complete all the same."""
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: fetch(server.url, path), range(8)))
+    assert results == [digest(CONTENT)] * 8
+    assert_complete(path)
+    assert server.ranges == [None]
+
+
+def test_the_lock_of_a_removed_file_excludes_nobody(path):
+    """Two at a time never hold the lock, although it is removed at every release."""
+    path.parent.mkdir()
+    inside, most = [], []
+
+    def hold(_):
+        with module._lock(path):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.001)
+            inside.pop()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, range(60)))
+    assert most == [1] * 60
+    assert names(path) == set()
+
+
+def test_a_killed_process_leaves_no_lock(server, path):
+    path.parent.mkdir()
+    beside(path, ".part.lock").touch()
+    fetch(server.url, path)
+    assert_complete(path)
+
+
+def test_too_small_a_disk_is_found_before_writing(server, path, monkeypatch):
+    free = SimpleNamespace(free=len(CONTENT) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"needs 293kB .* 293kB are free") as caught:
+        fetch(server.url, path)
+    assert caught.value.errno == errno.ENOSPC
+    assert not beside(path, ".part").exists()
+    assert len(server.ranges) == 1
+    free.free += 1
+    fetch(server.url, path)
+    assert_complete(path)
+
+
+def test_only_the_missing_bytes_need_space(server, path, monkeypatch):
+    leave_part(server, path)
+    free = SimpleNamespace(free=199_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match="needs 195kB more"):
+        fetch(server.url, path)
+    free.free = 200_000
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges == ["bytes=100000-"] * 2
+
+
+def test_a_disk_that_fills_up_keeps_what_is_there(server, path):
+    """A file-size limit stands for the full disk: the write fails with OSError."""
+    old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (123_456, limits[1]))
+    try:
+        with pytest.raises(OSError, match="large") as caught:
+            fetch(server.url, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, old)
+    assert caught.value.errno == errno.EFBIG
+    assert beside(path, ".part").read_bytes() == CONTENT[:123_456]
+    assert len(server.ranges) == 1  # a full disk is not retried
+    fetch(server.url, path)
+    assert_complete(path)
+    assert server.ranges[1:] == ["bytes=123456-"]
+
+
+def existing(path: Path, content: bytes = CONTENT, record: str | None = None) -> Path:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    if record is not None:
+        beside(path, ".sha256").write_text(record)
+    return path
+
+
+def test_an_existing_file_is_verified_without_the_network(path):
+    existing(path)
+    assert fetch(NOWHERE, path, sha256=digest(CONTENT)) == digest(CONTENT)
+    assert_complete(path)
+
+
+def test_a_damaged_existing_file_is_refused(path):
+    existing(path, OTHER)
+    with pytest.raises(ValueError, match="remove it and download again") as caught:
+        fetch(NOWHERE, path, sha256=digest(CONTENT))
+    assert digest(CONTENT) in str(caught.value) and digest(OTHER) in str(caught.value)
+    assert path.read_bytes() == OTHER  # a user's file is not ours to remove
+    assert recorded_sha256(path) is None
+
+
+def test_a_hash_recorded_once_is_checked_from_then_on(path):
+    existing(path)
+    assert fetch(NOWHERE, path) == digest(CONTENT)  # nothing is known of it: recorded
+    assert_complete(path)
+    fetch(NOWHERE, path)
+    path.write_bytes(OTHER)
+    with pytest.raises(ValueError, match=f"expected SHA-256 {digest(CONTENT)}"):
+        fetch(NOWHERE, path)
+
+
+def test_an_unknown_existing_file_is_checked_before_it_is_recorded(path):
+    existing(path, HTML)
+    with pytest.raises(ValueError, match=r"remove it .*an HTML page"):
+        fetch(NOWHERE, path, check=no_html)
+    assert recorded_sha256(path) is None
+
+
+def test_an_existing_file_in_a_read_only_folder_will_do(path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    existing(path)
+    monkeypatch.setattr(module, "write_atomic", refuse)
+    monkeypatch.setattr(module, "_lock", refuse)
+    assert fetch(NOWHERE, path) == digest(CONTENT)
+
+
+def test_a_file_downloaded_again_must_be_the_recorded_one(server, path):
+    fetch(server.url, path)
+    path.unlink()
+    server.content = OTHER
+    with pytest.raises(ValueError, match=rf"{digest(CONTENT)}, got .* remove .*\.sha256 before"):
+        fetch(server.url, path)
+    assert names(path) == {f"{NAME}.sha256"}
+    beside(path, ".sha256").unlink()
+    fetch(server.url, path)
+    assert_complete(path, OTHER)
+
+
+@pytest.mark.parametrize("record", ["", "abc  x\n", f"{'0' * 64}\n", f"{'0' * 65}  x\n", "\0\xff"])
+def test_a_malformed_record_is_refused(path, record):
+    existing(path)
+    beside(path, ".sha256").write_text(record, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"\.sha256 is not in the format of sha256sum"):
+        recorded_sha256(path)
+    with pytest.raises(ValueError, match="restore or remove it"):
+        fetch(NOWHERE, path)
+
+
+@pytest.mark.parametrize("text", ["{}  {}\n", "{} *{}\n", "{}  {}"])
+def test_records_of_sha256sum_are_read(path, text):
+    existing(path, record=text.format(digest(CONTENT).upper(), NAME))
+    assert recorded_sha256(path) == digest(CONTENT)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "weights.pt", "http:///x"])
+def test_only_http(path, url):
+    with pytest.raises(ValueError, match="only http"):
+        fetch(url, path)
+    with pytest.raises(ValueError, match="no address"):
+        fetch("http://127.0.0.1/a file", path)
+
+
+def test_a_mistyped_hash_is_found_before_the_download(server, path):
+    with pytest.raises(ValueError, match="64 hexadecimal digits"):
+        fetch(server.url, path, sha256="abc")
+    assert server.ranges == []
