@@ -1,16 +1,21 @@
 # `make help` lists the targets.  Every target that needs Python first makes .venv, once.
-MODEL ?= digits
+MODEL ?=
 PYTHON ?= python3
 ARGS ?=
 PY := .venv/bin/python
+# MODEL is the experiment's own unless given; what runs anywhere takes digits.
+OF_MODEL = $(if $(MODEL),model=$(MODEL))
+SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke table1 table1_full figure4 render train-digits bench clean
+.PHONY: help setup lint format test smoke download table1 table1_full table2 figure2 figure3 figure4 render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo "MODEL=digits picks the model; ARGS='num_samples=1000 seed=1' overrides any setting."
+	@echo "MODEL=digits picks a model that needs no download; without it tables and figures are of"
+	@echo "the paper's ADM models.  ARGS='num_samples=1000 seed=1' overrides any setting, and"
+	@echo "ARGS=dry=true prints what would be done and what it would cost."
 
 setup: .venv/installed ## make .venv and install everything into it (once)
 
@@ -33,29 +38,45 @@ format: .venv/installed ## let ruff format the code
 test: .venv/installed ## the test suite
 	$(PY) -m pytest $(ARGS)
 
-smoke: .venv/installed ## a tiny table and figure end to end, into runs/smoke
-	$(PY) reproduce.py experiment=table1 model=$(MODEL) num_samples=80 'experiment.steps=[10]' \
+smoke: .venv/installed ## a tiny table and figures end to end, into runs/smoke
+	$(PY) reproduce.py experiment=table1 $(SMALL_MODEL) num_samples=80 'experiment.steps=[10]' \
 	    metrics.options.kid_subset_size=50 out=runs/smoke/table1
-	$(PY) reproduce.py experiment=figure4 model=$(MODEL) num_samples=80 'experiment.steps=[10]' \
+	$(PY) reproduce.py experiment=figure4 $(SMALL_MODEL) num_samples=80 'experiment.steps=[10]' \
 	    metrics.options.kid_subset_size=50 out=runs/smoke/figure4
+	$(PY) reproduce.py experiment=figure2 $(SMALL_MODEL) num_samples=10 'experiment.steps=[10]' \
+	    out=runs/smoke/figure2
+	$(PY) reproduce.py experiment=table1 $(SMALL_MODEL) dry=true
 
-table1: .venv/installed ## the paper's Table 1 for MODEL (digits: 6 minutes on two cores)
-	$(PY) reproduce.py experiment=table1 model=$(MODEL) $(ARGS)
+download: .venv/installed ## fetch MODEL's checkpoint, reference batch and Inception's weights
+	@[ -n "$(MODEL)" ] || { echo "error: name what to fetch, as in make download MODEL=adm_imagenet"; exit 2; }
+	$(PY) scripts/download.py $(MODEL) $(ARGS)
 
-table1_full: .venv/installed ## Table 1 with all five step counts of the paper (digits: about an hour)
-	$(PY) reproduce.py experiment=table1_full model=$(MODEL) $(ARGS)
+table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (6 minutes on two cores)
+	$(PY) reproduce.py experiment=table1 $(OF_MODEL) $(ARGS)
 
-figure4: .venv/installed ## the cutoff ablation of figure 4 for MODEL
-	$(PY) reproduce.py experiment=figure4 model=$(MODEL) $(ARGS)
+table1_full: .venv/installed ## Table 1 on digits with all five step counts of the paper (about an hour)
+	$(PY) reproduce.py experiment=table1_full $(SMALL_MODEL) $(ARGS)
+
+table2: .venv/installed ## the paper's Table 2: ADM on LSUN bedroom
+	$(PY) reproduce.py experiment=table2 $(OF_MODEL) $(ARGS)
+
+figure2: .venv/installed ## samples of Mix and DDIM side by side at several step counts
+	$(PY) reproduce.py experiment=figure2 $(OF_MODEL) $(ARGS)
+
+figure3: .venv/installed ## more samples of Mix and DDIM side by side, at 100 steps
+	$(PY) reproduce.py experiment=figure3 $(OF_MODEL) $(ARGS)
+
+figure4: .venv/installed ## the cutoff ablation of figure 4
+	$(PY) reproduce.py experiment=figure4 $(OF_MODEL) $(ARGS)
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
-	$(PY) reproduce.py -m experiment=table1_full,figure4 model=$(MODEL) render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train_digits
 	$(PY) scripts/train_digits.py classifier
 	$(PY) scripts/train_digits.py unet
 
-bench: .venv/installed ## overheads of the loop and of the noise; interleaved medians
+bench: .venv/installed ## overheads of the loop and noise; FID and precision/recall at full size
 	$(PY) scripts/bench.py
 
 clean: ## remove .venv and caches; keeps runs/ and results/

@@ -7,7 +7,6 @@ Numbers from different extractors never compare.  Each one therefore has a name 
 from __future__ import annotations
 
 import hashlib
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -268,7 +267,7 @@ def _torch_fidelity_network(
             )
         try:
             torch.load(weights, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        except Exception as error:  # a damaged pickle can raise anything
             reason = str(error).strip().partition("\n")[0][:200]
             raise ValueError(f"{weights} is damaged ({reason}): fetch {source} again") from None
     try:
@@ -327,13 +326,15 @@ def _extract(
     """
     if len(images) == 0:
         raise ValueError("no images to extract features from")
-    seen: dict[str, list[NDArray[np.float32]]] = {}
+    seen: dict[str, NDArray[np.float32]] = {}
     starts = range(0, len(images), batch_size)
     for i in tqdm(starts, desc=f"{name} features", unit="batch", delay=3, leave=False):
         batch = torch.from_numpy(np.array(images[i : i + batch_size])).permute(0, 3, 1, 2)
         for key, value in forward(batch.to(device)).items():
-            seen.setdefault(key, []).append(value.float().cpu().numpy())
-    return Extracted(**{key: np.concatenate(parts) for key, parts in seen.items()})
+            if key not in seen:
+                seen[key] = np.empty((len(images), value.shape[1]), np.float32)
+            seen[key][i : i + len(batch)] = value.float().cpu().numpy()
+    return Extracted(**seen)
 
 
 def _digest(net: nn.Module) -> str:

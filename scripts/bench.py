@@ -1,6 +1,9 @@
-"""What the loop, the noise and the tree cost, against the bare network calls.
+"""What the loop, the noise and the tree cost, against the bare network calls; and evaluation.
 
     make bench
+    python scripts/bench.py loop
+    python scripts/bench.py evaluation          # 50,000 x 2048 features against 10,000
+    python scripts/bench.py evaluation 50000    # ... against 50,000
 
 Both sides of every comparison are interleaved in one run, and medians are compared, because
 timings on a shared machine drift.
@@ -8,6 +11,7 @@ timings on a shared machine drift.
 
 from __future__ import annotations
 
+import resource
 import statistics
 import sys
 import time
@@ -19,7 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from torch import Tensor
+from torch_fidelity.metric_fid import fid_statistics_to_metric
 
+from eval.metrics import fid, frechet_distance, precision_recall
+from eval.metrics import statistics as statistics_of
 from models.digits import load
 from sampling import (
     Plan,
@@ -36,12 +43,14 @@ from sampling import (
 BATCH, STEPS, ROUNDS = 64, 25, 11
 
 
-def interleaved(sides: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
-    """Seconds of every side, ROUNDS times in turn, after one warm-up each."""
+def interleaved(
+    sides: dict[str, Callable[[], object]], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Seconds of every side, `rounds` times in turn, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for call in sides.values():
         call()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in sides.items():
             start = time.perf_counter()
             call()
@@ -71,7 +80,7 @@ def table_lookup_loop(denoiser: Callable[..., tuple[Tensor, Tensor | None]], pla
 
 
 @torch.no_grad()
-def main() -> None:
+def loop() -> None:
     backbone = load()
     plan = skipped(backbone.schedule, timesteps(1000, STEPS))
     ids = range(BATCH)
@@ -112,6 +121,52 @@ def tree() -> None:
     calls, separate = count_calls(plans), sum(map(len, plans))
     print(f"tree: {len(plans)} cutoffs at {STEPS} steps in {calls} network calls "
           f"instead of {separate}: {calls / separate:.3f}")  # fmt: skip
+
+
+def evaluation(references: int) -> None:
+    """FID two ways, and the time and memory of a 50,000-sample evaluation at 2048 features."""
+    rng = np.random.default_rng(0)
+    # A spectrum as steep as Inception's, so that covariances are nearly singular as there.
+    scale = np.exp(-np.arange(2048) / 250).astype(np.float32)
+    x = rng.standard_normal((50_000, 2048), dtype=np.float32) * scale
+    y = rng.standard_normal((references, 2048), dtype=np.float32) * scale + 0.01
+    before = peak_mib()
+    start = time.perf_counter()
+    reference = statistics_of(y)
+    score = fid(x, reference, se="delta")
+    print(f"FID of {len(x):,} x 2048 with its error: {time.perf_counter() - start:.1f} s")
+    a, b = statistics_of(x), reference
+    sides = {
+        "Cholesky (ours)": lambda: frechet_distance(a, b),
+        "eigenvalues (torch-fidelity)": lambda: fid_statistics_to_metric(
+            {"mu": a.mean, "sigma": a.cov}, {"mu": b.mean, "sigma": b.cov}, verbose=False
+        )["frechet_inception_distance"],
+    }
+    values = {name: call() for name, call in sides.items()}
+    seconds = interleaved(sides, rounds=3)
+    for name, times in seconds.items():
+        print(f"  {name:<30}{statistics.median(times):8.2f} s   {values[name]:.9f}")
+    ours, theirs = values.values()
+    print(f"  they differ by {abs(ours - theirs) / theirs:.1e} relative; {score.value:.6f} above")
+    start = time.perf_counter()
+    precision, recall = precision_recall(x, y)
+    print(f"precision and recall against {references:,}: {time.perf_counter() - start:.0f} s, "
+          f"{precision.value:.4f} and {recall.value:.4f}; peak memory of all this "
+          f"{peak_mib() / 1024:.2f} GiB, {before / 1024:.2f} GiB of it before")  # fmt: skip
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    what = sys.argv[1] if len(sys.argv) > 1 else "all"
+    if what not in ("all", "loop", "evaluation"):
+        sys.exit(f"error: unknown benchmark {what!r}: choose loop or evaluation, or none for both")
+    if what in ("all", "loop"):
+        loop()
+    if what in ("all", "evaluation"):
+        evaluation(int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
     make download MODEL=adm_imagenet
     python scripts/download.py adm_imagenet adm_imagenet_classifier admnet_imagenet256
+    python scripts/download.py model=adm model.card=mine.yaml model.checkpoint=mine.pt
 
-A model brings its checkpoint, the reference batch that it is scored against and Inception.
+A model brings its checkpoint, the reference batch that it is scored against and Inception; it
+is named, or described by settings as for sample.py.
 Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS.  Interrupted downloads continue with the same
 command; every file is verified, and none is there before it is whole.
 """
@@ -14,7 +16,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -43,7 +45,7 @@ class Asset:
 
 def named_assets(name: str) -> list[Asset]:
     """The files behind a name.  Raises ValueError with the known names for another."""
-    if name in options("model") and name not in ("adm", "digits"):
+    if name in models():
         return _of_model(composed("sample", f"model={name}"))
     if (CARDS / f"{name}.yaml").is_file():
         return [_of_card(read_card(name), downloads())]
@@ -57,8 +59,7 @@ def named_assets(name: str) -> list[Asset]:
     if name in (batches := published_batches()):
         url = batches[name]
         return [Asset(url, downloads() / url.rsplit("/", 1)[-1], None, load_samples)]
-    models = [model for model in options("model") if model not in ("adm", "digits")]
-    known = [*models, *sorted({path.stem for path in CARDS.glob("*_classifier.yaml")})]
+    known = [*models(), *sorted({path.stem for path in CARDS.glob("*_classifier.yaml")})]
     known += [r for r in options("reference") if r.startswith("adm_")]
     raise ValueError(
         f"nothing to download is called {name!r}: choose among {', '.join(known)}, "
@@ -67,9 +68,9 @@ def named_assets(name: str) -> list[Asset]:
 
 
 def _of_model(cfg: DictConfig) -> list[Asset]:
-    checkpoint = Path(cfg.model.checkpoint)
-    card = _of_card(read_card(cfg.model.card), checkpoint.parent)
-    return [card, _of_reference(cfg.reference), _inception()]
+    card = read_card(cfg.model.card)
+    checkpoint = Asset(card.url, Path(cfg.model.checkpoint), card.sha256, card.check_file)
+    return [checkpoint, _of_reference(cfg.reference), _inception()]
 
 
 def _of_card(card: Card, folder: Path) -> Asset:
@@ -101,10 +102,16 @@ def downloads() -> Path:
     return Path(composed("evaluate").downloads)
 
 
+def models() -> list[str]:
+    """The models whose checkpoints have a card; digits needs no download."""
+    return [name for name in options("model") if (CARDS / f"{name}.yaml").is_file()]
+
+
 def options(group: str) -> list[str]:
     return sorted(path.stem for path in Path(CONFIGS, group).glob("*.yaml"))
 
 
+@cache
 def published_batches() -> dict[str, str]:
     """Name -> URL of the sample batches whose published scores we know."""
     found = {}
@@ -116,9 +123,18 @@ def published_batches() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument("names", nargs="+", metavar="NAME", help="what to fetch")
-    names = parser.parse_args().names
-    assets = {asset.path: asset for name in names for asset in named_assets(name)}
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="a model, card, reference or batch, inception, vgg16",
+    )
+    words = parser.parse_args().names
+    settings = [word for word in words if "=" in word]
+    found = [asset for word in words if "=" not in word for asset in named_assets(word)]
+    if settings:
+        found += _of_model(composed("sample", *settings))
+    assets = {asset.path: asset for asset in found}
     for path, asset in assets.items():
         digest = fetch(asset.url, path, sha256=asset.sha256, check=asset.check)
         print(f"{path}  sha256 {digest[:16]}...", flush=True)

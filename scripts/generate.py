@@ -232,7 +232,10 @@ def batch_labels(
 def _check_finite(x: Tensor, ids: Sequence[int]) -> None:
     bad = [i for i, ok in zip(ids, x.flatten(1).isfinite().all(1).tolist(), strict=True) if not ok]
     if bad:
-        raise ValueError(f"samples {bad[:8]} are not finite; nothing of this shard was written")
+        raise ValueError(
+            f"samples {bad[:8]} are not finite; nothing of this shard was written (in half "
+            "precision try model.precision=bf16 or fp32)"
+        )
 
 
 # --- folders -------------------------------------------------------------------------------

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,10 @@ from safetensors.torch import load_file
 
 from models.adm import Classifier, UNet
 from models.checkpoints import layout_digest
+from scripts.commands import run_command
 
 GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def golden_json(name: str):
@@ -102,3 +109,66 @@ def write_standin(
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(card, sort_keys=False))
     return path
+
+
+def standin_inception(path: Path) -> Path:
+    """A weights file of the FID Inception: the real architecture, random numbers.
+
+    Batch norm is scaled so that activations neither vanish nor explode on their way.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict, *args, **kwargs):  # its constructor insists
+            return None
+
+    torch.save({}, path)
+    torch.manual_seed(0)
+    net = Untrained("inception-v3-compat", ["2048"], feature_extractor_weights_path=path)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(net.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run a command in-process in an empty folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("models", "results"):  # what the configs name relative to the repository
+        (tmp_path / folder).symlink_to(ROOT / folder)
+
+    def call(module, *overrides):
+        monkeypatch.setattr(sys, "argv", [module.__file__, *overrides])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        status = 0
+        try:
+            run_command(module.main, Path(module.__file__).stem)
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def interrupt(args: list[str], cwd: Path, pattern: str) -> None:
+    """Start a command, and press Ctrl-C as soon as a file appears; it must end as it promises."""
+    process = subprocess.Popen(
+        args,
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A background job of a shell ignores SIGINT, and so would all its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not list(cwd.glob(pattern)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to continue" in err

@@ -4,49 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT, interrupt
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
 import evaluate
 import reproduce
 import sample
-from scripts.commands import CONFIGS, run_command
+from scripts.commands import CONFIGS
 from scripts.generate import read_manifest
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
-
-
-@pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
-    """Run a command in-process in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    for folder in ("models", "results"):  # what the configs name relative to the repository
-        (tmp_path / folder).symlink_to(ROOT / folder)
-
-    def call(module, *overrides):
-        monkeypatch.setattr(sys, "argv", [module.__file__, *overrides])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        status = 0
-        try:
-            run_command(module.main, Path(module.__file__).stem)
-        except SystemExit as stop:
-            status = stop.code
-        finally:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
 
 
 def sample_into(command, out, *overrides):
@@ -338,21 +313,7 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
     """The real thing: a process, a real SIGINT, and the same command again."""
     args = [sys.executable, str(ROOT / "sample.py"), *SMALL, "sampler=skipped", "steps=20",
             "num_samples=96", "shard_size=16", "batch_size=16", "out=here"]  # fmt: skip
-    process = subprocess.Popen(
-        args,
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A background job of a shell ignores SIGINT, and so would all its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("here/shards/shard-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "run the same command to continue" in err
+    interrupt(args, tmp_path, "here/shards/shard-*")
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("here/shards/shard-*")}
     assert 0 < len(kept) < 6
     done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=120)

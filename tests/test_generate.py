@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import resource
 import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from models.backbone import Backbone, to_uint8
 from sampling import Schedule, ddim, ddpm, mix, skipped, timesteps
 from scripts.generate import Job, Size, batch_labels, export_png, generate, read_manifest, save_grid
 
+ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = Schedule.linear()
 GRID = timesteps(1000, 10)
 PLANS = {
@@ -312,3 +318,101 @@ def test_generate_says_whether_the_folder_is_complete(tmp_path):
     alone = job(tmp_path / "alone")
     make([alone], num_samples=96)
     assert np.array_equal(samples(job(tmp_path))[0], samples(alone)[0])
+
+
+# --- out of memory, guidance, memory ---------------------------------------------------------------
+
+
+class SmallDevice(CountingDenoiser):
+    """A network on a device whose memory holds `room` samples."""
+
+    def __init__(self, room: int):
+        super().__init__()
+        self.room, self.sizes = room, []
+
+    def __call__(self, x, t, y):
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        self.sizes.append(len(x))
+        return super().__call__(x, t, y)
+
+
+def test_out_of_memory_halves_the_batch_says_so_and_goes_on(tmp_path, capsys):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a])
+    small = SmallDevice(room=3)
+    make([b], denoiser=small, batch_size=16)
+    assert set(small.sizes) == {2}  # 16, 8, 4, 2: and not tried again in later shards
+    said = capsys.readouterr().out
+    assert said.count("out of memory") == 3
+    assert "out of memory with batch_size=4: going on with 2" in said
+    for ours, theirs in zip(samples(a), samples(b), strict=True):
+        assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+def test_out_of_memory_in_the_middle_of_a_shard_keeps_its_first_batches(tmp_path):
+    class Filling(SmallDevice):
+        def __call__(self, x, t, y):
+            if self.calls == 20:
+                self.room = 2
+            return super().__call__(x, t, y)
+
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a], batch_size=4)
+    filling = Filling(room=4)
+    make([b], denoiser=filling, batch_size=4)
+    assert filling.sizes[:20] == [4] * 20
+    assert set(filling.sizes[20:]) == {2}
+    assert np.abs(samples(a)[0].astype(int) - samples(b)[0].astype(int)).max() <= 1
+
+
+def test_too_little_memory_for_one_sample_is_an_error_with_the_remedy(tmp_path):
+    with pytest.raises(ValueError, match="too little memory for a batch of one: use a lower"):
+        make([job(tmp_path)], denoiser=SmallDevice(room=0))
+
+
+class Pull:
+    """Guidance that pulls every sample towards its label's brightness."""
+
+    facts = MappingProxyType({"name": "pull", "scale": 2.0})
+
+    def gradient(self, labels):
+        return lambda x, t: 2.0 * ((labels[:, None, None, None] / 5 - 1) - x)
+
+
+def test_guidance_steers_every_sample_by_its_own_label(tmp_path):
+    guided, plain = job(tmp_path / "a"), job(tmp_path / "b")
+    model = dataclasses.replace(backbone(), guidance=Pull())
+    generate([guided], model, Size(50, 7, 16), seed=5)
+    make([plain])
+    images, labels = samples(guided)
+    correlation = np.corrcoef(images.reshape(50, -1).mean(1), labels)[0, 1]
+    assert correlation > np.corrcoef(samples(plain)[0].reshape(50, -1).mean(1), labels)[0, 1] + 0.2
+
+
+MEMORY = """
+import json, resource, sys, torch
+from pathlib import Path
+from models.backbone import Backbone, to_uint8
+from sampling import Schedule, skipped, timesteps
+from scripts.generate import Job, Size, generate
+torch.set_num_threads(1)
+conv = torch.nn.Conv2d(3, 3, 1)
+model = Backbone(lambda x, t, y: (conv(x), None), Schedule.linear(), (3, 32, 32), 10, True, "", to_uint8)
+job = Job(skipped(model.schedule, timesteps(1000, 2)), Path(sys.argv[1]), {"label": None})
+generate([job], model, Size(int(sys.argv[2]), 64, 256), seed=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
+    """Peak of a fresh process with a tiny network: 20,000 images (61 MB) against 512."""
+
+    def peak(n: int) -> float:
+        args = [sys.executable, "-c", MEMORY, str(tmp_path / str(n)), str(n)]
+        done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=True)
+        return float(done.stdout)
+
+    few, many = peak(512), peak(20_000)
+    assert (tmp_path / "20000" / "samples.npz").stat().st_size > 61e6
+    assert many - few < 15  # MiB

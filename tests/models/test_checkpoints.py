@@ -323,7 +323,7 @@ def test_card_mistakes(standin, tmp_path):
     (tmp_path / "mine.yaml").write_text("- just\n- a list\n")
     with pytest.raises(ValueError, match="not complete"):
         read_card(tmp_path / "mine.yaml")
-    with pytest.raises(FileNotFoundError, match="no card 'adm_imgnet': choose .* adm_imagenet, "):
+    with pytest.raises(FileNotFoundError, match=r"no card .adm_imgnet.: choose .* adm_imagenet, "):
         read_card("adm_imgnet")
     with pytest.raises(ValueError, match="of a classifier, not of a diffusion model"):
         load(str(standin.with_name("clf.yaml")), str(standin.with_name("clf.pt")))

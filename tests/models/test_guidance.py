@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -19,7 +20,7 @@ def classifier(unet_forward):
 
 
 def test_the_gradient_is_that_of_log_p_by_finite_differences(classifier):
-    net = golden64(classifier)
+    net = copy.deepcopy(classifier).double()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([3, 8])
     slope = ClassifierGuidance(net, 2.5, "").gradient(labels)(x, 640.0)
@@ -35,12 +36,6 @@ def test_the_gradient_is_that_of_log_p_by_finite_differences(classifier):
     got = (slope * direction).flatten(1).sum(1)
     torch.testing.assert_close(got, 2.5 * change, rtol=1e-6, atol=1e-9)
     assert not slope.requires_grad
-
-
-def golden64(net):
-    import copy
-
-    return copy.deepcopy(net).double()
 
 
 def recomputed(model, plan_name, grid, noise, y, slope):
@@ -82,7 +77,7 @@ def test_guided_sampling_is_guided_diffusions(name, classifier, unet_forward, tm
     model.denoiser.net.double()
     noise = SampleNoise(1, range(3), model.shape, dtype=torch.float64)
     y = torch.tensor([0, 4, 9])
-    slope = ClassifierGuidance(golden64(classifier), 30.0, "").gradient(y)
+    slope = ClassifierGuidance(copy.deepcopy(classifier).double(), 30.0, "").gradient(y)
     grid = timesteps(1000, 6)
     plan = {"ddpm": ddpm, "ddim": ddim}[name](model.schedule, grid)
     ours = run(model.denoiser, plan, noise, condition=y, clip=True, gradient=slope)

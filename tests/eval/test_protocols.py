@@ -1,0 +1,366 @@
+"""The three Inception protocols: ADM's, torch-fidelity's and clean-fid's, each as its owner does.
+
+Weights are random stand-ins of the real architecture: the numbers mean nothing, agreement does.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from conftest import standin_inception
+from PIL import Image
+from torch import nn
+
+from eval.extractors import (
+    CleanExtractor,
+    DigitsExtractor,
+    Extracted,
+    InceptionExtractor,
+    TorchFidelityExtractor,
+    extractor_named,
+)
+from eval.metrics import evaluate, fid, frechet_distance, statistics
+from eval.published import gate
+from eval.reference import Reference, build_reference, read_adm_statistics
+
+
+def pictures(n: int, seed: int, size: int = 40):
+    """Smooth random colour images, which differ between seeds."""
+    small = np.random.default_rng(seed).integers(256, size=(n, 5, 5, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(x).resize((size, size))) for x in small])
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory):
+    return standin_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+# --- ADM -----------------------------------------------------------------------------------------
+
+
+def test_one_pass_gives_pool_spatial_and_logits(inception):
+    """The spatial features against Mixed_6d's whole output: its 1x1 branch comes first."""
+    extractor = InceptionExtractor(inception)
+    kept = []
+    handle = extractor.net.Mixed_6d.register_forward_hook(lambda *args: kept.append(args[2]))
+    seen = extractor(pictures(3, 0), batch_size=2)
+    handle.remove()
+    assert (seen.features.shape, seen.logits.shape) == ((3, 2048), (3, 1008))
+    assert seen.spatial.shape == (3, 2023)  # 17 x 17 x 7
+    whole = torch.cat(kept).numpy()  # [3, 768, 17, 17]
+    for i, y, x, channel in [(0, 0, 0, 0), (1, 3, 16, 6), (2, 16, 9, 2)]:
+        assert seen.spatial[i, (y * 17 + x) * 7 + channel] == whole[i, channel, y, x]
+    assert (seen.spatial >= 0).all()  # after ReLU
+    assert seen.spatial.std() > 0
+    expected = seen.features @ extractor.net.fc.weight.numpy().T  # without the bias
+    np.testing.assert_allclose(seen.logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_batches_and_memory_maps_give_the_same_features(inception, tmp_path):
+    from eval.files import load_samples
+
+    extractor = InceptionExtractor(inception)
+    images = pictures(5, 1)
+    np.savez(tmp_path / "stored.npz", arr_0=images)
+    np.savez_compressed(tmp_path / "compressed.npz", arr_0=images)
+    stored = load_samples(tmp_path / "stored.npz").images
+    assert isinstance(stored, np.memmap)
+    assert not isinstance(load_samples(tmp_path / "compressed.npz").images, np.memmap)
+    np.testing.assert_array_equal(stored, images)
+    a = extractor(stored, batch_size=5)
+    b = extractor(images, batch_size=2)
+    for ours, theirs in zip(a[:3], b[:3], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+class Pixels:
+    """An extractor named as ADM's whose features are pixels, so that FID needs few images."""
+
+    name, num_features, digest, knows_labels = "inception", 6, "pixels", False
+
+    def __call__(self, images, batch_size=10):
+        flat = images.reshape(len(images), -1).astype(np.float32) / 255
+        return Extracted(flat[:, :6], flat[:, 6:16], spatial=flat[:, 20:25])
+
+
+def adm_batch(path, n=60, **changes):
+    """A reference batch in guided-diffusion's format: statistics of more images than it holds."""
+    whole = pictures(500, 7)
+    seen = Pixels()(whole)
+    pool, spatial = statistics(seen.features), statistics(seen.spatial)
+    arrays = {"arr_0": whole[:n], "mu": pool.mean, "sigma": pool.cov}
+    arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.cov, **changes}
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return pool, spatial
+
+
+def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
+    path = tmp_path / "VIRTUAL.npz"
+    pool, spatial = adm_batch(path)
+    published = read_adm_statistics(path, 500)
+    with np.load(path) as file:
+        reference = build_reference("r", file["arr_0"], Pixels(), published=published, source="s")
+    assert (reference.n, reference.statistics.n, reference.spatial.n) == (60, 500, 500)
+    samples = Pixels()(pictures(90, 3))
+    scores = evaluate(samples, reference, metrics=["fid", "sfid", "is"], fid_se="delta")
+    expected = frechet_distance(statistics(samples.features), pool)
+    assert scores["fid"].value == pytest.approx(expected, rel=1e-12)
+    expected = frechet_distance(statistics(samples.spatial), spatial)
+    assert scores["sfid"].value == pytest.approx(expected, rel=1e-12)
+    own = build_reference("r", pictures(60, 7), Pixels())
+    assert evaluate(samples, own, metrics=["fid"])["fid"].value != scores["fid"].value
+    loaded = Reference.load(reference.save(tmp_path))
+    assert (loaded.digest, loaded.source) == (reference.digest, "s")
+    assert evaluate(samples, loaded, metrics=["sfid"], fid_se="delta")["sfid"] == scores["sfid"]
+
+
+def test_statistics_in_single_precision_are_read_as_double(tmp_path):
+    adm_batch(tmp_path / "b.npz", mu=np.zeros(6, np.float32))
+    assert read_adm_statistics(tmp_path / "b.npz", 500).features.mean.dtype == np.float64
+
+
+@pytest.mark.parametrize("absent", ["mu", "sigma", "mu_s", "sigma_s"])
+def test_a_reference_batch_without_its_statistics_is_refused(tmp_path, absent):
+    adm_batch(tmp_path / "b.npz", **{absent: None})
+    with pytest.raises(ValueError, match=rf"b.npz has no {absent}: .*use reference=custom"):
+        read_adm_statistics(tmp_path / "b.npz", 500)
+
+
+def test_a_damaged_reference_batch(tmp_path):
+    adm_batch(tmp_path / "b.npz")
+    content = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"b.npz is damaged"):
+        read_adm_statistics(tmp_path / "b.npz", 500)
+
+
+def test_scores_an_extractor_cannot_give_are_refused():
+    reference = build_reference("r", pictures(60, 7), Pixels())
+    samples = Pixels()(pictures(60, 1))
+    for metric, lacking in (("sfid", {"spatial": None}), ("is", {"logits": None})):
+        with pytest.raises(ValueError, match=rf"{metric} needs what .* lacks: leave {metric} out"):
+            evaluate(samples._replace(**lacking), reference, metrics=[metric])
+
+
+def test_the_gate():
+    def record(**scores):
+        return {"scores": {m: {"value": v, "se": 0.1} for m, v in scores.items()}}
+
+    published = {"fid": 10.94, "is": 100.98, "recall": 0.63}
+    close = gate(record(fid=10.98, **{"is": 101.2}, recall=0.6349), published)
+    assert [check.metric for check in close] == list(published)
+    assert all(check.passed for check in close)
+    for metric, value in (("fid", 11.0), ("fid", 10.88), ("is", 101.6), ("recall", 0.645)):
+        scores = {**published, metric: value}
+        verdicts = {check.metric: check.passed for check in gate(record(**scores), published)}
+        assert verdicts == {m: m != metric for m in published}
+    with pytest.raises(ValueError, match="the gate needs recall"):
+        gate(record(fid=10.94, **{"is": 100.98}), published)
+
+
+# --- the delta method ------------------------------------------------------------------------
+
+
+def gaussian(n, seed, shift=0.0):
+    mixing = np.random.default_rng(99).normal(size=(8, 8)) / 3 + np.eye(8)
+    return np.random.default_rng(seed).normal(size=(n, 8)) @ mixing + shift
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0])
+def test_delta_se_is_the_true_spread_and_the_bootstraps(shift):
+    reference = statistics(gaussian(20_000, 1))
+    drawn = [fid(gaussian(800, seed, shift), reference, se="delta") for seed in range(100, 400)]
+    spread = np.std([score.value for score in drawn], ddof=1)
+    assert np.mean([score.se for score in drawn]) == pytest.approx(spread, rel=0.12)
+    x = gaussian(800, 5, shift)
+    a, b = fid(x, reference, se="delta"), fid(x, reference, bootstrap=300)
+    assert a.value == b.value
+    assert a.se == pytest.approx(b.se, rel=0.15)
+
+
+def test_delta_se_with_strata_and_singular_covariances():
+    labels = np.arange(900) % 3
+    x, y = gaussian(900, 2) + 2.0 * labels[:, None], statistics(gaussian(5000, 1, 1.0))
+    free, fixed = fid(x, y, se="delta"), fid(x, y, se="delta", strata=labels)
+    assert fixed.se < 0.7 * free.se  # class counts explain most of the spread here
+    boot = fid(x, y, bootstrap=300, strata=labels)
+    assert fixed.se == pytest.approx(boot.se, rel=0.15)
+    dead = x.copy()
+    dead[:, 3] = 1.0
+    got = fid(dead, y, se="delta")
+    assert got.se == pytest.approx(fid(dead, y, bootstrap=300).se, rel=0.2)
+    few = fid(x[:6], y, se="delta", allow_few=True)
+    assert np.isfinite(few.value) and np.isfinite(few.se)
+    with pytest.raises(ValueError, match="unknown fid_se 'jackknife'"):
+        fid(x, y, se="jackknife")
+
+
+# --- torch-fidelity --------------------------------------------------------------------------
+
+
+def test_torch_fidelity_protocol_equals_torch_fidelity(inception, monkeypatch):
+    """All its metrics by its own defaults, against ours through the whole of our evaluation."""
+    import torch_fidelity
+    import torchvision
+    from torch.utils.data import Dataset
+
+    torch.manual_seed(1)
+    vgg16 = torchvision.models.vgg16()
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16",
+        lambda **kwargs: copy.deepcopy(vgg16),
+    )
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+        lambda url, **kwargs: torch.load(inception, weights_only=True),
+    )
+
+    class Folder(Dataset):
+        def __init__(self, images):
+            self.images = images
+
+        def __len__(self):
+            return len(self.images)
+
+        def __getitem__(self, i):
+            return torch.from_numpy(self.images[i]).permute(2, 0, 1)
+
+    x, y = pictures(14, 1), pictures(12, 2)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Folder(x), input2=Folder(y), isc=True, fid=True, kid=True, prc=True,
+        kid_subset_size=8, cuda=False, cache=False, verbose=False,
+    )  # fmt: skip
+    extractor = TorchFidelityExtractor()
+    reference = build_reference("y", y, extractor)
+    ours = evaluate(
+        extractor(x), reference, k=3, is_splits=10, is_shuffle_seed=2020, kid_subset_size=8,
+        fid_se="delta", allow_few=True, seed=2020,
+    )  # fmt: skip
+    names = {
+        "is": "inception_score_mean",
+        "fid": "frechet_inception_distance",
+        "kid": "kernel_inception_distance_mean",
+        "precision": "precision",
+        "recall": "recall",
+    }
+    for metric, key in names.items():
+        assert ours[metric].value == pytest.approx(theirs[key], rel=1e-4, abs=1e-7), metric
+    assert extractor.digest != extractor.inception.digest
+
+
+# --- clean-fid ---------------------------------------------------------------------------------
+
+
+class Layers(nn.Module):
+    """What stands for the TorchScript Inception: 2048 features of a 299 x 299 image in [-1, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2048, 23, stride=92)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x)).mean([2, 3])
+
+
+class Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = Layers()
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        x = nn.functional.interpolate(x, size=[299, 299], mode="bilinear")
+        return self.layers((x - 128) / 128)
+
+
+@pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
+def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch):
+    """clean-fid itself over a folder of PNG files, with the same network."""
+    from cleanfid import fid as clean_fid
+    from cleanfid import inception_pytorch
+
+    torch.manual_seed(0)
+    weights = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Base()).save(str(weights))
+    state = torch.load(inception, weights_only=True)
+    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state)
+    extractor = CleanExtractor(mode, None if mode == "legacy_pytorch" else weights)
+    images = pictures(4, 5, size=64)
+    (tmp_path / "png").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "png" / f"{i}.png")
+    if mode == "legacy_pytorch":
+
+        def model(x):
+            return extractor.net(x / 255)[0].squeeze(-1).squeeze(-1)
+    else:
+        model = extractor.net
+    theirs = clean_fid.get_folder_features(
+        str(tmp_path / "png"), model=model, num_workers=0, device=torch.device("cpu"), mode=mode,
+        verbose=False,
+    )  # fmt: skip
+    ours = extractor(images, batch_size=3)
+    np.testing.assert_allclose(ours.features, theirs, rtol=1e-4, atol=1e-5)
+    assert ours.features.std() > 0
+    assert ours.logits is None
+    assert extractor.name == mode
+
+
+def test_the_clean_modes_differ(inception, tmp_path):
+    torch.manual_seed(0)
+    weights = tmp_path / "inception-2015-12-05.pt"
+    torch.jit.script(Base()).save(str(weights))
+    # Noise to be shrunk: the antialiasing shows.
+    images = np.random.default_rng(0).integers(256, size=(2, 512, 512, 3), dtype=np.uint8)
+    a, b = (CleanExtractor(m, weights)(images).features for m in ("clean", "legacy_tensorflow"))
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_clean_fid_mistakes(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="unknown clean-fid mode 'cleanest'"):
+        CleanExtractor("cleanest")
+    with pytest.raises(FileNotFoundError, match=r"missing or not named inception-2015-12-05.pt"):
+        CleanExtractor("clean", tmp_path / "other.pt")
+
+    def offline(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", offline)
+    with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as metrics.weights"):
+        extractor_named("clean")
+
+
+# --- weights files ---------------------------------------------------------------------------
+
+
+def test_damaged_or_other_weights(tmp_path):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"<html>not found</html>")
+    with pytest.raises(ValueError, match=r"w.pth is damaged .*fetch https://github.com/toshas"):
+        InceptionExtractor(path)
+    torch.save({"fc.weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"w.pth does not fit the network"):
+        InceptionExtractor(path)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (type(tmp_path).touch, (tmp_path / "ran",))
+
+    buffer = io.BytesIO()
+    torch.save({"fc.weight": Evil()}, buffer)
+    (tmp_path / "w.pth").write_bytes(buffer.getvalue())
+    with pytest.raises(ValueError, match="is damaged"):
+        InceptionExtractor(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inception_classes_are_no_labels():
+    others = (InceptionExtractor, TorchFidelityExtractor, CleanExtractor)
+    assert not any(extractor.knows_labels for extractor in others)
+    assert DigitsExtractor.knows_labels

@@ -1,0 +1,240 @@
+"""The whole way of an ADM checkpoint, on a stand-in: the formats and the code are the real ones.
+
+A tiny network in the original's .pt format with a card, a tiny reference batch in ADM's format
+and a random file of the real Inception, all from a local server: downloaded, sampled, interrupted,
+resumed, scored by metrics=adm, and rendered as Tables 1 and 2.  The numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from conftest import ROOT, interrupt, standin_inception, write_standin
+from PIL import Image
+
+import evaluate
+import reproduce
+import sample
+from eval.extractors import InceptionExtractor
+from eval.metrics import statistics
+from scripts import download
+from scripts.commands import reported
+from scripts.generate import read_manifest
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, unet_forward):
+    """What stands for openaipublic and GitHub: (folder, URL)."""
+    folder = tmp_path_factory.mktemp("site")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    write_standin(folder, "clf", unet_forward, url)
+    for name in ("t64", "t256u"):
+        write_standin(folder, name, unet_forward, url, classifier=str(folder / "clf.yaml"))
+    weights = standin_inception(folder / "weights-inception-2015-12-05-6726825d.pth")
+    images = np.random.default_rng(0).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
+    seen = InceptionExtractor(weights)(images)
+    pool, spatial = statistics(seen.features), statistics(seen.spatial)
+    np.savez(folder / "VIRTUAL_standin.npz", arr_0=images, mu=pool.mean, sigma=pool.cov,
+             mu_s=spatial.mean, sigma_s=spatial.cov)  # fmt: skip
+    yield folder, url
+    server.shutdown()
+
+
+@pytest.fixture
+def settings(site, monkeypatch, tmp_path):
+    """The words that describe the stand-in, as for any checkpoint of one's own."""
+    folder, url = site
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+
+    def of(name):
+        return ["model=adm", "model.name=standin", f"model.card={folder / name}.yaml",
+                f"model.checkpoint=${{downloads}}/{name}.pt", "reference=adm",
+                "reference.name=standin", f"reference.url={url}/VIRTUAL_standin.npz",
+                "reference.statistics_n=12"]  # fmt: skip
+
+    return of
+
+
+def get(monkeypatch, site, *words):
+    source = "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3"
+    monkeypatch.setattr(source, f"{site[1]}/weights-inception-2015-12-05-6726825d.pth")
+    monkeypatch.setattr(download, "INCEPTION_SHA256", None)
+    monkeypatch.setattr(sys, "argv", ["download.py", *words])
+    reported(download.main)
+
+
+SCORED = ["metrics.options.allow_few=true", "metrics.options.bootstrap=5"]
+
+
+def test_from_download_to_tables(command, site, settings, monkeypatch, tmp_path, capsys):
+    # Nothing is there yet, and every command says how to get it.
+    status, _, err = command(sample, *settings("t64"), "num_samples=2", "out=here")
+    assert (status, "t64.pt is missing: fetch it with" in err) == (2, True)
+    status, out, _ = command(reproduce, *settings("t64"), "dry=true", "num_samples=50000")
+    assert status == 0
+    assert "not yet: " in out and "(random weights, batch" in out
+    assert "20 cells, 335,000,000 image calls, 275,650,000 as trees" in out
+
+    get(monkeypatch, site, *settings("t64"))
+    names = {path.name for path in (tmp_path / "downloads").iterdir()}
+    assert {"t64.pt", "t64.pt.sha256", "VIRTUAL_standin.npz"} <= names
+    assert not [name for name in names if "part" in name]
+    capsys.readouterr()
+
+    # Sampled in two shards, interrupted between them, resumed, and as if undisturbed.
+    words = [*settings("t64"), "steps=60", "num_samples=12", "shard_size=6", "batch_size=6"]
+    args = [sys.executable, str(ROOT / "sample.py"), *words, "out=cut"]
+    interrupt(args, tmp_path, "cut/shards/shard-*")
+    assert len(list(tmp_path.glob("cut/shards/shard-*"))) == 1
+    assert command(sample, *words, "out=cut")[0] == 0
+    assert command(sample, *words, "out=whole")[0] == 0
+    with np.load("cut/samples.npz") as cut, np.load("whole/samples.npz") as whole:
+        assert np.array_equal(cut["arr_0"], whole["arr_0"])
+        assert cut["arr_0"].shape == (12, 16, 16, 3)
+        assert cut["arr_1"].shape == (12,)
+    assert read_manifest(tmp_path / "cut")["config"]["model"]["checkpoint"] == "t64.pt"
+
+    # Scored by ADM's protocol; labels are not compared with Inception's classes.
+    reference = settings("t64")[4:]
+    status, out, err = command(evaluate, "samples=cut", "metrics=adm", *reference, *SCORED)
+    assert status == 0, err
+    record = json.loads((tmp_path / "cut/evaluation-adm.json").read_text())
+    assert set(record["scores"]) == {"fid", "sfid", "is", "precision", "recall"}
+    assert (record["protocol"], record["extractor"], record["n"]) == ("adm", "inception", 12)
+    assert record["options"]["is_chunk_size"] == 5000
+    status, _, err = command(evaluate, "samples=cut", "metrics=adm", "num_samples=11", *reference)
+    assert "FID with 2048 features needs more than 2048 samples, got 11" in err
+    built = list((tmp_path / "downloads/references").glob("standin-inception-*.npz"))
+    assert len(built) == 1  # computed once
+
+    # The reference's own images have, by construction, its very statistics.
+    real = [f"samples={site[0]}/VIRTUAL_standin.npz", "out=real.json"]
+    assert command(evaluate, *real, "metrics=adm", *reference, *SCORED)[0] == 0
+    scores = json.loads((tmp_path / "real.json").read_text())["scores"]
+    assert scores["fid"]["value"] == pytest.approx(0, abs=1e-3 * record["scores"]["fid"]["value"])
+    assert scores["precision"]["value"] == scores["recall"]["value"] == 1
+
+    # Tables 1 and 2 (the second of an unconditional model), and a figure of samples.
+    small = ["experiment.steps=[3]", "num_samples=8", "shard_size=4", *SCORED]
+    words = [*settings("t64"), "experiment=table1", *small, "out=table1"]
+    status, out, err = command(reproduce, *words)
+    assert status == 0, err
+    for word in ("DDPM", "Mix", "sFID (inception)", "Model `standin`", "precision fp32", "91.69",
+                 "another data set"):  # fmt: skip
+        assert word in out, word
+    get(monkeypatch, site, *settings("t256u"))
+    words = [*settings("t256u"), "experiment=table2", *small, "out=table2"]
+    status, out, err = command(reproduce, *words)
+    assert status == 0, err
+    assert "Precision (inception)" in out and "| DDPM | 2.44 |" in out
+    assert (tmp_path / "table2/table.tex").stat().st_size > 0
+    words = [*settings("t64"), "experiment=figure2", "experiment.steps=[2,3]", "num_samples=5",
+             "shard_size=4"]  # fmt: skip
+    status, _, err = command(reproduce, *words, "out=figure2")
+    assert status == 0, err
+    assert Image.open(tmp_path / "figure2/figure.png").width > 500
+    assert "| 2 | DDIM (name ddim, eta 0.0) | 3 |" in (tmp_path / "figure2/figure.md").read_text()
+    assert not list((ROOT / "results").glob("standin*"))
+
+    # Another file under the reference's name is another reference.
+    batch = tmp_path / "downloads/VIRTUAL_standin.npz"
+    with np.load(batch) as file:
+        arrays = dict(file)
+    arrays["arr_0"] = 255 - arrays["arr_0"]
+    np.savez(batch, **arrays)
+    assert command(evaluate, "samples=cut", "metrics=adm", *reference, *SCORED)[0] == 0
+    assert len(list((tmp_path / "downloads/references").glob("standin-inception-*.npz"))) == 2
+
+
+def test_the_protocol_gate(command, site, settings, monkeypatch, tmp_path):
+    """A published batch of our own making: ours as published passes, another score fails."""
+    get(monkeypatch, site, *settings("t64"))
+    images = np.random.default_rng(3).integers(256, size=(6, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "admnet_standin.npz", arr_0=images)
+    words = ["samples=admnet_standin.npz", "metrics=adm", "metrics.scores=[fid,is]",
+             *settings("t64")[4:], *SCORED]  # fmt: skip
+    assert command(evaluate, *words)[0] == 0  # nothing is published: no verdict
+    record = json.loads((tmp_path / "admnet_standin.evaluation-adm.json").read_text())
+    fid = record["scores"]["fid"]["value"]
+    for shift, status, verdict in ((0.04, 0, "PASS"), (0.06, 1, "FAIL")):
+        published = f"{{admnet_standin: {{url: here, scores: {{fid: {fid + shift}}}}}}}"
+        got, out, err = command(evaluate, *words, f"+reference.published={published}")
+        assert (got, f"protocol gate: {verdict}" in out) == (status, True), err
+    # Part of a batch, or another protocol, is no test of this one.
+    published = f"+reference.published={published}"
+    got, out, _ = command(evaluate, *words, published, "num_samples=5", "out=part.json")
+    assert (got, "gate" in out) == (0, False)
+
+
+def test_classifier_guidance_from_the_command_line(command, site, settings, monkeypatch, tmp_path):
+    get(monkeypatch, site, *settings("t64"))
+    words = [*settings("t64"), "sampler=ddpm", "steps=5", "num_samples=6", "guidance=classifier"]
+    status, _, err = command(sample, *words, "out=g")
+    assert (status, "clf.pt is missing" in err) == (2, True)
+    word = f"guidance.checkpoint={site[0]}/clf.pt"
+    assert command(sample, *words, word, "guidance.scale=40.0", "out=g")[0] == 0
+    facts = read_manifest(tmp_path / "g")["config"]["guidance"]
+    assert (facts["name"], facts["scale"]) == ("classifier", 40.0)
+    status, _, err = command(sample, *words, word, "guidance.scale=4.0", "out=g")
+    assert "guidance.scale is 40.0 there, 4.0 here" in err
+    assert command(sample, *settings("t64"), *words[-4:-1], "out=p")[0] == 0
+    with np.load("g/samples.npz") as guided, np.load("p/samples.npz") as plain:
+        assert np.array_equal(guided["arr_1"], plain["arr_1"])
+        assert not np.array_equal(guided["arr_0"], plain["arr_0"])
+    status, _, err = command(sample, "model=digits", "guidance=classifier", "out=d")
+    assert (status, "model digits has no classifier: use guidance=none" in err) == (2, True)
+
+
+def test_download_mistakes(monkeypatch, site, settings, capsys, tmp_path):
+    def fails(*words):
+        with pytest.raises(SystemExit) as stop:
+            get(monkeypatch, site, *words)
+        err = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2
+        assert err.startswith("error: ")
+        return err
+
+    assert "nothing to download is called 'adm_imgnet': choose among adm_imagenet" in fails(
+        "adm_imgnet"
+    )
+    assert "no model 'nets'" in fails("model=nets")
+    # A server that sends another checkpoint, or a page: nothing is kept.
+    wrong = [word.replace("t64.yaml", "t256u.yaml") for word in settings("t64")]
+    card = tmp_path / "wrong.yaml"
+    card.write_text((site[0] / "t64.yaml").read_text().replace("/t64.pt", "/t256u.pt"))
+    wrong[2] = f"model.card={card}"
+    assert "does not fit the network: at label_emb.weight" in fails(*wrong)
+    card.write_text((site[0] / "t64.yaml").read_text().replace("/t64.pt", "/t64.yaml"))
+    assert "is damaged or no checkpoint" in fails(*wrong)
+    assert not (tmp_path / "downloads/t64.pt").exists()
+    assert "the server says 404" in fails(*settings("t64")[:-2], f"reference.url={site[1]}/no.npz",
+                                          "reference.statistics_n=12")  # fmt: skip
+
+
+def test_every_published_file_has_a_name(settings):
+    """All that the cards and references mention can be asked for."""
+    for name in [*download.models(), *download.published_batches(), "inception", "vgg16"]:
+        for asset in download.named_assets(name):
+            assert asset.url.startswith("https://")
+            assert asset.path.parent.name == "downloads"
+    model = {asset.path.name for asset in download.named_assets("adm_lsun_bedroom")}
+    assert model == {
+        "lsun_bedroom.pt",
+        "VIRTUAL_lsun_bedroom256.npz",
+        "weights-inception-2015-12-05-6726825d.pth",
+    }
+    (classifier,) = download.named_assets("adm_imagenet_classifier")
+    assert classifier.url.endswith("/256x256_classifier.pt")
