@@ -533,14 +533,13 @@ class Pictures:
 def write_pictures(folder: Path, title: str, rows: Sequence[Pictures]) -> None:
     """figure.png, one labelled row of pictures a sampler and step count, and figure.md.
 
-    Column i is sample i of the seed in every row: the same x_T, label and noise.  Nothing is
-    chosen.
+    Picture i of every row is sample i of the seed: the same x_T, label and noise.
     """
     rows = sorted(rows, key=lambda pictures: -pictures.steps)
     n = len(rows[0].images)
     lines = [f"# {title}", "", made_sentence(rows[0].config)]
-    lines += [f"The first {n} samples of the seed, column by column the same x_T, label and noise; "
-              "none is chosen.", "", "| Row | Sampler | Network calls |", "|---|---|---|"]  # fmt: skip
+    lines += [f"The first {n} samples of the seed, none chosen; picture i of every row has the "
+              "same x_T, label and noise.", "", "| Row | Sampler | Network calls |", "|---|---|---|"]  # fmt: skip
     for i, pictures in enumerate(rows, 1):
         sampler = ", ".join(f"{k} {v}" for k, v in pictures.config["sampler"].items())
         lines.append(f"| {i} | {pictures.row} ({sampler}) | {pictures.steps} |")
@@ -548,19 +547,22 @@ def write_pictures(folder: Path, title: str, rows: Sequence[Pictures]) -> None:
     write_atomic(folder / "figure.png", lambda p: _draw_pictures(p, title, rows))
 
 
+PER_LINE = 12  # pictures side by side; a longer row continues on the next line
+
+
 def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     n = len(rows[0].images)
-    inch = min(1.6, 15 / n)
-    size = (n * inch + 1.4, len(rows) * inch + 0.6)
-    figure, axes = plt.subplots(len(rows), n, figsize=size, squeeze=False)
-    for pictures, line in zip(rows, axes, strict=True):
-        for ax, image in zip(line, pictures.images, strict=True):
+    across, lines = min(n, PER_LINE), math.ceil(n / PER_LINE)
+    inch = min(1.6, 15 / across)
+    size = (across * inch + 1.4, len(rows) * lines * inch + 0.6)
+    figure, axes = plt.subplots(len(rows) * lines, across, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    for pictures, block in zip(rows, axes.reshape(len(rows), -1), strict=True):
+        for i, (ax, image) in enumerate(zip(block, pictures.images, strict=False)):
             ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)  # fmt: skip
-            ax.set_xticks([])
-            ax.set_yticks([])
-        line[0].set_ylabel(f"{pictures.row}\n{pictures.steps} steps", fontsize=8, rotation=0,
-                           ha="right", va="center")  # fmt: skip
-    if rows[0].labels is not None:
-        for ax, label in zip(axes[0], rows[0].labels.tolist(), strict=True):
-            ax.set_title(str(label), fontsize=7, pad=2)
+            if pictures is rows[0] and pictures.labels is not None:
+                ax.set_title(str(pictures.labels[i]), fontsize=7, pad=2)
+        block[0].text(-0.1, 0.5, f"{pictures.row}\n{pictures.steps} steps", fontsize=8,
+                      ha="right", va="center", transform=block[0].transAxes)  # fmt: skip
     _save(figure, path, title)

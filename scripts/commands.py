@@ -77,7 +77,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process (LOCAL_RANK) if there is one, else the CPU."""
+    """`auto` is the GPU of this process (LOCAL_RANK) if there is one, else the CPU.
+
+    Also switches TF32 off, which by default rounds a GPU's float32 convolutions to 10 bits of
+    mantissa: networks and Inception would then differ from the numbers they are checked against.
+    """
+    torch.backends.cudnn.allow_tf32 = False
     if name != "auto":
         try:
             return torch.empty(0, device=name).device

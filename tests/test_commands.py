@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import ROOT, interrupt
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from PIL import Image
 
 import evaluate
 import reproduce
 import sample
-from scripts.commands import CONFIGS
+from scripts.commands import CONFIGS, pick_device, register_resolvers
 from scripts.generate import read_manifest
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
@@ -50,6 +52,12 @@ def test_same_command_twice_is_a_no_op_and_another_config_is_refused(command):
     status, _, err = sample_into(command, "a", "sampler.cutoff=400")
     assert status == 2
     assert "cutoff is 291 there, 400 here" in err
+
+
+def test_float32_is_float32_on_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    pick_device("cpu")
+    assert torch.backends.cudnn.allow_tf32 is False
 
 
 def test_default_folders_differ_by_config(command, tmp_path):
@@ -323,22 +331,50 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
         assert file["arr_0"].shape == (96, 28, 28, 1)
 
 
+GROUPS = {
+    "sample": ("model", "sampler", "guidance"),
+    "evaluate": ("metrics", "reference"),
+    "reproduce": ("model", "experiment"),
+}
 COMBINATIONS = [
-    ("sample", f"{group}={path.stem}")
-    for group in ("model", "sampler")
+    (command, f"{group}={path.stem}")
+    for command, groups in GROUPS.items()
+    for group in groups
     for path in sorted(Path(CONFIGS, group).glob("*.yaml"))
-] + [
-    ("reproduce", f"experiment={path.stem}")
-    for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml"))
 ]
 
 
-@pytest.mark.parametrize(("config", "override"), COMBINATIONS)
-def test_every_config_composes(config, override):
+def composed(config, *overrides):
+    register_resolvers()
     with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
-        cfg = compose(config, [override])
-    group = override.split("=")[0]
-    assert "name" in cfg[group]
+        return compose(config, list(overrides))
+
+
+@pytest.mark.parametrize(("config", "override"), COMBINATIONS)
+def test_every_config_composes_and_resolves(config, override):
+    cfg = composed(config, override)
+    group, name = override.split("=")
+    if override != "reference=adm":  # one's own, by one's own name
+        assert cfg[group].name == name
+    OmegaConf.to_container(cfg, resolve=True)
     if config == "reproduce":
         paper = cfg.experiment.get("paper")
         assert paper is None or yaml.safe_load((ROOT / paper).read_text())["title"]
+
+
+def test_every_experiment_has_the_papers_model_and_a_laptops_size():
+    for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
+        full = composed("reproduce", f"experiment={path.stem}")
+        bedroom = path.stem == "table2"
+        assert full.model.name == ("adm_lsun_bedroom" if bedroom else "adm_imagenet")
+        assert full.metrics.name == "adm"
+        assert full.reference.name == ("adm_lsun_bedroom256" if bedroom else "adm_imagenet256")
+        small = composed("reproduce", f"experiment={path.stem}", "model=digits")
+        assert (small.metrics.name, small.reference.name) == ("digits", "digits")
+        assert small.experiment.label == "balanced" and full.experiment.label is None
+        if full.experiment.kind != "samples":
+            assert full.experiment.num_samples == 50_000
+            assert np.max(small.experiment.num_samples) <= 1000
+        assert set(full.experiment.get("metrics", [])) <= set(full.metrics.scores)
+    other = composed("reproduce", "metrics=clean", "reference=custom", "reference.images.path=x")
+    assert (other.metrics.name, other.reference.name) == ("clean", "custom")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -12,10 +13,14 @@ from eval.metrics import Score
 from eval.records import load_records, protocol, save_records, score
 from eval.report import (
     Cell,
+    Pictures,
+    check_one_protocol,
     format_score,
+    made_sentence,
     paper_value,
     undecided_best,
     write_cutoff_figure,
+    write_pictures,
     write_table,
 )
 
@@ -120,3 +125,76 @@ def test_records_round_trip_and_protocol(tmp_path):
         load_records(path)
     with pytest.raises(FileNotFoundError, match="without render_only"):
         load_records(tmp_path / "none.json")
+
+
+def test_the_papers_own_model_has_its_numbers_beside_ours_with_the_difference(tmp_path):
+    paper = {**PAPER, "backbone": "digits"}
+    write_table(tmp_path, "A table", CELLS, ["fid", "is"], paper)
+    text = (tmp_path / "table.md").read_text()
+    assert "| DDPM | **2.00 ± 0.10** | **3.00 ± 0.10** (16.75, -13.75) |" in text
+    assert "| DDPM | **8.80 ± 0.20** | **8.70 ± 0.20** (69.44, -60.74) |" in text
+    assert "another data set" not in text
+    assert "In parentheses: the paper's number" in text
+    assert "(16.75, -13.75)" in (tmp_path / "table.tex").read_text()
+    with open(tmp_path / "table.csv") as file:
+        rows = {(r["sampler"], r["steps"], r["metric"]): r for r in csv.DictReader(file)}
+    assert float(rows["DDPM", "25", "fid"]["difference"]) == pytest.approx(-13.75)
+    assert rows["DDPM", "50", "fid"]["difference"] == ""
+    write_table(tmp_path, "A table", CELLS, ["fid", "is"], PAPER)
+    assert "16.75," not in (tmp_path / "table.md").read_text()
+    with open(tmp_path / "table.csv") as file:
+        assert {row["difference"] for row in csv.DictReader(file)} == {""}
+
+
+def test_a_table_without_real_images_has_no_floor(tmp_path):
+    cells = [Cell(c.row, c.steps, {**c.record, "floor": None}) for c in CELLS]
+    write_table(tmp_path, "A table", cells, ["fid"], PAPER)
+    for name in ("table.md", "table.tex"):
+        text = (tmp_path / name).read_text()
+        assert "*Real*" not in text and "\nReal" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("protocol", "clean"),
+        ("extractor", "inception"),
+        ("extractor_weights", "xyz"),
+        ("reference", "custom"),
+        ("reference_digest", "xyz"),
+        ("options", {"k": 5}),
+    ],
+)
+def test_protocols_are_never_mixed(tmp_path, key, value):
+    other = Cell("Mix", 50, {**record(2.0, 0.1), key: value})
+    with pytest.raises(ValueError, match=rf"never mixes protocols: {key} is .* row Mix at 50"):
+        write_table(tmp_path, "A table", [*CELLS, other], ["fid"], None)
+    with pytest.raises(ValueError, match="never mixes protocols"):
+        write_cutoff_figure(tmp_path, "A figure", [*CELLS, other], ["fid"], None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_column_never_mixes_numbers_of_samples():
+    check_one_protocol([*CELLS, Cell("Mix", 1000, record(2.0, 0.1, n=7))])  # another column may
+    with pytest.raises(ValueError, match="100 and 99 at 50 steps"):
+        check_one_protocol([*CELLS, Cell("Mix", 50, record(2.0, 0.1, n=99))])
+
+
+def test_pictures_are_labelled_rows(tmp_path):
+    config = {**CELLS[0].record["cell"]["config"], "sampler": {"name": "mix", "cutoff": 291}}
+    images = np.zeros((4, 8, 8, 3), np.uint8)
+    rows = [Pictures("Mix", s, images, np.arange(4), config) for s in (5, 50)]
+    write_pictures(tmp_path, "Samples", rows)
+    text = (tmp_path / "figure.md").read_text()
+    assert text.index("| 1 | Mix (name mix, cutoff 291) | 50 |") < text.index("| 2 | Mix")
+    assert "The first 4 samples of the seed" in text
+    width, height = Image.open(tmp_path / "figure.png").size
+    assert width > height
+
+
+def test_guidance_and_precision_are_told():
+    made = CELLS[0].record["cell"]["config"]
+    assert "guidance" not in made_sentence(made)
+    guided = {**made, "guidance": {"name": "classifier", "scale": 1.5, "sha256": "0"}}
+    guided["model"] = {**made["model"], "precision": "fp16"}
+    assert "precision fp16, classifier guidance with scale 1.5;" in made_sentence(guided)
