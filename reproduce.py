@@ -74,11 +74,11 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device, cfg.guidance)
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
-    _ = evaluator.reference  # refuse a missing one before days of sampling
+    _ = evaluator.published  # refuse an unfit reference batch before days of sampling
+    columns = _columns(cfg, experiment, backbone)
+    _generate(cfg, columns, backbone, device)
     cells = []
-    for steps, size, jobs in _columns(cfg, experiment, backbone):
-        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
-        _generate(cfg, jobs, backbone, size, device)
+    for steps, size, jobs in columns:
         for row, job in jobs.items():
             path = job.folder / f"evaluation-{cfg.metrics.name}-{size.num_samples}.json"
             cells.append(
@@ -94,9 +94,9 @@ def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device, cfg.guidance)
     rows, out = [], Path(cfg.out)
-    for steps, size, jobs in _columns(cfg, experiment, backbone):
-        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
-        _generate(cfg, jobs, backbone, size, device)
+    columns = _columns(cfg, experiment, backbone)
+    _generate(cfg, columns, backbone, device)
+    for steps, size, jobs in columns:
         for row, job in jobs.items():
             samples = load_samples(job.folder)
             manifest = read_manifest(job.folder)
@@ -118,7 +118,7 @@ def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     except FileNotFoundError as missing:
         print(f"not yet: {missing}")
         backbone = load_backbone(cfg.model, device, cfg.guidance, untrained=True)
-    columns = list(_columns(cfg, experiment, backbone))
+    columns = _columns(cfg, experiment, backbone)
     print(f"{experiment['name']} on {cfg.model.name} would sample, batch {cfg.batch_size}:")
     print(dry_run.report(columns, backbone, cfg.batch_size, device))
 
@@ -159,22 +159,30 @@ def _columns(
 
 
 def _generate(
-    cfg: DictConfig, jobs: dict[str, Job], backbone: Backbone, size: Size, device: torch.device
+    cfg: DictConfig, columns: list[dry_run.Column], backbone: Backbone, device: torch.device
 ) -> None:
-    """Sample what is missing of a column; ends the process if others still sample."""
+    """Sample what is missing; of several processes, only the one that ends last returns."""
     rank, world = distributed_rank()
-    complete = generate(
-        list(jobs.values()),
-        backbone,
-        size,
-        seed=cfg.seed,
-        label=cfg.label,
-        device=device,
-        rank=rank,
-        world=world,
-    )
-    if not complete:
-        raise SystemExit("this process is done; run again when the others have sampled, too")
+
+    def complete(size: Size, jobs: dict[str, Job]) -> bool:
+        return generate(
+            list(jobs.values()),
+            backbone,
+            size,
+            seed=cfg.seed,
+            label=cfg.label,
+            device=device,
+            rank=rank,
+            world=world,
+        )
+
+    for steps, size, jobs in columns:
+        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
+        complete(size, jobs)
+    # A column that others were still sampling then may be complete now.
+    if not all(complete(size, jobs) for _, size, jobs in columns):
+        print("this process is done: the one that ends last goes on")
+        raise SystemExit(0)
 
 
 if __name__ == "__main__":

@@ -170,11 +170,15 @@ def make_job(
 def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     """What of a model's config its samples depend on, wherever its files lie.
 
-    channels_last and compile change the last bits alone, as another GPU does.
+    channels_last and compile change the last bits alone, as another GPU does.  Of a card, which
+    may be one's own and change, what it says beyond the weights counts.
     """
     kept = {key: v for key, v in model.items() if key not in ("channels_last", "compile")}
     if "checkpoint" in kept:
         kept["checkpoint"] = Path(kept["checkpoint"]).name
+    if "card" in kept:
+        kept["card"] = Path(kept["card"]).stem
+        kept["schedule"], kept["shape"] = backbone.schedule.name, list(backbone.shape)
     return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
 
 

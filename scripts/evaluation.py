@@ -16,7 +16,13 @@ from eval.extractors import Extracted, extractor_named
 from eval.files import Samples, load_samples
 from eval.metrics import Score, check_metrics, evaluate
 from eval.records import Record, load_records, make_record, protocol, save_records
-from eval.reference import Reference, build_reference, read_adm_statistics, real_floor
+from eval.reference import (
+    PublishedStatistics,
+    Reference,
+    build_reference,
+    read_adm_statistics,
+    real_floor,
+)
 from models.backbone import file_sha256
 from scripts.commands import ROOT, plain
 from scripts.generate import read_manifest
@@ -39,6 +45,25 @@ class Evaluator:
         self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
 
     @cached_property
+    def batch(self) -> Path | None:
+        """The file of a reference batch, if the reference is one; FileNotFoundError without it."""
+        config = self._reference_config
+        path = Path(config.batch) if config.get("batch") else None
+        if path and not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: fetch it with `python scripts/download.py {config.name}` "
+                f"or from {config.url}"
+            )
+        return path
+
+    @cached_property
+    def published(self) -> PublishedStatistics | None:
+        """The statistics in the reference batch, which are of ADM's Inception and no other."""
+        if self.batch is None or self.extractor.name != "inception":
+            return None
+        return read_adm_statistics(self.batch, self._reference_config.statistics_n)
+
+    @cached_property
     def reference(self) -> Reference:
         """The stored reference made with this extractor, or a new one built from its images.
 
@@ -46,27 +71,18 @@ class Evaluator:
         10,000 images; it stands for that very file and extractor alone.
         """
         config = self._reference_config
-        batch = Path(config.batch) if config.get("batch") else None
-        if batch and not batch.is_file():
-            raise FileNotFoundError(
-                f"{batch} is missing: fetch it with `python scripts/download.py {config.name}` "
-                f"or from {config.url}"
-            )
-        source = file_sha256(batch) if batch else ""
+        source = file_sha256(self.batch) if self.batch else ""
         folder = config.folder and ROOT / config.folder
         if folder:
             for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*")):
                 reference = Reference.load(path)
                 if (reference.weights, reference.source) == (self.extractor.digest, source):
                     return reference
-        published = None
-        if batch and self.extractor.name == "inception":
-            published = read_adm_statistics(batch, config.statistics_n)
         real = Samples(*hydra.utils.instantiate(config.images))
         reference = build_reference(
-            config.name, real.images, self.extractor, published=published, source=source
+            config.name, real.images, self.extractor, published=self.published, source=source
         )
-        if batch and folder:
+        if self.batch and folder:
             reference.save(folder)
         return reference
 

@@ -300,6 +300,28 @@ def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
     assert by_cutoff["cutoff 1000"]["scores"] == by_row["DDIM"]["scores"]
 
 
+def test_several_processes_share_a_table_and_the_last_one_renders_it(
+    command, monkeypatch, tmp_path
+):
+    """As torchrun starts them; an exit status other than 0 would make it stop the others."""
+    words = ["experiment=table1", "experiment.steps=[2,3]", "shard_size=35"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        assert not (tmp_path / "out" / "table.md").exists()
+        status, out, err = table(command, *words)
+        assert status == 0, err
+        assert ("the one that ends last goes on" in out) == (rank == "1")
+    text = (tmp_path / "out" / "table.md").read_text()
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.chdir(tmp_path / "runs")
+    for folder in ("models", "results"):
+        (tmp_path / "runs" / folder).symlink_to(ROOT / folder)
+    assert table(command, *words)[0] == 0
+    assert (tmp_path / "runs" / "out" / "table.md").read_text() == text
+
+
 def test_reproduce_mistakes(command):
     status, _, err = table(command, "experiment=table9")
     assert status == 2
