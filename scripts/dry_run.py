@@ -14,7 +14,7 @@ import torch
 
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
-from scripts.generate import Job, Size, batch_labels
+from scripts.generate import Job, Size, batch_labels, read_manifest
 
 Column = tuple[int, Size, dict[str, Job]]  # step count, size, and the job of each row
 
@@ -31,15 +31,12 @@ class Cost:
 
 
 def count(jobs: Sequence[Job], size: Size) -> Cost:
-    """What sampling these jobs costs in image calls, and what is still missing of it.
-
-    A shard whose file exists counts as done; `generate` looks into it and may find it damaged.
-    """
+    """What sampling these jobs costs in image calls, and what is still missing of it."""
     plans = [job.plan for job in jobs]
     calls = cache(lambda todo: count_calls([plans[i] for i in todo]))
-    missing = 0
+    missing, done = 0, [shards_done(job, size) for job in jobs]
     for k in range(size.num_shards):
-        todo = tuple(i for i, job in enumerate(jobs) if not job.shard(k).exists())
+        todo = tuple(i for i, shards in enumerate(done) if k not in shards)
         missing += calls(todo) * len(size.ids(k))
     n = size.num_samples
     return Cost(sum(map(len, plans)) * n, calls(tuple(range(len(jobs)))) * n, missing)
@@ -81,7 +78,7 @@ def report(
     for steps, size, jobs in columns:
         cost = count(list(jobs.values()), size)
         total = Cost(total.alone + cost.alone, total.tree + cost.tree, total.missing + cost.missing)
-        done = {row: _shards_done(job, size) for row, job in jobs.items()}
+        done = {row: len(shards_done(job, size)) for row, job in jobs.items()}
         # Every image is in its shard and in samples.npz.
         image_bytes = 2 * backbone.shape[0] * height * width
         written += image_bytes * size.num_samples * len(jobs)
@@ -90,6 +87,8 @@ def report(
             for shards in done.values()
         )
         cells = ", ".join(f"{row} {n}/{size.num_shards}" for row, n in done.items())
+        if not any(done.values()):
+            cells = f"none of {size.num_shards} in any of {len(jobs)}"
         lines.append(f"{steps:>6}{size.num_samples:>9,}  {cost.alone:>14,}{cost.tree:>14,}"
                      f"{cost.missing:>14,}  {cells}")  # fmt: skip
     saved = 1 - total.tree / total.alone
@@ -110,8 +109,14 @@ def report(
     return "\n".join(lines)
 
 
-def _shards_done(job: Job, size: Size) -> int:
-    return sum(job.shard(k).exists() for k in range(size.num_shards))
+def shards_done(job: Job, size: Size) -> set[int]:
+    """The shards whose file exists, and is long enough if the folder is to grow.
+
+    `generate` looks into them, and may find one damaged.
+    """
+    manifest = read_manifest(job.folder)
+    made = manifest["num_samples"] if manifest else 0
+    return {k for k in range(size.num_shards) if size.ids(k)[-1] < made and job.shard(k).exists()}
 
 
 def _existing_parent(jobs: dict[str, Job]) -> Path:
