@@ -69,7 +69,8 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
     if absent:
         raise ValueError(
-            f"experiment.metrics names {', '.join(sorted(absent))}, which metrics.scores lacks"
+            f"experiment.metrics names {', '.join(sorted(absent))}, which metrics.scores lacks: "
+            f"set experiment.metrics=[{','.join(cfg.metrics.scores)}] or another metrics="
         )
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device, cfg.guidance)
