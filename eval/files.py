@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -56,7 +57,7 @@ def load_samples(path: Path | str) -> Samples:
             if images is None:
                 images = file["arr_0"]
             labels = file["arr_1"].astype(np.int64) if "arr_1" in file else None
-    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
         ) from None

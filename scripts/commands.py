@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from models.backbone import Backbone
+from models.checkpoints import read_card
 from sampling import Schedule, named, timesteps
 from scripts.generate import Job
 
@@ -179,6 +180,8 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     if "card" in kept:
         kept["card"] = Path(kept["card"]).stem
         kept["schedule"], kept["shape"] = backbone.schedule.name, list(backbone.shape)
+        # Heads and the order of attention change pixels, but no key and no shape.
+        kept["network"] = read_card(model["card"]).network
     return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
 
 

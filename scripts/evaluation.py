@@ -76,7 +76,9 @@ class Evaluator:
         if folder:
             for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*")):
                 reference = Reference.load(path)
-                if (reference.weights, reference.source) == (self.extractor.digest, source):
+                same = (reference.weights, reference.source) == (self.extractor.digest, source)
+                n = config.get("statistics_n") if self.published else None
+                if same and n in (None, reference.statistics.n):
                     return reference
         real = Samples(*hydra.utils.instantiate(config.images))
         reference = build_reference(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, interrupt
+from conftest import ROOT, interrupt, write_standin
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
@@ -20,7 +20,8 @@ from PIL import Image
 import evaluate
 import reproduce
 import sample
-from scripts.commands import CONFIGS, pick_device, register_resolvers
+from models.checkpoints import load
+from scripts.commands import CONFIGS, make_job, pick_device, register_resolvers
 from scripts.generate import read_manifest
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
@@ -400,3 +401,19 @@ def test_every_experiment_has_the_papers_model_and_a_laptops_size():
         assert set(full.experiment.get("metrics", [])) <= set(full.metrics.scores)
     other = composed("reproduce", "metrics=clean", "reference=custom", "reference.images.path=x")
     assert (other.metrics.name, other.reference.name) == ("clean", "custom")
+
+
+def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, unet_forward):
+    digests = set()
+    for heads in (16, 8):
+        card = write_standin(tmp_path, "t64", unet_forward)
+        entries = yaml.safe_load(card.read_text())
+        entries["network"]["num_head_channels"] = heads
+        card.write_text(yaml.safe_dump(entries, sort_keys=False))
+        model = OmegaConf.create({"name": "mine", "card": str(card), "checkpoint": "t64.pt"})
+        backbone = load(str(card), str(tmp_path / "t64.pt"))
+        job = make_job(
+            model, backbone, {"name": "ddim"}, steps=2, spacing="even", seed=0, label=None
+        )
+        digests.add(job.digest)
+    assert len(digests) == 2
