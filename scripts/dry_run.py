@@ -45,7 +45,8 @@ def count(jobs: Sequence[Job], size: Size) -> Cost:
 def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tuple[float, int]:
     """(seconds an image and network call, batch size of the measurement), guidance included.
 
-    The second of two runs of a whole batch, unless one image shows that it would take too long.
+    After a first call, which only warms up, the batch doubles until it is whole or the next one
+    would take too long; the last measurement counts.
     """
     plan = skipped(backbone.schedule, [backbone.schedule.T - 1])
 
@@ -59,11 +60,13 @@ def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tupl
         x.sum().item()  # wait for the device
         return (time.perf_counter() - start) / size
 
-    single = seconds(1)  # the warm-up of small networks, the measurement of large ones on a CPU
-    if single * batch_size > CALIBRATION_SECONDS:
-        return (single if single > CALIBRATION_SECONDS else seconds(1)), 1
-    seconds(batch_size)
-    return seconds(batch_size), batch_size
+    seconds(1)
+    size, each = 1, seconds(1)
+    while size < batch_size and 2 * size * each <= CALIBRATION_SECONDS:
+        size = min(2 * size, batch_size)
+        seconds(size)  # a new size may be compiled or tuned for
+        each = seconds(size)
+    return each, size
 
 
 def report(

@@ -74,7 +74,7 @@ def test_calibration_measures_the_network(monkeypatch):
     assert dry_run.calibrate(backbone(net), 16, CPU) == (pytest.approx(0.19 / 16), 16)
     net.a_call, net.calls = 30.0, 0  # one image is enough to know
     assert dry_run.calibrate(backbone(net), 16, CPU) == (pytest.approx(30.01), 1)
-    assert net.calls == 1
+    assert net.calls == 2  # the warm-up and the measurement
 
 
 def test_an_untrained_network_can_be_timed_with_guidance(tmp_path, unet_forward):
@@ -86,3 +86,18 @@ def test_an_untrained_network_can_be_timed_with_guidance(tmp_path, unet_forward)
     seconds, batch = dry_run.calibrate(model, 2, CPU)
     assert (seconds > 0, batch) == (True, 2)
     assert model.sha256 == "untrained"
+
+
+def test_a_slow_start_is_no_part_of_the_calibration(monkeypatch):
+    """60 s at the first call (a GPU's start, a compilation), then 30 ms and 5 ms an image."""
+    now = 0.0
+    monkeypatch.setattr(dry_run.time, "perf_counter", lambda: now)
+
+    class Compiled(CountingDenoiser):
+        def __call__(self, x, t, y):
+            nonlocal now
+            now += 60.0 * (self.calls == 0) + 0.03 + 0.005 * len(x)
+            return super().__call__(x, t, y)
+
+    seconds, size = dry_run.calibrate(backbone(Compiled()), 64, CPU)
+    assert (seconds, size) == (pytest.approx(0.03 / 64 + 0.005), 64)
