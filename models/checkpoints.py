@@ -218,4 +218,4 @@ def _classifier_guidance(
     if unet is not None:
         path = Path(options.get("checkpoint") or unet.with_name(classifier.file_name))
     net, sha256 = load_network(classifier, path, "fp32", device)
-    return ClassifierGuidance(net, options["scale"], sha256)
+    return ClassifierGuidance(net, options["scale"], sha256, classifier.network)

@@ -16,15 +16,19 @@ class ClassifierGuidance:
 
     `net` is a noise-aware classifier (x_t [B, C, H, W], t [B]) -> logits [B, num_labels].  How
     the gradient enters a step is the plan's business: see `sampling.plan.Plan.gradient`.
+    `network` are the options it was built with, some of which change no shape but the gradient.
     Raises ValueError unless the scale is a number of at least 0.
     """
 
-    def __init__(self, net: Classifier, scale: float, sha256: str):
+    def __init__(
+        self, net: Classifier, scale: float, sha256: str, network: dict[str, Any] | None = None
+    ):
         if type(scale) not in (int, float) or not scale >= 0:
             raise ValueError(f"guidance.scale must be a number of at least 0, got {scale!r}")
         self.net = net
         self.scale = scale
         self.sha256 = sha256
+        self.network = network
 
     @property
     def num_labels(self) -> int:
@@ -32,7 +36,8 @@ class ClassifierGuidance:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"name": "classifier", "scale": self.scale, "sha256": self.sha256}
+        facts = {"name": "classifier", "scale": self.scale, "sha256": self.sha256}
+        return facts if self.network is None else {**facts, "network": self.network}
 
     def gradient(self, labels: Tensor) -> Gradient:
         """The gradient function of samples made for `labels` int64 [B]."""
