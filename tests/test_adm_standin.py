@@ -179,6 +179,17 @@ def test_the_protocol_gate(command, site, settings, monkeypatch, tmp_path):
     assert (got, "gate" in out) == (0, False)
 
 
+def test_a_dry_run_on_a_cpu_finds_cells_in_half_precision(command, site, settings, monkeypatch):
+    get(monkeypatch, site, *settings("t64"))
+    words = [*settings("t64"), "model.precision=fp16", "experiment=figure2", "num_samples=4",
+             "experiment.steps=[2]"]  # fmt: skip
+    assert command(reproduce, *words, "out=f")[0] == 0
+    status, out, _ = command(reproduce, *words, "out=f", "dry=true", "device=cpu")
+    assert status == 0
+    assert "calibrating with model.precision=fp32" in out
+    assert "Mix 1/1, DDIM 1/1" in out and "0 still to do" in out
+
+
 def test_classifier_guidance_from_the_command_line(command, site, settings, monkeypatch, tmp_path):
     get(monkeypatch, site, *settings("t64"))
     words = [*settings("t64"), "sampler=ddpm", "steps=5", "num_samples=6", "guidance=classifier"]
