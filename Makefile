@@ -14,7 +14,7 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
 	@echo "MODEL=digits picks a model that needs no download; without it tables and figures are of"
-	@echo "the paper's ADM models.  ARGS='num_samples=1000 seed=1' overrides any setting, and"
+	@echo "the paper's ADM models.  ARGS='seed=1 out=runs/seed1' overrides any setting, and"
 	@echo "ARGS=dry=true prints what would be done and what it would cost."
 
 setup: .venv/installed ## make .venv and install everything into it (once)

@@ -9,12 +9,13 @@ The protocol gate: a sample batch that ADM's authors published is scored as they
 
     python evaluate.py samples=downloads/admnet_imagenet256.npz reference=adm_imagenet256 metrics=adm
 
-and the command ends with PASS, or with FAIL and exit status 1.
+and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.
 """
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -22,7 +23,7 @@ from eval.published import gate
 from eval.records import Record, score
 from eval.report import METRIC_NAMES, format_score
 from scripts.commands import pick_device, plain, run_command
-from scripts.evaluation import Evaluator
+from scripts.evaluation import Evaluator, changed_protocol, reference_of
 
 
 def main(cfg: DictConfig) -> None:
@@ -38,9 +39,27 @@ def main(cfg: DictConfig) -> None:
     print_record(record)
     print(f"record: {out}")
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
-    if published and cfg.metrics.name == "adm" and cfg.num_samples is None:
+    obstacle = gate_obstacle(cfg, path.stem, published)
+    if obstacle:
+        print(f"protocol gate: no verdict: {obstacle}")
+    elif published:
         passed = print_gate(record, path.stem, published["scores"])
         sys.exit(0 if passed else 1)
+
+
+def gate_obstacle(cfg: DictConfig, batch: str, published: Any) -> str | None:
+    """Why a published batch cannot be judged by these settings; None if it can, or is not one."""
+    home = reference_of(batch)
+    if not published:
+        return home and f"this batch is judged with reference={home}"
+    if cfg.metrics.name != "adm":
+        return "it needs metrics=adm"
+    if cfg.num_samples is not None:
+        return "it needs the whole batch, num_samples=null"
+    changed = changed_protocol(cfg.metrics.options)
+    if changed:
+        return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"
+    return None if published["scores"] else f"no published score of {batch} is known here"
 
 
 def print_record(record: Record) -> None:

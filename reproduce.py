@@ -9,6 +9,7 @@ model is the paper's and below ours where it is another.  A dry run prints what 
 and what it would cost.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,9 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
     _ = evaluator.published  # refuse an unfit reference batch before days of sampling
     columns = _columns(cfg, experiment, backbone)
+    for _, size, _ in columns:
+        evaluator.check_size(size.num_samples)
+    _check_same_table(Path(cfg.out), cfg.metrics.name, next(iter(columns[0][2].values())))
     _generate(cfg, columns, backbone, device)
     cells = []
     for steps, size, jobs in columns:
@@ -86,6 +90,26 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
                 Cell(row, steps, evaluator.record(job.folder, path, num_samples=size.num_samples))
             )
     return [cell for row in _rows(experiment) for cell in cells if cell.row == row]
+
+
+def _check_same_table(out: Path, protocol: str, job: Job) -> None:
+    """Raise ValueError if `out` holds a table of another model, protocol, guidance, seed..."""
+    if not (out / "records.json").is_file():
+        return
+
+    def facts(protocol: str, config: dict[str, Any]) -> dict[str, Any]:
+        kept = {key: config.get(key) for key in ("guidance", "spacing", "seed", "label")}
+        return {"protocol": protocol, "checkpoint": config["model"]["sha256"], **kept}
+
+    stored = load_records(out / "records.json")[0]
+    there = facts(stored["protocol"], stored["cell"]["config"])
+    here = facts(protocol, json.loads(json.dumps(job.config)))
+    for key, value in here.items():
+        if there[key] != value:
+            raise ValueError(
+                f"{out} holds results of another kind ({key} is {there[key]} there, {value} here): "
+                "choose another out=DIR"
+            )
 
 
 def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:

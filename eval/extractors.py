@@ -139,7 +139,7 @@ class InceptionExtractor:
 
         self.net = _torch_fidelity_network(
             source.FeatureExtractorInceptionV3,
-            "inception-v3-compat",
+            "inception",
             ["2048", "logits_unbiased"],
             weights,
             source.URL_INCEPTION_V3,
@@ -216,6 +216,14 @@ class CleanExtractor:
 
         self.name = mode
         self.resize = build_resizer(mode)
+        source = f"{CLEAN_FILE} elsewhere and pass its path as metrics.weights"
+        if mode == "legacy_pytorch":
+            source = "pt_inception-2015-12-05-6726825d.pth into torch.hub's cache (hub/checkpoints)"
+            if weights is not None:
+                raise ValueError(
+                    "legacy_pytorch takes no metrics.weights: leave it null, and if there is no "
+                    f"network put {source}"
+                )
         try:
             if mode == "legacy_pytorch":
                 self.net: nn.Module = InceptionV3(output_blocks=[3], resize_input=False)
@@ -226,8 +234,12 @@ class CleanExtractor:
                 )
         except OSError as error:
             raise FileNotFoundError(
-                f"cannot load clean-fid's Inception ({error}): fetch {CLEAN_FILE} elsewhere and "
-                "pass its path as metrics.weights"
+                f"cannot load clean-fid's Inception ({error}): fetch {source}"
+            ) from None
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ValueError(
+                f"clean-fid's Inception is damaged ({reason}): remove it and fetch {source}"
             ) from None
         self.net = self.net.to(device).eval()
         self.device = device
@@ -263,7 +275,7 @@ def _torch_fidelity_network(
     if weights is not None:
         if not Path(weights).is_file():
             raise FileNotFoundError(
-                f"{weights} is missing: `python scripts/download.py inception` fetches {source}"
+                f"{weights} is missing: `python scripts/download.py {name}` fetches {source}"
             )
         try:
             torch.load(weights, map_location="cpu", weights_only=True)

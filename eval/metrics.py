@@ -6,7 +6,8 @@ N samples and M reference images have features of F numbers and logits over K cl
 The standard errors answer "how far would this score move with another set of N samples?".
 The reference stays fixed, since every sampler of a table is compared with the same one.
 They match the true spread where scores differ clearly and err upwards near
-a perfect score: by up to 1.7 for FID and KID, whose first-order term vanishes there.
+a perfect score: by up to 1.7 for FID and KID, whose first-order term vanishes there (with
+`fid`'s se="delta" they fall short there instead).
 Memory is bounded: nothing of size N x M is ever held, only tiles of it.
 """
 

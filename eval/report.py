@@ -107,9 +107,13 @@ def check_one_protocol(cells: Sequence[Cell]) -> None:
 
 
 def is_the_papers(paper: dict[str, Any] | None, record: Record) -> bool:
-    """Whether the record is of the very model that the paper's numbers are of."""
-    model = record["cell"]["config"]["model"]["name"]
-    return paper is not None and paper.get("backbone") == model
+    """Whether the record is of the model that the paper's numbers are of, made and scored alike.
+
+    The paper mentions no guidance, and clean-fid's FID is another by design.
+    """
+    made = record["cell"]["config"]
+    same = paper is not None and paper.get("backbone") == made["model"]["name"]
+    return same and "guidance" not in made and record["protocol"] != "clean"
 
 
 # --- what a cell says ------------------------------------------------------------------------

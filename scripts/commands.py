@@ -53,6 +53,10 @@ def reported(function: Callable[..., None], *args: Any) -> None:
         print("\ninterrupted: finished shards are kept; run the same command to continue",
               file=sys.stderr)  # fmt: skip
         sys.exit(130)
+    except torch.OutOfMemoryError as error:
+        print(f"error: out of memory ({_one_line(error)}): lower batch_size, or use a device with "
+              "more memory", file=sys.stderr)  # fmt: skip
+        sys.exit(2)
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
         if os.environ.get("TRACEBACK"):
             raise

@@ -47,7 +47,9 @@ def named_assets(name: str) -> list[Asset]:
     """The files behind a name.  Raises ValueError with the known names for another."""
     if name in models():
         return _of_model(composed("sample", f"model={name}"))
-    if (CARDS / f"{name}.yaml").is_file():
+    if name == "digits":
+        raise ValueError("model digits needs no download: it is part of the repository")
+    if (CARDS / f"{name}.yaml").is_file() or (name.endswith(".yaml") and Path(name).is_file()):
         return [_of_card(read_card(name), downloads())]
     if name in options("reference") and name.startswith("adm_"):
         return [_of_reference(composed("evaluate", f"reference={name}").reference)]
@@ -68,9 +70,14 @@ def named_assets(name: str) -> list[Asset]:
 
 
 def _of_model(cfg: DictConfig) -> list[Asset]:
+    if "card" not in cfg.model:
+        raise ValueError(f"model {cfg.model.name} needs no download: it is part of the repository")
     card = read_card(cfg.model.card)
     checkpoint = Asset(card.url, Path(cfg.model.checkpoint), card.sha256, card.check_file)
-    return [checkpoint, _of_reference(cfg.reference), _inception()]
+    classifier = []
+    if cfg.guidance.name == "classifier" and card.classifier:
+        classifier = [_of_card(read_card(card.classifier), checkpoint.path.parent)]
+    return [checkpoint, *classifier, _of_reference(cfg.reference), _inception()]
 
 
 def _of_card(card: Card, folder: Path) -> Asset:

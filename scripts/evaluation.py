@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -24,7 +25,7 @@ from eval.reference import (
     real_floor,
 )
 from models.backbone import file_sha256
-from scripts.commands import ROOT, plain
+from scripts.commands import CONFIGS, ROOT, plain
 from scripts.generate import read_manifest
 
 
@@ -73,6 +74,8 @@ class Evaluator:
         config = self._reference_config
         source = file_sha256(self.batch) if self.batch else ""
         folder = config.folder and ROOT / config.folder
+        if self.batch and config.images.get("path") != config.batch:
+            folder = None  # other images than the batch's: their features stand for no file
         if folder:
             for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*")):
                 reference = Reference.load(path)
@@ -112,6 +115,20 @@ class Evaluator:
                 **self.options,
             )
         return self._floors[n, balanced]
+
+    def check_size(self, n: int) -> None:
+        """Raise ValueError if n samples are too few for the scores, before they are made."""
+        size, subset = self.extractor.num_features, self.options.get("kid_subset_size", 0)
+        if "fid" in self.scores and n <= size and not self.options.get("allow_few"):
+            raise ValueError(
+                f"FID with {size} features needs more than {size} samples, got {n}: raise "
+                "num_samples (or, for a trial run, set metrics.options.allow_few=true)"
+            )
+        if "kid" in self.scores and n < subset:
+            raise ValueError(
+                f"KID draws subsets of {subset}, got {n} samples: raise num_samples or lower "
+                "metrics.options.kid_subset_size"
+            )
 
     def record(
         self, path: Path, out: Path, *, num_samples: int | None = None, use_labels: bool = True
@@ -209,3 +226,17 @@ def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
                 f"metrics.options.{name} must be an integer of at least {least[name]}, got {value!r}"
             )
     return options
+
+
+def reference_of(batch: str) -> str | None:
+    """The reference under configs/reference that a published sample batch belongs to, or None."""
+    for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
+        if batch in (yaml.safe_load(path.read_text()).get("published") or {}):
+            return path.stem
+    return None
+
+
+def changed_protocol(options: DictConfig) -> str | None:
+    """The first option in which a score's value, not its error, departs from metrics=adm."""
+    stated = yaml.safe_load(Path(CONFIGS, "metrics", "adm.yaml").read_text())["options"]
+    return next((key for key in ("k", "is_chunk_size") if options.get(key) != stated[key]), None)

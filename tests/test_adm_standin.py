@@ -15,7 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import ROOT, interrupt, standin_inception, write_standin
+from conftest import ROOT, golden_json, interrupt, standin_inception, write_standin
 from PIL import Image
 
 import evaluate
@@ -25,6 +25,8 @@ from eval.extractors import InceptionExtractor
 from eval.metrics import statistics
 from scripts import download
 from scripts.commands import reported
+from scripts.download import composed
+from scripts.evaluation import reference_of
 from scripts.generate import read_manifest
 
 
@@ -173,10 +175,27 @@ def test_the_protocol_gate(command, site, settings, monkeypatch, tmp_path):
         published = f"{{admnet_standin: {{url: here, scores: {{fid: {fid + shift}}}}}}}"
         got, out, err = command(evaluate, *words, f"+reference.published={published}")
         assert (got, f"protocol gate: {verdict}" in out) == (status, True), err
-    # Part of a batch, or another protocol, is no test of this one.
+    # Part of a batch, or other settings, is no test of this one, and the command says so.
     published = f"+reference.published={published}"
-    got, out, _ = command(evaluate, *words, published, "num_samples=5", "out=part.json")
-    assert (got, "gate" in out) == (0, False)
+    for word, reason in (("num_samples=5", "the whole batch"),
+                         ("metrics.options.is_chunk_size=3", "metrics.options.is_chunk_size")):  # fmt: skip
+        got, out, _ = command(evaluate, *words, published, word, "out=part.json")
+        assert (got, f"no verdict: it needs {reason}" in out) == (0, True)
+    (tmp_path / "admnet_standin.npz").rename(tmp_path / "admnet_imagenet256.npz")
+    got, out, _ = command(evaluate, "samples=admnet_imagenet256.npz", *words[1:])
+    assert "no verdict: this batch is judged with reference=adm_imagenet256" in out
+
+
+def test_every_published_batch_is_known_to_the_gate():
+    published = golden_json("evaluator_published")
+    batches = {url.rsplit("/", 1)[-1].removesuffix(".npz"): url for url in published}
+    assert len(batches) == 27
+    assert download.published_batches() == batches
+    for batch in batches:
+        reference = reference_of(batch)
+        scores = composed("evaluate", f"reference={reference}").reference.published[batch].scores
+        assert set(scores) <= {"fid", "sfid", "is", "precision", "recall"}
+    assert reference_of("mine") is None
 
 
 def test_a_dry_run_on_a_cpu_finds_cells_in_half_precision(command, site, settings, monkeypatch):
@@ -209,6 +228,16 @@ def test_classifier_guidance_from_the_command_line(command, site, settings, monk
     assert (status, "model digits has no classifier: use guidance=none" in err) == (2, True)
 
 
+def test_a_card_of_ones_own_and_a_classifier_can_be_asked_for(
+    monkeypatch, site, settings, tmp_path
+):
+    get(monkeypatch, site, str(site[0] / "clf.yaml"))
+    assert (tmp_path / "downloads/clf.pt").is_file()
+    (tmp_path / "downloads/clf.pt").unlink()
+    get(monkeypatch, site, *settings("t64"), "guidance=classifier")
+    assert (tmp_path / "downloads/clf.pt").is_file()
+
+
 def test_download_mistakes(monkeypatch, site, settings, capsys, tmp_path):
     def fails(*words):
         with pytest.raises(SystemExit) as stop:
@@ -222,6 +251,8 @@ def test_download_mistakes(monkeypatch, site, settings, capsys, tmp_path):
         "adm_imgnet"
     )
     assert "no model 'nets'" in fails("model=nets")
+    for words in (["digits"], ["model=digits"]):
+        assert "model digits needs no download" in fails(*words)
     # A server that sends another checkpoint, or a page: nothing is kept.
     wrong = [word.replace("t64.yaml", "t256u.yaml") for word in settings("t64")]
     card = tmp_path / "wrong.yaml"

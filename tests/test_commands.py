@@ -301,6 +301,24 @@ def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
     assert by_cutoff["cutoff 1000"]["scores"] == by_row["DDIM"]["scores"]
 
 
+def test_a_table_of_another_kind_is_not_overwritten(command, tmp_path):
+    assert table(command, "experiment=table1")[0] == 0
+    text = (tmp_path / "out" / "table.md").read_text()
+    for word, said in (("seed=1", "seed is 0 there, 1 here"), ("label=null", "label is balanced")):
+        status, _, err = table(command, "experiment=table1", word)
+        assert (status, said in err, "choose another out=DIR" in err) == (2, True, True)
+    assert (tmp_path / "out" / "table.md").read_text() == text
+
+
+def test_too_few_samples_are_refused_before_sampling(command, tmp_path):
+    for word, said in (("num_samples=60", "FID with 64 features needs more than 64 samples"),
+                       ("num_samples=70", "KID draws subsets of 80")):  # fmt: skip
+        subset = "metrics.options.kid_subset_size=80"
+        status, _, err = table(command, "experiment=table1", word, subset)
+        assert (status, said in err) == (2, True)
+    assert not list(tmp_path.glob("runs/**/*.npz"))
+
+
 def test_several_processes_share_a_table_and_the_last_one_renders_it(
     command, monkeypatch, tmp_path
 ):

@@ -326,6 +326,14 @@ def test_clean_fid_mistakes(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"missing or not named inception-2015-12-05.pt"):
         CleanExtractor("clean", tmp_path / "other.pt")
 
+    with pytest.raises(ValueError, match=r"legacy_pytorch takes no metrics.weights"):
+        CleanExtractor("legacy_pytorch", tmp_path / "other.pt")
+    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"half a file")
+    with pytest.raises(
+        ValueError, match=r"Inception is damaged .*: remove it and fetch inception-"
+    ):
+        CleanExtractor("clean", tmp_path / "inception-2015-12-05.pt")
+
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
 
