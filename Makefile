@@ -19,7 +19,7 @@ help: ## list the targets
 
 setup: .venv/installed ## make .venv and install everything into it (once)
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --upgrade pip

@@ -3,8 +3,8 @@
 Depends on numpy and torch alone.
 """
 
-from sampling.noise import SampleNoise, sample_labels
-from sampling.plan import (
+from .noise import SampleNoise, sample_labels
+from .plan import (
     SAMPLERS,
     Plan,
     Row,
@@ -16,9 +16,9 @@ from sampling.plan import (
     skipped,
     splice,
 )
-from sampling.run import Denoiser, Gradient, Noise, State, Tree, count_calls, iterate, run, run_tree
-from sampling.schedule import Schedule
-from sampling.timesteps import SPACINGS, timesteps
+from .run import Denoiser, Gradient, Noise, State, Tree, count_calls, iterate, run, run_tree
+from .schedule import Schedule
+from .timesteps import SPACINGS, timesteps
 
 __all__ = [
     "SAMPLERS",

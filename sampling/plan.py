@@ -1,7 +1,7 @@
 """Samplers as tables of numbers.
 
 Every sampler here is the same loop with other coefficients.  A row jumps from timestep t
-to its neighbour s on the grid (s = -1 is the clean image, alpha_bar = 1):
+to its neighbour s on the grid (s = -1 is the end, the clean image unless the schedule says otherwise):
 
     x_s = x * x_t + x0 * x0_hat + x0_previous * x0_hat_of_the_row_before + noise * z,
 
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sampling.schedule import Array, Schedule
+from .schedule import Array, Schedule
 
 Timesteps = Sequence[int] | NDArray[np.int64]
 
@@ -110,13 +110,13 @@ class Plan:
 
 
 def _grid(schedule: Schedule, timesteps: Timesteps) -> tuple[Array, Array, Array, Array]:
-    """(t, s, a_t, a_s) of the jumps between neighbouring nodes, down to the clean image."""
+    """(t, s, a_t, a_s) of the jumps between neighbouring nodes, down to the end at s = -1."""
     t = np.asarray(timesteps, dtype=np.int64)
     if t.ndim != 1 or len(t) == 0 or (np.diff(t) >= 0).any() or t[-1] < 0 or t[0] >= schedule.T:
         raise ValueError(f"timesteps must decrease strictly within 0..{schedule.T - 1}")
     s = np.append(t[1:], -1)
     a_t = schedule.alpha_bar[t]
-    a_s = np.append(a_t[1:], 1.0)
+    a_s = np.append(a_t[1:], schedule.final)
     return t.astype(np.float64), s.astype(np.float64), a_t, a_s
 
 
@@ -126,10 +126,15 @@ def _plan(name: str, t: Array, s: Array, a_t: Array, **columns: Array) -> Plan:
     defaults = {
         "x0_previous": zero,
         "noise_high": nan,
-        "gradient": (1 - a_t) / np.sqrt(a_t),
+        "gradient": _ratio(1 - a_t, np.sqrt(a_t)),
         "gradient_high": nan,
     }
     return Plan(name=name, t=t, s=s, alpha_bar=a_t, **{**defaults, **columns})
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    """a / b; infinite where b = 0, i.e. where there is no signal, or nothing of it to change."""
+    return np.divide(a, b, out=np.full_like(a, np.inf), where=b != 0)
 
 
 def _posterior(a_t: Array, a_s: Array) -> tuple[Array, Array, Array]:
@@ -182,10 +187,10 @@ def ddpm(schedule: Schedule, timesteps: Timesteps, variance: str = "learned") ->
         guided[-1] = small[-2]
     adds_noise = s >= 0
     low = large if variance == "fixed_large" else small
-    columns = {"noise": np.where(adds_noise, np.sqrt(low), 0.0), "gradient": guided / x0}
+    columns = {"noise": np.where(adds_noise, np.sqrt(low), 0.0), "gradient": _ratio(guided, x0)}
     if variance == "learned":
         columns["noise_high"] = np.where(adds_noise, np.sqrt(large), np.nan)
-        columns["gradient_high"] = large / x0
+        columns["gradient_high"] = _ratio(large, x0)
     return _plan(f"ddpm(variance={variance})", t, s, a_t, x=x, x0=x0, **columns)
 
 
@@ -196,7 +201,7 @@ def naive_stride(schedule: Schedule, timesteps: Timesteps) -> Plan:
     construction; equal to ancestral sampling only when every timestep is visited.
     """
     t, s, a_t, _ = _grid(schedule, timesteps)
-    a_before = np.append(1.0, schedule.alpha_bar)[t.astype(np.int64)]
+    a_before = np.append(schedule.final, schedule.alpha_bar)[t.astype(np.int64)]
     x, x0, variance = _posterior(a_t, a_before)
     noise = np.where(s >= 0, np.sqrt(variance), 0.0)
     return _plan("naive_stride", t, s, a_t, x=x, x0=x0, noise=noise)
@@ -227,21 +232,28 @@ def mix(
     *,
     cutoff: float | None = None,
     cutoff_sigma: float | None = None,
+    cutoff_log_snr: float | None = None,
     skipped_steps: int | None = None,
+    eta_head: float = 1.0,
+    eta_tail: float = 0.0,
 ) -> Plan:
     """The paper's Mix (section 2.3): Skipped-Step while t >= cutoff, then DDIM (eta = 0).
 
     The switch is given in exactly one unit: `cutoff` as a timestep (0 = Skipped-Step
     throughout, T or more = DDIM throughout), `cutoff_sigma` as noise level
-    sqrt((1 - abar) / abar), or `skipped_steps` = k_c as the number of Skipped-Step rows.
-    Raises ValueError when none or several are given, or one is negative, or k_c > NFE.
+    sqrt((1 - abar) / abar), `cutoff_log_snr` as log(abar / (1 - abar)) (Skipped-Step up to there),
+    or `skipped_steps` = k_c as the number of Skipped-Step rows.  `eta_head` and `eta_tail` are
+    DDIM's eta of the two parts, should they be others than the paper's.
+    Raises ValueError when none or several are given, or one is negative, or k_c > NFE, or an
+    eta is not in 0..1.
     """
-    given = [v for v in (cutoff, cutoff_sigma, skipped_steps) if v is not None]
+    given = [v for v in (cutoff, cutoff_sigma, cutoff_log_snr, skipped_steps) if v is not None]
     if len(given) != 1:
         raise ValueError(
-            "mix needs exactly one of cutoff, cutoff_sigma and skipped_steps: set the others to null"
+            "mix needs exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped_steps: set "
+            "the others to null"
         )
-    if not given[0] >= 0:
+    if cutoff_log_snr is None and not given[0] >= 0:
         raise ValueError(f"the cutoff of mix must not be negative, got {given[0]}")
     t = list(timesteps)
     if skipped_steps is not None:
@@ -250,11 +262,18 @@ def mix(
                 f"skipped_steps = {skipped_steps} exceeds the {len(t)} steps of the grid"
             )
         cutoff = t[skipped_steps - 1] if skipped_steps else schedule.T
+    elif cutoff_log_snr is not None:
+        cutoff = schedule.first_t_at_sigma(math.exp(-cutoff_log_snr / 2))
     elif cutoff_sigma is not None:
         cutoff = schedule.first_t_at_sigma(cutoff_sigma)
     assert cutoff is not None
-    plan = splice(skipped(schedule, timesteps), ddim(schedule, timesteps), cutoff)
-    return replace(plan, name=f"mix(cutoff={cutoff:g})")
+    # At eta = 1 Algorithm 2's own formula is the more accurate one.
+    head, tail = (
+        skipped(schedule, timesteps) if eta == 1 else ddim(schedule, timesteps, eta)
+        for eta in (eta_head, eta_tail)
+    )
+    etas = "" if (eta_head, eta_tail) == (1, 0) else f", eta={eta_head:g} then {eta_tail:g}"
+    return replace(splice(head, tail, cutoff), name=f"mix(cutoff={cutoff:g}{etas})")
 
 
 SAMPLERS: dict[str, Callable[..., Plan]] = {

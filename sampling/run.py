@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sampling.plan import Plan, Row
+from .plan import Plan, Row
 
 
 class Denoiser(Protocol):
@@ -72,6 +72,49 @@ def run(denoiser: Denoiser, plan: Plan, noise: Noise, **options: Any) -> Tensor:
     return x
 
 
+def implied_x0(
+    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str = "epsilon"
+) -> Tensor:
+    """The clean image that a network's output at x_t implies.
+
+    `prediction_type` says what the output is, in diffusers' words: `epsilon` is the noise,
+    `v_prediction` v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022), `sample` x0
+    itself.  Raises ValueError for another.
+    """
+    a = alpha_bar
+    if prediction_type == "epsilon":
+        return (x * a**-0.5).sub_(output, alpha=((1 - a) / a) ** 0.5)
+    if prediction_type == "v_prediction":
+        return (x * a**0.5).sub_(output, alpha=(1 - a) ** 0.5)
+    if prediction_type == "sample":
+        return output
+    raise ValueError(
+        f"unknown prediction_type {prediction_type!r}: choose {', '.join(PREDICTION_TYPES)}"
+    )
+
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+def advance(
+    row: Row,
+    x: Tensor,
+    x0: Tensor,
+    x0_previous: Tensor | None = None,
+    z: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
+    """The update of one row: x_s from x_t, x0 and where the row asks for it z ~ N(0, I)."""
+    out = (x * row.x).add_(x0, alpha=row.x0)
+    if row.x0_previous and x0_previous is not None:
+        out.add_(x0_previous, alpha=row.x0_previous)
+    if row.noise:
+        assert z is not None
+        std = _between(row.noise, row.noise_high, v)
+        out.addcmul_(std, z) if isinstance(std, Tensor) else out.add_(z, alpha=std)
+    return out
+
+
 def _step(
     denoiser: Denoiser,
     row: Row,
@@ -84,21 +127,14 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """One row: (x_t, x0 of the row before) -> (x_s, x0)."""
     eps, v = denoiser(x, row.t, condition)
-    a = row.alpha_bar
-    x0 = (x * a**-0.5).sub_(eps, alpha=((1 - a) / a) ** 0.5)
+    x0 = implied_x0(eps, x, row.alpha_bar)
     if clip:
         x0.clamp_(-1, 1)
     if gradient is not None:
         scale = _between(row.gradient, row.gradient_high, v)
         x0 = x0 + scale * gradient(x, row.t)
-    out = (x * row.x).add_(x0, alpha=row.x0)
-    if row.x0_previous and x0_previous is not None:
-        out.add_(x0_previous, alpha=row.x0_previous)
-    if row.noise:
-        z = noise.at(row.t)
-        std = _between(row.noise, row.noise_high, v)
-        out.addcmul_(std, z) if isinstance(std, Tensor) else out.add_(z, alpha=std)
-    return out, x0
+    z = noise.at(row.t) if row.noise else None
+    return advance(row, x, x0, x0_previous, z, v), x0
 
 
 def _between(low: float, high: float, v: Tensor | None) -> Tensor | float:

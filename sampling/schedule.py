@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,14 @@ class Schedule:
     """A discrete forward process q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I).
 
     `alpha_bar` has shape [T] and is indexed by the network's timestep, 0..T-1.  Index -1
-    always means the clean image (alpha_bar = 1), which is where every plan ends.
+    is where every plan ends, and `final` is alpha_bar there: 1, the clean image.  Stable
+    Diffusion's own samplers end at alpha_bar of timestep 0 instead, a little noise away from
+    it (`set_alpha_to_one=False` in diffusers).
     """
 
     alpha_bar: Array
     name: str = "betas"
+    final: float = 1.0
 
     @classmethod
     def from_betas(cls, betas: Sequence[float] | Array, name: str = "betas") -> Schedule:
@@ -56,24 +59,37 @@ class Schedule:
         return len(self.alpha_bar)
 
     def abar(self, t: int) -> float:
-        """alpha_bar at timestep t; 1.0 at t = -1, the clean image.  IndexError elsewhere."""
+        """alpha_bar at timestep t, `final` at t = -1.  IndexError elsewhere."""
         if not -1 <= t < self.T:
             raise IndexError(f"timestep {t} is not in -1..{self.T - 1}")
-        return 1.0 if t == -1 else float(self.alpha_bar[t])
+        return self.final if t == -1 else float(self.alpha_bar[t])
 
     @property
     def sigma(self) -> Array:
-        """Noise-to-signal ratio sqrt((1 - abar) / abar), [T]: the sigma of EDM, increasing in t."""
-        return np.sqrt((1 - self.alpha_bar) / self.alpha_bar)
+        """Noise-to-signal ratio sqrt((1 - abar) / abar), [T]: the sigma of EDM, increasing in t.
+
+        Infinite where there is no signal at all (`zero_terminal_snr`).
+        """
+        with np.errstate(divide="ignore"):
+            return np.sqrt((1 - self.alpha_bar) / self.alpha_bar)
 
     @property
     def log_snr(self) -> Array:
-        """Half log signal-to-noise ratio lambda = log(sqrt(abar / (1 - abar))), [T], decreasing."""
-        return -np.log(self.sigma)
+        """Log signal-to-noise ratio log(abar / (1 - abar)), [T], decreasing."""
+        return -2 * np.log(self.sigma)
 
     def first_t_at_sigma(self, sigma: float) -> int:
         """Smallest timestep whose noise level is >= sigma (T if there is none)."""
         return int(np.searchsorted(self.sigma, sigma))
+
+    def zero_terminal_snr(self) -> Schedule:
+        """This schedule with no signal left at T - 1 (Lin et al. 2024, algorithm 1).
+
+        sqrt(abar) is shifted to end at 0, and scaled so that it begins where it did.
+        """
+        root = np.sqrt(self.alpha_bar)
+        root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        return replace(self, alpha_bar=root**2)
 
     @classmethod
     def named(cls, name: str, T: int = 1000) -> Schedule:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SPACINGS = ("even", "ddim", "leading", "trailing")
+SPACINGS = ("even", "linspace", "ddim", "leading", "trailing")
 
 
 def timesteps(
@@ -22,7 +22,11 @@ def timesteps(
       25-step grid.  (Its one-step grid is t = 0, as in the original.)
     - `ddim`: guided-diffusion's "ddimN", every k-th timestep from 0 with the first integer
       stride k that gives `steps` timesteps; most counts have none.
-    - `leading`: multiples of T // steps from 0, as diffusers' "leading" with offset 0.
+    - `linspace`: the same in diffusers, where positions are multiplied, not accumulated:
+      it rounds otherwise at 278 of the 1000 step counts.
+    - `leading`: multiples of T // steps from 0, as diffusers' "leading"; `leading+1` is the same
+      one timestep later, where Stable Diffusion's own samplers go ("steps_offset" in diffusers).
+      It never moves beyond T - 1, so that with T steps it is just `leading`.
     - `trailing`: from T - 1 downwards in steps of T / steps, as diffusers' "trailing".
     - sections, e.g. "90,60,60,20,20": T is cut into that many equal parts, from low to high
       t, each visited evenly with its own count (improved DDPM).
@@ -39,9 +43,10 @@ def timesteps(
         return _explicit(T, steps, spacing)
     if "," in spacing:
         return _sections(T, steps, spacing)
-    if spacing not in SPACINGS:
+    name, _, offset = spacing.partition("+")
+    if spacing not in SPACINGS and not (name == "leading" and offset.isdecimal()):
         raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}, sections such as "
+            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}, leading+1, sections such as "
             "'90,60,60,20,20' or an explicit list of timesteps"
         )
     if steps is None or not 1 <= steps <= T:
@@ -50,8 +55,11 @@ def timesteps(
         return _even(0, T, steps)[::-1].copy()
     if spacing == "ddim":
         return _ddim(T, steps)[::-1].copy()
-    if spacing == "leading":
-        return (np.arange(steps)[::-1] * (T // steps)).astype(np.int64)
+    if spacing == "linspace":
+        return np.linspace(0, T - 1, steps).round()[::-1].astype(np.int64)
+    if name == "leading":
+        nodes = (np.arange(steps)[::-1] * (T // steps)).astype(np.int64)
+        return nodes + min(int(offset or 0), T - 1 - int(nodes[0]))
     # As diffusers computes it, ties and all; it may give one entry too many, which is dropped.
     return np.round(np.arange(T, 0, -T / steps)[:steps]).astype(np.int64) - 1
 

@@ -92,7 +92,7 @@ MISTAKES = {
     "steps=0": "steps must be between 1 and T = 1000, got 0",
     "steps=1001": "steps must be between 1 and T = 1000, got 1001",
     "steps=many": "steps must be an integer",
-    "spacing=evne": "unknown spacing 'evne': choose one of even, ddim, leading, trailing",
+    "spacing=evne": "unknown spacing 'evne': choose one of even, linspace, ddim, leading, trailing",
     "spacing=[999,1000]": "timesteps must lie in 0..999",
     "sampler.cutoff=-1": "must not be negative",
     "sampler.cutoff=1001": "cutoff must be in 0..1000",

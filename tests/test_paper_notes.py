@@ -16,7 +16,8 @@ NOTES = (ROOT / "docs" / "paper_notes.md").read_text()
 
 def test_291_is_a_node_of_the_even_grid_of_25_steps_and_of_no_other():
     grids = {spacing: timesteps(1000, 25, spacing).tolist() for spacing in SPACINGS}
-    assert [spacing for spacing, grid in grids.items() if 291 in grid] == ["even"]
+    assert [spacing for spacing, grid in grids.items() if 291 in grid] == ["even", "linspace"]
+    assert grids["even"] == grids["linspace"]
     assert grids["even"][:-8:-1] == [0, 42, 83, 125, 166, 208, 250]
     assert [t % 40 for t in grids["ddim"] + grids["leading"]] == [0] * 50
     assert grids["trailing"][0] == 999 and grids["trailing"][-2:] == [79, 39]

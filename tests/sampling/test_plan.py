@@ -356,7 +356,7 @@ def test_mix_without_a_deterministic_row(cutoff):
 @pytest.mark.parametrize(
     ("cutoff", "message"),
     [
-        ({}, "exactly one of cutoff, cutoff_sigma and skipped_steps"),
+        ({}, "exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped_steps"),
         ({"cutoff": 291, "skipped_steps": 18}, "exactly one of"),
         ({"cutoff": 0, "cutoff_sigma": 0.0}, "exactly one of"),
         ({"cutoff": -1}, "must not be negative, got -1"),
@@ -499,8 +499,12 @@ def test_named_knows_every_sampler():
         ("euler", {}, "unknown sampler 'euler': choose one of ddpm, ddim, skipped, mix, naive_"),
         ("skipped", {"eta": 1.0}, "sampler skipped has no option 'eta': it takes none"),
         ("ddim", {"cutoff": 5}, "sampler ddim has no option 'cutoff': it takes eta"),
-        ("mix", {"eta": 0.0}, "it takes cutoff, cutoff_sigma, skipped_steps"),
-        ("mix", {}, "exactly one of cutoff, cutoff_sigma and skipped_steps: set the others to"),
+        ("mix", {"eta": 0.0}, "it takes cutoff, cutoff_sigma, cutoff_log_snr, skipped_steps"),
+        (
+            "mix",
+            {},
+            "exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped_steps: set the others to",
+        ),
         ("ddpm", {"variance": "large"}, "choose learned, fixed_small or fixed_large"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import golden_json
 from diffusers import DDPMScheduler
 
-from sampling import Schedule
+from sampling import Schedule, ddim, ddpm, naive_stride, skipped
 
 NAMES = ("linear", "cosine", "scaled_linear")
 GOLDEN = ("linear", "cosine")
@@ -149,9 +151,7 @@ def test_sigma_and_log_snr_say_the_same_as_alpha_bar(name):
     schedule = Schedule.named(name)
     # EDM: abar = 1 / (1 + sigma^2); VDM: abar = sigmoid(2 lambda).
     np.testing.assert_allclose(1 / (1 + schedule.sigma**2), schedule.alpha_bar, rtol=1e-13)
-    np.testing.assert_allclose(
-        1 / (1 + np.exp(-2 * schedule.log_snr)), schedule.alpha_bar, rtol=1e-12
-    )
+    np.testing.assert_allclose(1 / (1 + np.exp(-schedule.log_snr)), schedule.alpha_bar, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -169,3 +169,34 @@ def test_first_t_at_sigma_beyond_the_ends():
     assert schedule.first_t_at_sigma(0.0) == 0
     assert schedule.first_t_at_sigma(schedule.sigma[-1] * 1.001) == schedule.T
     assert schedule.first_t_at_sigma(float("inf")) == schedule.T
+
+
+def test_the_end_may_be_the_noise_level_of_timestep_0():
+    schedule = replace(Schedule.scaled_linear(), final=float(Schedule.scaled_linear().alpha_bar[0]))
+    assert schedule.abar(-1) == schedule.abar(0) < 1
+    plan = ddim(schedule, [981, 501, 1])
+    # From a point x0 with noise eps the last row goes to that level exactly.
+    a, b = schedule.abar(1), schedule.abar(0)
+    x0, eps = 0.7, -1.3
+    x = a**0.5 * x0 + (1 - a) ** 0.5 * eps
+    assert plan.x[-1] * x + plan.x0[-1] * x0 == pytest.approx(b**0.5 * x0 + (1 - b) ** 0.5 * eps)
+    # Arriving at timestep 0 there is nothing left to do.
+    plan = skipped(schedule, [500, 0])
+    assert (plan.x[-1], plan.x0[-1], plan.noise[-1]) == (1, 0, 0)
+    for builder in (skipped, ddim, ddpm, naive_stride):
+        assert np.isfinite(builder(schedule, [500, 0]).x0).all()
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+def test_zero_terminal_snr(name):
+    schedule = Schedule.named(name).zero_terminal_snr()
+    assert schedule.alpha_bar[-1] == 0
+    assert schedule.alpha_bar[0] == pytest.approx(Schedule.named(name).alpha_bar[0], rel=1e-12)
+    assert (np.diff(schedule.alpha_bar) < 0).all()
+    assert np.isinf(schedule.sigma[-1])
+    # The first jump takes nothing of x_T but its noise: x_s = sqrt(a_s) x0 + sqrt(1 - a_s) noise.
+    a_s = schedule.abar(500)
+    jump, step = skipped(schedule, [999, 500]), ddim(schedule, [999, 500])
+    assert (jump.x[0], jump.x0[0]) == (0, pytest.approx(a_s**0.5))
+    assert jump.noise[0] == pytest.approx((1 - a_s) ** 0.5)
+    assert (step.x[0], step.x0[0]) == (pytest.approx((1 - a_s) ** 0.5), pytest.approx(a_s**0.5))

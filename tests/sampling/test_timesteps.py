@@ -127,8 +127,29 @@ def test_every_count_is_that_of_diffusers(spacing):
 
 
 def test_291_is_a_node_of_the_even_grid_alone():
-    # The paper's cutoff; how we know which grid its authors used.
-    assert [s for s in SPACINGS if 291 in grid(s, 25)] == ["even"]
+    # The paper's cutoff; how we know which grid its authors used.  (At 25 steps diffusers'
+    # linspace is the even grid.)
+    assert [s for s in SPACINGS if 291 in grid(s, 25)] == ["even", "linspace"]
+
+
+def test_linspace_is_even_but_for_ties():
+    other = [n for n in range(1, 1001) if (grid("linspace", n) != grid("even", n)).any()]
+    assert len(other) == 278 and other[:3] == [21, 23, 31]
+    for n in other:
+        difference = np.abs(grid("linspace", n) - grid("even", n))
+        assert difference.max() == 1
+
+
+@pytest.mark.parametrize("T", [1000, 50])
+def test_leading_with_an_offset(T):
+    for n in range(1, T + 1):
+        offset = timesteps(T, n, "leading+1") - timesteps(T, n, "leading")
+        assert (offset == (0 if n == T else 1)).all()
+    assert timesteps(1000, 50, "leading+1").tolist() == list(range(981, 0, -20))
+    assert timesteps(1000, 999, "leading+500").tolist() == list(range(999, 0, -1))
+    for bad in ("leading+", "leading+x", "leading+-1", "even+1"):
+        with pytest.raises(ValueError, match="unknown spacing"):
+            timesteps(1000, 10, bad)
 
 
 def test_even_is_the_default():
@@ -191,8 +212,12 @@ def test_sections_with_a_remainder_have_larger_first_parts():
         (1001, "ddim", "steps must be between 1 and T = 1000, got 1001"),
         (300, "ddim", "exactly 300 timesteps; use spacing=even, leading or trailing"),
         (1, "ddim", "exactly 1 timesteps; use spacing=even, leading or trailing"),
-        (25, "uniform", "'uniform': choose one of even, ddim, leading, trailing, sections such as"),
-        (25, "", "choose one of even, ddim, leading, trailing"),
+        (
+            25,
+            "uniform",
+            "'uniform': choose one of even, linspace, ddim, leading, trailing, leading+1, sections such as",
+        ),
+        (25, "", "choose one of even, linspace, ddim, leading, trailing"),
         (None, "10,x", "sections must be integers separated by commas, got '10,x'"),
         (None, "10,", "sections must be integers separated by commas"),
         (None, "10,-1", "section counts must be at least 0 and not all 0, got '10,-1'"),
