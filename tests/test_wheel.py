@@ -14,7 +14,7 @@ from conftest import ROOT
 
 # What the commands and the evaluation need, and a user of the schedulers does not.
 REFUSED = ("hydra", "omegaconf", "wandb", "torch_fidelity", "cleanfid", "open_clip", "matplotlib",
-           "scipy", "transformers")  # fmt: skip
+           "scipy")  # fmt: skip
 
 SCRIPT = f"""
 import sys
