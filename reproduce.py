@@ -74,7 +74,7 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
             f"set experiment.metrics=[{','.join(cfg.metrics.scores)}] or another metrics="
         )
     device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
     _ = evaluator.published  # refuse an unfit reference batch before days of sampling
     columns = _columns(cfg, experiment, backbone)
@@ -117,7 +117,7 @@ def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     if cfg.render_only:
         raise ValueError("pictures are rendered from samples, not from records: leave render_only")
     device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
     rows, out = [], Path(cfg.out)
     columns = _columns(cfg, experiment, backbone)
     _generate(cfg, columns, backbone, device)
@@ -142,10 +142,11 @@ def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:
         print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
         calibrated["precision"] = "fp32"
     try:
-        backbone = load_backbone(cfg.model, device, cfg.guidance, **calibrated)
+        backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts, **calibrated)
     except FileNotFoundError as missing:
         print(f"not yet: {missing}")
-        backbone = load_backbone(cfg.model, device, cfg.guidance, untrained=True, **calibrated)
+        more = {"untrained": True, **calibrated}
+        backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts, **more)
     columns = _columns(cfg, experiment, backbone)
     print(f"{experiment['name']} on {cfg.model.name} would sample, batch {cfg.batch_size}:")
     print(dry_run.report(columns, backbone, cfg.batch_size, device))

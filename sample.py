@@ -14,11 +14,14 @@ from scripts.generate import Size, distributed_rank, export_png, generate
 
 
 def main(cfg: DictConfig) -> None:
-    size = Size(cfg.num_samples, cfg.batch_size, cfg.shard_size)
     if cfg.format not in ("npz", "png"):
         raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
     device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
+    count = cfg.num_samples
+    if count is None:
+        count = len(backbone.prompts) if backbone.prompts and cfg.label is None else 64
+    size = Size(count, cfg.batch_size, cfg.shard_size)
     job = make_job(
         cfg.model,
         backbone,
@@ -47,7 +50,8 @@ def main(cfg: DictConfig) -> None:
         return
     if cfg.format == "png":
         export_png(job.folder, load_samples(job.folder).images)
-    print(f"{size.num_samples} samples, {len(job.plan)} network calls each: {job.folder}")
+    twice = " (two evaluations a call)" if backbone.evaluations_per_call == 2 else ""
+    print(f"{size.num_samples} samples, {len(job.plan)} network calls each{twice}: {job.folder}")
 
 
 if __name__ == "__main__":

@@ -118,3 +118,24 @@ def _read_pngs(folder: Path) -> NDArray[np.uint8]:
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{file} is {images[-1].shape}, but {files[0].name} {images[0].shape}")
     return np.stack(images)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a text file, one a line in UTF-8, without space around them.
+
+    Raises FileNotFoundError, or ValueError for a file that is not such text, is empty or has a
+    blank line, which would shift the prompts of all later samples.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no prompts at {path}: give a text file with one prompt a line")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    prompts = [line.strip() for line in lines]
+    if prompts[-1] == "":  # the end of the last line
+        prompts.pop()
+    if "" in prompts or not prompts:
+        where = f"line {prompts.index('') + 1} is blank" if prompts else "it is empty"
+        raise ValueError(f"{path} must have one prompt a line, but {where}: remove or fill it")
+    return prompts

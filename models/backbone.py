@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sampling import Denoiser, Gradient, Schedule
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def dtype_named(precision: str) -> torch.dtype:
+    """The dtype of that name; ValueError with the known names for another."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
 
 
 class Guidance(Protocol):
@@ -35,6 +45,12 @@ class Backbone:
     models); `decode` turns final samples into uint8 images [B, H, W, C]; `sha256` is the
     checkpoint's and goes into every manifest.  `num_classes` is the number of labels that a
     sample can be made for, by a class-conditional network or by `guidance`.
+
+    A text-to-image model has `prompts`, and its labels are their indices; `embed` turns labels
+    int64 [B] into what the denoiser takes as condition, once a batch.  `evaluations_per_call` is 2
+    where a call evaluates the network with and without condition.  `image_size` is the decoded
+    images' (H, W, C) where it is not that of `shape`; `prediction_type` is what the network
+    predicts (see `sampling.run.implied_x0`).
     """
 
     denoiser: Denoiser
@@ -45,6 +61,16 @@ class Backbone:
     sha256: str
     decode: Callable[[Tensor], NDArray[np.uint8]]
     guidance: Guidance | None = None
+    prediction_type: str = "epsilon"
+    prompts: tuple[str, ...] | None = None
+    embed: Callable[[Tensor], Any] | None = None
+    evaluations_per_call: int = 1
+    image_size: tuple[int, int, int] | None = None
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one decoded image, uint8."""
+        return math.prod(self.image_size or self.shape)
 
 
 class NetworkDenoiser:

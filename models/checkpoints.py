@@ -23,6 +23,7 @@ from models.backbone import (
     Backbone,
     NetworkDenoiser,
     check_fit,
+    dtype_named,
     file_sha256,
     load_weights,
     read_weights,
@@ -34,7 +35,6 @@ from sampling import Schedule
 
 CARDS = Path(__file__).parent / "cards"
 KINDS: dict[str, Callable[..., UNet | Classifier]] = {"unet": UNet, "classifier": Classifier}
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,9 @@ def load_network(
     card: Card, path: Path | None, precision: str, device: torch.device | str
 ) -> tuple[Any, str]:
     """(network in eval mode on `device`, SHA-256 of its file); random weights without a path."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    dtype = dtype_named(precision)
     net = card.build()
-    net.set_torso(PRECISIONS[precision])
+    net.set_torso(dtype)
     if path is None:
         net = net.to_empty(device=device)
         for parameter in net.parameters():

@@ -15,8 +15,9 @@ from .plan import Plan, Row
 class Denoiser(Protocol):
     """A pretrained network: (x_t [B, ...], timestep t, condition) -> (eps, v).
 
-    `eps` has x's shape.  `v` is the learned-variance fraction in about [-1, 1] with x's
-    shape, or None where the network has none.  t is the network's own index 0..T-1.
+    `eps` has x's shape (v-prediction and x0-prediction networks give that instead: see the option
+    `prediction_type` of `iterate`).  `v` is the learned-variance fraction in about [-1, 1] with
+    x's shape, or None where the network has none.  t is the network's own index 0..T-1.
     """
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]: ...
@@ -49,16 +50,18 @@ def iterate(
     condition: Any = None,
     clip: bool = False,
     gradient: Gradient | None = None,
+    prediction_type: str = "epsilon",
 ) -> Iterator[State]:
     """Run a plan and yield the state after every row; `run` without the last word.
 
-    `clip` limits x0 to [-1, 1] (pixel models).  `gradient(x_t, t)` is grad log p(y | x_t) of
+    `clip` limits x0 to [-1, 1] (pixel models).  `prediction_type` is what the network predicts
+    (see `implied_x0`).  `gradient(x_t, t)` is grad log p(y | x_t) of
     a noise-aware classifier, already multiplied by the guidance scale.  Raises ValueError if
     the plan needs a learned variance and the network has none.
     """
     x, x0 = noise.start(), None
     for row in plan.rows():
-        x, x0 = _step(denoiser, row, x, x0, noise, condition, clip, gradient)
+        x, x0 = _step(denoiser, row, x, x0, noise, condition, clip, gradient, prediction_type)
         yield State(row, x, x0)
 
 
@@ -124,12 +127,13 @@ def _step(
     condition: Any,
     clip: bool,
     gradient: Gradient | None,
+    prediction_type: str,
 ) -> tuple[Tensor, Tensor]:
     """One row: (x_t, x0 of the row before) -> (x_s, x0)."""
-    eps, v = denoiser(x, row.t, condition)
-    x0 = implied_x0(eps, x, row.alpha_bar)
+    output, v = denoiser(x, row.t, condition)
+    x0 = implied_x0(output, x, row.alpha_bar, prediction_type)
     if clip:
-        x0.clamp_(-1, 1)
+        x0 = x0.clamp(-1, 1)
     if gradient is not None:
         scale = _between(row.gradient, row.gradient_high, v)
         x0 = x0 + scale * gradient(x, row.t)
@@ -180,6 +184,7 @@ def run_tree(
     condition: Any = None,
     clip: bool = False,
     gradient: Gradient | None = None,
+    prediction_type: str = "epsilon",
 ) -> Tree:
     """Run several plans, every common prefix of their rows once; options as in `iterate`.
 
@@ -206,7 +211,9 @@ def run_tree(
             # Small branches are finished first, so that few states wait on the stack.
             for branch in sorted(branches.values(), key=len, reverse=True):
                 row = rows[branch[0]][depth]
-                state = _step(denoiser, row, x, x0, noise, condition, clip, gradient)
+                state = _step(
+                    denoiser, row, x, x0, noise, condition, clip, gradient, prediction_type
+                )
                 stack.append((branch, depth + 1, *state))
                 calls += 1
     return Tree([samples[i] for i in range(len(plans))], [len(p) for p in plans], calls)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 import inspect
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 import torch
@@ -18,6 +19,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.files import read_prompts
 from models.backbone import Backbone
 from models.checkpoints import read_card
 from sampling import Schedule, named, timesteps
@@ -99,26 +101,46 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_backbone(
-    config: DictConfig, device: torch.device, guidance: DictConfig | None = None, **more: Any
+    config: DictConfig,
+    device: torch.device,
+    guidance: DictConfig | None = None,
+    prompts: str | ListConfig | None = None,
+    **more: Any,
 ) -> Backbone:
     """The model that configs/model/<name>.yaml describes, steered as configs/guidance/ says.
 
-    `more` goes to the model's loader.  Raises ValueError if the model takes no such guidance.
+    `prompts` are those of a text-to-image model, as `read_prompts_setting` takes them.  `more`
+    goes to the model's loader.  Raises ValueError if the model takes no such guidance or prompts.
     """
-    options = {**plain(config), **more}
+    stated = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    options = {**cast(dict[str, Any], stated), **more}
+    loader = hydra.utils.get_method(options.pop("_target_"))
+    known = inspect.signature(loader).parameters
     options.pop("name")
     if device.type == "cpu" and options.get("precision") == "fp16":
         print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
     steering = plain(guidance) or {"name": "none"}
     if steering.pop("name") != "none":
-        loader = hydra.utils.get_method(options["_target_"])
-        if "guidance" not in inspect.signature(loader).parameters:
+        if "guidance" not in known:
             raise ValueError(f"model {config.name} has no classifier: use guidance=none")
         options["guidance"] = steering
-    try:
-        return hydra.utils.instantiate(options, device=device)
-    except InstantiationException as error:
-        raise (error.__cause__ or error) from None
+    if "prompts" in known:
+        options["prompts"] = read_prompts_setting(prompts)
+    elif prompts is not None:
+        raise ValueError(f"model {config.name} takes no prompts: leave prompts=null")
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"model {config.name} has no option {', '.join(unknown)}")
+    return cast(Backbone, loader(**options, device=device))
+
+
+def read_prompts_setting(prompts: str | ListConfig | None) -> list[str]:
+    """The prompts of a file, or those of a list itself.  ValueError without any."""
+    if prompts is None:
+        raise ValueError(
+            "a text-to-image model needs prompts: prompts=FILE with one a line, or "
+            "prompts='[a cat,a dog]'"
+        )
+    return read_prompts(Path(prompts)) if isinstance(prompts, str) else [str(p) for p in prompts]
 
 
 def plain(config: Any) -> Any:
@@ -144,7 +166,7 @@ def make_job(
     Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
     cells of different experiments are sampled once and different ones never meet.
     """
-    for option in ("cutoff", "cutoff_sigma", "eta"):
+    for option in ("cutoff", "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail"):
         value = sampler.get(option)
         if value is not None and type(value) not in (int, float):
             raise ValueError(f"sampler.{option} must be a number, got {value!r}")
@@ -165,6 +187,10 @@ def make_job(
     }
     if backbone.guidance is not None:
         config["guidance"] = backbone.guidance.facts
+    if backbone.prompts is not None:
+        digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
+        config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
+        config["evaluations_per_call"] = backbone.evaluations_per_call
     job = Job(plan, Path(out or "."), config)
     if out:
         return job
@@ -175,12 +201,15 @@ def make_job(
 def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     """What of a model's config its samples depend on, wherever its files lie.
 
-    channels_last and compile change the last bits alone, as another GPU does.  Of a card, which
-    may be one's own and change, what it says beyond the weights counts.
+    channels_last and compile change the last bits alone, as another GPU does; of a pipeline its
+    networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
+    own and change, what it says beyond the weights counts.
     """
-    kept = {key: v for key, v in model.items() if key not in ("channels_last", "compile")}
-    if "checkpoint" in kept:
-        kept["checkpoint"] = Path(kept["checkpoint"]).name
+    left_out = ("channels_last", "compile", "revision", "variant")
+    kept = {key: v for key, v in model.items() if key not in left_out}
+    for key in ("checkpoint", "id"):
+        if key in kept:
+            kept[key] = Path(kept[key]).name
     if "card" in kept:
         kept["card"] = Path(kept["card"]).stem
         kept["schedule"], kept["shape"] = backbone.schedule.name, list(backbone.shape)

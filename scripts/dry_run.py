@@ -14,7 +14,7 @@ import torch
 
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
-from scripts.generate import Job, Size, batch_labels, read_manifest
+from scripts.generate import Job, Size, batch_labels, read_manifest, run_options
 
 Column = tuple[int, Size, dict[str, Job]]  # step count, size, and the job of each row
 
@@ -51,12 +51,12 @@ def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tupl
     plan = skipped(backbone.schedule, [backbone.schedule.T - 1])
 
     def seconds(size: int) -> float:
-        labels = batch_labels(0, range(size), backbone.num_classes, None)
-        y = None if labels is None else labels.to(device)
-        gradient = backbone.guidance.gradient(y) if backbone.guidance and y is not None else None
+        rule = "balanced" if backbone.num_classes else None
+        labels = batch_labels(0, range(size), backbone, rule)
+        options = run_options(backbone, labels, device)
         noise = SampleNoise(0, range(size), backbone.shape, device=device)
         start = time.perf_counter()
-        x = run(backbone.denoiser, plan, noise, condition=y, clip=backbone.clip, gradient=gradient)
+        x = run(backbone.denoiser, plan, noise, **options)
         x.sum().item()  # wait for the device
         return (time.perf_counter() - start) / size
 
@@ -77,13 +77,12 @@ def report(
              f"{'still to do':>14}  cells: shards done"]  # fmt: skip
     total = Cost(0, 0, 0)
     written = missing_bytes = 0.0
-    height, width = backbone.shape[1:]
     for steps, size, jobs in columns:
         cost = count(list(jobs.values()), size)
         total = Cost(total.alone + cost.alone, total.tree + cost.tree, total.missing + cost.missing)
         done = {row: len(shards_done(job, size)) for row, job in jobs.items()}
         # Every image is in its shard and in samples.npz.
-        image_bytes = 2 * backbone.shape[0] * height * width
+        image_bytes = 2 * backbone.image_bytes
         written += image_bytes * size.num_samples * len(jobs)
         missing_bytes += sum(
             image_bytes * size.num_samples * (1 - shards / size.num_shards)

@@ -98,10 +98,12 @@ def generate(
     Raises ValueError if a folder holds samples of another config, or samples are not finite.
     """
     # Refuse bad settings before anything is made.
-    batch_labels(seed, range(0), backbone.num_classes, label)
+    batch_labels(seed, range(size.num_samples)[-1:], backbone, label)
     SampleNoise(seed, [], backbone.shape)
     for job in jobs:
         _claim(job, size)
+        if backbone.prompts is not None:
+            _write_prompts(job.folder / "prompts.txt", backbone.prompts)
     jobs = [job for job in jobs if not _is_complete(job, size)]
     missing = {
         k: [job for job in jobs if _read_shard(job, k, size) is None]
@@ -117,7 +119,7 @@ def generate(
         for k, todo in missing.items():
             bar.set_description(f"shard {k + 1}/{size.num_shards}")
             ids = size.ids(k)
-            labels = batch_labels(seed, ids, backbone.num_classes, label)
+            labels = batch_labels(seed, ids, backbone, label)
             batch_size = _make_shard(k, todo, backbone, ids, labels, batch_size, seed, device, bar)
     finished = [_finish(job, size) for job in jobs]
     return all(finished)
@@ -182,18 +184,29 @@ def _run_batch(
         bar.update(len(x))
         return out
 
-    y = None if labels is None else labels.to(noise.device)
-    gradient = None
-    if backbone.guidance is not None:
-        assert y is not None  # guidance brings classes with it
-        gradient = backbone.guidance.gradient(y)
     try:
-        return run_tree(
-            counted, plans, noise, condition=y, clip=backbone.clip, gradient=gradient
-        ).samples
+        options = run_options(backbone, labels, noise.device)
+        return run_tree(counted, plans, noise, **options).samples
     except torch.OutOfMemoryError:
         bar.update(-made)
         return None
+
+
+def run_options(
+    backbone: Backbone, labels: Tensor | None, device: torch.device | str
+) -> dict[str, Any]:
+    """What `run` and `run_tree` need to know of a model, for samples with these labels [B]."""
+    condition = gradient = None
+    if labels is not None:
+        y = labels.to(device)
+        condition = y if backbone.embed is None else backbone.embed(labels)
+        gradient = backbone.guidance and backbone.guidance.gradient(y)
+    return {
+        "condition": condition,
+        "clip": backbone.clip,
+        "gradient": gradient,
+        "prediction_type": backbone.prediction_type,
+    }
 
 
 def _halved(batch_size: int, device: torch.device | str) -> int:
@@ -209,17 +222,27 @@ def _halved(batch_size: int, device: torch.device | str) -> int:
 
 
 def batch_labels(
-    seed: int, ids: Sequence[int], num_classes: int | None, label: int | str | None
+    seed: int, ids: Sequence[int], backbone: Backbone, label: int | str | None
 ) -> Tensor | None:
     """Class of each sample, a function of (seed, i) alone; None if the model has no classes.
 
     `label` is one class for all, "balanced" (class i mod num_classes: equally many of each) or
-    None (uniform at random, as guided-diffusion).  Raises ValueError for any other label.
+    None: uniform at random, as guided-diffusion; of a model with prompts, prompt i for sample i.
+    Raises ValueError for any other label, and for samples beyond the last prompt.
     """
+    num_classes = backbone.num_classes
     if num_classes is None:
         if label is not None:
             raise ValueError("this model is unconditional: leave label=null")
         return None
+    if label is None and backbone.prompts is not None:
+        if ids and ids[-1] >= num_classes:
+            raise ValueError(
+                f"sample i is of prompt i, and there are {num_classes} prompts for "
+                f"{ids[-1] + 1} samples: lower num_samples, or let the prompts repeat with "
+                "label=balanced"
+            )
+        return torch.tensor(list(ids), dtype=torch.int64)
     if label is None:
         return sample_labels(seed, ids, num_classes)
     if label == "balanced":
@@ -261,6 +284,13 @@ def _claim(job: Job, size: Size) -> None:
         )
     if old["num_samples"] < size.num_samples:
         _write_manifest(job, size, {"complete": False})
+
+
+def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
+    """The prompts beside the samples, line i + 1 for label i, where evaluation looks for them."""
+    if not path.exists():
+        text = "".join(f"{prompt}\n" for prompt in prompts)
+        write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

@@ -224,7 +224,7 @@ def test_full_disk_leaves_nothing_half_written_and_resumes(tmp_path):
 
 def test_samples_that_are_not_finite_are_reported_with_their_ids(tmp_path):
     j = job(tmp_path)
-    labels = batch_labels(5, range(7), 10, None).tolist()
+    labels = batch_labels(5, range(7), backbone(), None).tolist()
     bad = [i for i, label in enumerate(labels) if label == labels[4]]
     with pytest.raises(ValueError, match=re.escape(f"samples {bad} are not finite")):
         make([j], denoiser=CountingDenoiser(nan_label=labels[4]))
@@ -233,16 +233,27 @@ def test_samples_that_are_not_finite_are_reported_with_their_ids(tmp_path):
 
 def test_labels():
     ids = range(100, 400)
-    labels = batch_labels(3, ids, 10, None)
-    assert torch.equal(labels[50:60], batch_labels(3, range(150, 160), 10, None))
+    model = backbone()
+    labels = batch_labels(3, ids, model, None)
+    assert torch.equal(labels[50:60], batch_labels(3, range(150, 160), model, None))
     assert set(labels.tolist()) == set(range(10))
-    assert batch_labels(3, ids, 10, 7).unique().tolist() == [7]
-    assert batch_labels(3, range(8, 13), 10, "balanced").tolist() == [8, 9, 0, 1, 2]
-    assert batch_labels(3, ids, None, None) is None
+    assert batch_labels(3, ids, model, 7).unique().tolist() == [7]
+    assert batch_labels(3, range(8, 13), model, "balanced").tolist() == [8, 9, 0, 1, 2]
+    unconditional = dataclasses.replace(model, num_classes=None)
+    assert batch_labels(3, ids, unconditional, None) is None
     with pytest.raises(ValueError, match=r"0\.\.9"):
-        batch_labels(3, ids, 10, 10)
+        batch_labels(3, ids, model, 10)
     with pytest.raises(ValueError, match="unconditional"):
-        batch_labels(3, ids, None, 1)
+        batch_labels(3, ids, unconditional, 1)
+
+
+def test_labels_of_a_model_with_prompts_are_their_indices():
+    model = dataclasses.replace(backbone(), prompts=tuple("abcdefghij"))
+    assert batch_labels(3, range(4, 7), model, None).tolist() == [4, 5, 6]
+    assert batch_labels(3, range(8, 13), model, "balanced").tolist() == [8, 9, 0, 1, 2]
+    assert batch_labels(3, range(8, 13), model, 2).tolist() == [2] * 5
+    with pytest.raises(ValueError, match="there are 10 prompts for 11 samples"):
+        batch_labels(3, range(8, 11), model, None)
 
 
 @pytest.mark.parametrize("field", ["num_samples", "batch_size", "shard_size"])

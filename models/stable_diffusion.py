@@ -1,0 +1,245 @@
+"""Stable Diffusion 1.x, 2.x and XL as a `Backbone`, through diffusers.
+
+Networks, tokenizers and text encoders are those of the published pipeline; the sampler is ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.backbone import Backbone, dtype_named
+
+Condition = dict[str, Any]
+
+UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
+
+
+def load(
+    id: str,
+    prompts: Sequence[str],
+    revision: str | None = None,
+    variant: str | None = None,
+    guidance_scale: float = 7.5,
+    negative_prompt: str | None = None,
+    image_size: int | None = None,
+    set_alpha_to_one: bool | None = True,
+    precision: str = "fp32",
+    channels_last: bool = False,
+    compile: bool = False,
+    device: torch.device | str = "cpu",
+) -> Backbone:
+    """A text-to-image pipeline from the hub or a local folder, ready to sample `prompts`.
+
+    `guidance_scale` s is that of classifier-free guidance (Ho & Salimans 2022), u + s (c - u) of
+    the outputs u without and c with the prompt, both from one batched call; 1 is no guidance and
+    half the work.  `image_size` in pixels is the model's own unless given.  `set_alpha_to_one`
+    ends at the clean image, False at the noise level of timestep 0, as the public code of Stable
+    Diffusion does; None leaves it to the pipeline's own scheduler.  `precision` is that of all
+    networks but a VAE that needs float32; the solver's state stays float32.
+
+    Raises FileNotFoundError when there is no such model or nothing answers, ValueError for a
+    pipeline of another kind and for bad options.
+    """
+    from sampling.schedulers import inherited, schedule_of
+
+    _check(guidance_scale, prompts)
+    dtype = dtype_named(precision)
+    pipe = load_pipeline(id, revision, variant, dtype)
+    sha256 = pipeline_digest(pipe)
+    if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
+        pipe.vae.to(torch.float32)  # its activations are too large for half precision
+    pipe.to(device)
+    pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
+    config = inherited(pipe.scheduler.config)
+    if set_alpha_to_one is not None:
+        config["set_alpha_to_one"] = set_alpha_to_one
+    size = _image_size(pipe, image_size)
+    latent = size // pipe.vae_scale_factor
+    unet: nn.Module = pipe.unet
+    if channels_last:
+        unet = unet.to(memory_format=torch.channels_last)
+    if compile:
+        unet = torch.compile(unet)  # type: ignore[assignment]
+    known = tuple(prompts)
+    guided = guidance_scale != 1
+    return Backbone(
+        denoiser=TextDenoiser(unet, guidance_scale),
+        schedule=schedule_of(config),
+        shape=(pipe.unet.config.in_channels, latent, latent),
+        num_classes=len(known),
+        clip=False,
+        sha256=sha256,
+        decode=lambda latents: decode(pipe, latents),
+        prediction_type=config["prediction_type"],
+        prompts=known,
+        embed=lambda labels: embed(
+            pipe, [known[i] for i in labels.tolist()], negative_prompt, guided, size
+        ),
+        evaluations_per_call=2 if guided else 1,
+        image_size=(size, size, 3),
+    )
+
+
+def _check(guidance_scale: float, prompts: Sequence[str]) -> None:
+    if type(guidance_scale) not in (int, float) or not guidance_scale >= 0:
+        raise ValueError(
+            f"model.guidance_scale must be a number of at least 0, got {guidance_scale!r}"
+        )
+    if not prompts:
+        raise ValueError("a text-to-image model needs prompts: prompts=FILE, one a line")
+
+
+class TextDenoiser:
+    """A text-conditional U-Net with classifier-free guidance as a `Denoiser`.
+
+    The condition is that of `embed`: of twice as many texts as samples, first those without
+    prompt, if there is guidance.
+    """
+
+    def __init__(self, unet: nn.Module, guidance_scale: float):
+        self.unet = unet
+        self.scale = guidance_scale
+
+    def __call__(self, x: Tensor, t: float, condition: Condition) -> tuple[Tensor, None]:
+        dtype = condition["encoder_hidden_states"].dtype
+        inputs = x.to(dtype)
+        if self.scale != 1:
+            inputs = torch.cat([inputs, inputs])
+        steps = torch.full((len(inputs),), int(t), device=x.device)
+        output = self.unet(inputs, steps, **condition, return_dict=False)[0].to(x.dtype)
+        if self.scale != 1:
+            without, given = output.chunk(2)
+            output = without + self.scale * (given - without)
+        return output, None
+
+
+@torch.no_grad()
+def embed(
+    pipe: Any, texts: list[str], negative_prompt: str | None, guided: bool, size: int
+) -> Condition:
+    """What the U-Net takes for these texts, by the pipeline's own encoders.
+
+    SDXL is told besides that the image is an uncropped one of `size` pixels, as by default.
+    """
+    options = {"device": pipe.device, "num_images_per_prompt": 1}
+    options |= {"do_classifier_free_guidance": guided, "negative_prompt": None}
+    if guided and negative_prompt:
+        options["negative_prompt"] = [negative_prompt] * len(texts)
+    encoded = pipe.encode_prompt(texts, **options)
+    given, without, *pooled = encoded
+
+    def joined(given: Tensor, without: Tensor) -> Tensor:
+        return torch.cat([without, given]) if guided else given
+
+    condition: Condition = {"encoder_hidden_states": joined(given, without)}
+    if pooled:
+        text_embeds = joined(*pooled)
+        time_ids = text_embeds.new_tensor([[size, size, 0, 0, size, size]])
+        condition["added_cond_kwargs"] = {
+            "text_embeds": text_embeds,
+            "time_ids": time_ids.repeat(len(text_embeds), 1),
+        }
+    return condition
+
+
+@torch.no_grad()
+def decode(pipe: Any, latents: Tensor) -> NDArray[np.uint8]:
+    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as the pipeline's own."""
+    scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
+    images = pipe.vae.decode(scaled, return_dict=False)[0]
+    pixels = pipe.image_processor.postprocess(images, output_type="np")
+    rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
+    return rounded
+
+
+def _image_size(pipe: Any, wanted: int | None) -> int:
+    factor = pipe.vae_scale_factor
+    if wanted is None:
+        return int(pipe.unet.config.sample_size) * factor
+    # Below the VAE the U-Net halves the latents at every level but the last.
+    multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if type(wanted) is not int or wanted < multiple or wanted % multiple:
+        raise ValueError(f"model.image_size must be a multiple of {multiple}, got {wanted!r}")
+    return wanted
+
+
+# --- the hub --------------------------------------------------------------------------------------
+
+WITHDRAWN = (
+    "Stable Diffusion 2.x left the hub in November 2025 and 1.5 in 2024, and the default ids are "
+    "unofficial mirrors that may vanish, too"
+)
+
+
+def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+    """The diffusers pipeline of a hub id or local folder, on the CPU, without safety checker.
+
+    Raises FileNotFoundError, with the remedy, if it is not there, cannot be fetched or is not
+    complete; ValueError if it is another kind of pipeline.
+    """
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    kinds = {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
+    if Path(id).is_dir():
+        if not Path(id, "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{id} has no model_index.json: give the folder of a diffusers pipeline"
+            )
+    elif id.count("/") != 1 or id.startswith((".", "~", "/")):
+        raise FileNotFoundError(f"there is no folder {id}, and a hub id is OWNER/NAME")
+    try:
+        name = DiffusionPipeline.load_config(id, revision=revision).get("_class_name")
+        if name not in kinds:
+            raise ValueError(
+                f"{id} is a {name}: only {' and '.join(kinds)} can be sampled here; any other "
+                "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
+            )
+        # The checker would replace images, silently, by black ones.
+        more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
+        logging.getLogger("diffusers").addFilter(_about_the_safety_checker)
+        return kinds[name].from_pretrained(
+            id, revision=revision, variant=variant, dtype=dtype, **more
+        )
+    except OSError as error:
+        raise FileNotFoundError(_not_there(id, error)) from None
+
+
+def _about_the_safety_checker(record: logging.LogRecord) -> bool:
+    return "safety checker" not in record.getMessage()
+
+
+def _not_there(id: str, error: OSError) -> str:
+    reason = " ".join(str(error).split())[:200]
+    if Path(id).is_dir():
+        return f"{id} is not a complete diffusers pipeline ({reason}): copy or download it again"
+    return (
+        f"cannot load {id} ({reason}): check the network, or give another hub id or a local folder "
+        f"as model.id=...; {WITHDRAWN}"
+    )
+
+
+def pipeline_digest(pipe: Any) -> str:
+    """SHA-256 over configs and weights of the networks: what is in memory, whatever its files."""
+    digest = hashlib.sha256()
+    for name in NETWORKS:
+        network = getattr(pipe, name, None)
+        if network is None:
+            continue
+        config = network.config if isinstance(network.config, dict) else network.config.to_dict()
+        public = {key: config[key] for key in config if key[0] != "_" and key not in UNIMPORTANT}
+        digest.update(f"{name} {json.dumps(public, sort_keys=True, default=str)}".encode())
+        for key, value in sorted(network.state_dict().items()):
+            digest.update(f"{key} {value.dtype}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

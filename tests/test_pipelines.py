@@ -1,0 +1,395 @@
+"""Our schedulers in real diffusers pipelines, tiny ones with all components, and `sample.py` on them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import skipped_step.schedulers as installed
+import tiny_pipelines as tiny
+import torch
+from conftest import ROOT
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    UNet2DModel,
+)
+from PIL import Image
+
+import sample
+from models.stable_diffusion import load
+from sampling import SampleNoise, mix, run, timesteps
+from sampling.schedulers import MixScheduler, SkippedStepScheduler
+
+BOTH = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler])
+PROMPTS = ["a cat on a mat", "a chair designed to look like an octopus", "a red bus"]
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+    """Folders of pipelines in the published layout."""
+    folder = tmp_path_factory.mktemp("pipelines")
+    return {
+        "sd": tiny.stable_diffusion(folder / "sd"),
+        "v": tiny.stable_diffusion(folder / "v", "v_prediction"),
+        "xl": tiny.stable_diffusion_xl(folder / "xl"),
+    }
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+def open_pipeline(path, scheduler, kind=DiffusionPipeline, **options):
+    pipe = kind.from_pretrained(path)
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pixels(result) -> np.ndarray:
+    """As the pipeline would save them: uint8."""
+    return (result.images * 255).round().astype(np.uint8)
+
+
+def seeded():
+    return torch.Generator().manual_seed(3)
+
+
+# --- every pipeline with both schedulers, saved and loaded back -----------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
+def test_text_to_image(cls, name, pipelines, tmp_path):
+    pipe = open_pipeline(pipelines[name], cls)
+    words = {"num_inference_steps": 6, "output_type": "np"}
+    images = pixels(pipe(PROMPTS[:2], generator=seeded(), **words))
+    assert images.shape == (2, 32, 32, 3) and images.std() > 5
+    # Another seed, another image; stochastic steps follow the generator, too.
+    assert (
+        images != pixels(pipe(PROMPTS[:2], generator=torch.Generator().manual_seed(4), **words))
+    ).any()
+    pipe.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["scheduler"] == [
+        "sampling.schedulers",
+        cls.__name__,
+    ]
+    back = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(back.scheduler) is cls
+    back.set_progress_bar_config(disable=True)
+    assert np.array_equal(images, pixels(back(PROMPTS[:2], generator=seeded(), **words)))
+    # And in place of another scheduler while loading.
+    given = DiffusionPipeline.from_pretrained(
+        pipelines[name], scheduler=cls.from_config(pipe.scheduler.config)
+    )
+    given.set_progress_bar_config(disable=True)
+    assert np.array_equal(images, pixels(given(PROMPTS[:2], generator=seeded(), **words)))
+
+
+def test_a_pipeline_saved_with_the_installed_package_names_it(pipelines, tmp_path):
+    pipe = open_pipeline(pipelines["sd"], installed.MixScheduler, cutoff=400)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["skipped_step.schedulers", "MixScheduler"]
+    back = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(back.scheduler) is installed.MixScheduler
+    assert back.scheduler.config.cutoff == 400
+
+
+@BOTH
+@pytest.mark.parametrize("eta", [0.0, 0.7])
+def test_the_pipelines_eta_changes_nothing(cls, eta, pipelines):
+    pipe = open_pipeline(pipelines["sd"], cls)
+    words = {"num_inference_steps": 5, "output_type": "np"}
+    a = pixels(pipe(PROMPTS[0], generator=seeded(), **words))
+    b = pixels(pipe(PROMPTS[0], generator=seeded(), eta=eta, **words))
+    assert np.array_equal(a, b)
+    # And is not what eta = 0 would be.
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert (a != pixels(pipe(PROMPTS[0], generator=seeded(), **words))).any()
+
+
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
+@pytest.mark.parametrize("steps", [7, 20])
+def test_extremes_of_mix_are_ddim_in_the_same_pipeline(name, steps, pipelines):
+    pipe = open_pipeline(pipelines[name], MixScheduler, cutoff=1001)
+    words = {"num_inference_steps": steps, "output_type": "np"}
+    ours = pixels(pipe(PROMPTS[0], generator=seeded(), **words)).astype(int)
+    pipe = open_pipeline(pipelines[name], DDIMScheduler, clip_sample=False)
+    theirs = pixels(pipe(PROMPTS[0], generator=seeded(), **words)).astype(int)
+    assert np.abs(ours - theirs).max() <= 1  # 2^-24 in x can move a pixel's rounding
+    pipe = open_pipeline(pipelines[name], SkippedStepScheduler)
+    ours = pixels(pipe(PROMPTS[0], generator=seeded(), **words)).astype(int)
+    pipe = open_pipeline(pipelines[name], DDIMScheduler, clip_sample=False)
+    theirs = pixels(pipe(PROMPTS[0], generator=seeded(), eta=1.0, **words)).astype(int)
+    assert np.abs(ours - theirs).max() <= 1
+
+
+@BOTH
+@pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
+def test_image_to_image(cls, strength, pipelines):
+    start = Image.fromarray(
+        np.random.default_rng(0).integers(256, size=(32, 32, 3), dtype=np.uint8)
+    )
+    pipe = open_pipeline(pipelines["sd"], cls, StableDiffusionImg2ImgPipeline)
+    words = {"prompt": PROMPTS[0], "image": start, "strength": strength, "output_type": "np"}
+    ours = pixels(pipe(num_inference_steps=10, generator=seeded(), **words)).astype(int)
+    # It began in the middle of the plan, and went to its end.
+    begin = 10 - int(10 * strength)
+    assert (pipe.scheduler.begin_index, pipe.scheduler.step_index) == (begin, 10)
+    if cls is SkippedStepScheduler:
+        pipe = open_pipeline(
+            pipelines["sd"], DDIMScheduler, StableDiffusionImg2ImgPipeline, clip_sample=False
+        )
+        theirs = pixels(pipe(num_inference_steps=10, generator=seeded(), eta=1.0, **words))
+        assert np.abs(ours - theirs.astype(int)).max() <= 1
+
+
+@BOTH
+def test_inpainting(cls, pipelines):
+    rng = np.random.default_rng(1)
+    start = Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8))
+    mask = np.zeros((32, 32), np.uint8)
+    mask[:, 16:] = 255
+    words = {"prompt": PROMPTS[1], "image": start, "mask_image": Image.fromarray(mask)}
+    words |= {"height": 32, "width": 32, "output_type": "np", "strength": 0.9}
+    pipe = open_pipeline(pipelines["sd"], cls, StableDiffusionInpaintPipeline)
+    ours = pixels(pipe(num_inference_steps=8, generator=seeded(), **words)).astype(int)
+    assert pipe.scheduler.step_index == 8
+    if cls is SkippedStepScheduler:
+        pipe = open_pipeline(
+            pipelines["sd"], DDIMScheduler, StableDiffusionInpaintPipeline, clip_sample=False
+        )
+        theirs = pixels(pipe(num_inference_steps=8, generator=seeded(), eta=1.0, **words))
+        assert np.abs(ours - theirs.astype(int)).max() <= 1
+
+
+@BOTH
+def test_an_unconditional_pixel_pipeline(cls, tmp_path):
+    torch.manual_seed(2)
+    net = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4,
+                      layers_per_block=1, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                      up_block_types=("AttnUpBlock2D", "UpBlock2D")).eval()  # fmt: skip
+    theirs = DDPMScheduler()
+    pipe = DDPMPipeline(net, cls.from_config(theirs.config))
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.scheduler.config.clip_sample  # as DDPM's class does without saying so
+    words = {"batch_size": 2, "num_inference_steps": 9, "output_type": "np"}
+    ours = pixels(pipe(generator=seeded(), **words))
+    pipe.save_pretrained(tmp_path)
+    back = DDPMPipeline.from_pretrained(tmp_path)
+    back.set_progress_bar_config(disable=True)
+    assert np.array_equal(ours, pixels(back(generator=seeded(), **words)))
+    if cls is SkippedStepScheduler:
+        pipe.scheduler = theirs
+        want = pixels(pipe(generator=seeded(), **words)).astype(int)
+        assert np.abs(ours.astype(int) - want).max() <= 1
+
+
+# --- the same model through sample.py --------------------------------------------------------------
+
+
+def words_of(path, tmp_path, *more):
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    return ["model=sd21", f"model.id={path}", "model.precision=fp32", "prompts=prompts.txt",
+            "out=here", *more]  # fmt: skip
+
+
+def sampled(tmp_path):
+    with np.load(tmp_path / "here/samples.npz") as file:
+        return file["arr_0"], file["arr_1"]
+
+
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
+@pytest.mark.parametrize(
+    ("sampler", "cls"), [("mix", MixScheduler), ("skipped", SkippedStepScheduler)]
+)
+def test_sample_py_gives_the_images_of_the_pipeline(
+    command, pipelines, tmp_path, name, sampler, cls
+):
+    """The same seed and prompts: bit for bit, with this repository's noise in the pipeline."""
+    words = words_of(pipelines[name], tmp_path, f"sampler={sampler}", "steps=20", "seed=5")
+    status, out, err = command(sample, *words, "spacing=leading+1", "batch_size=3",
+                               "model.set_alpha_to_one=null")  # fmt: skip
+    assert status == 0, err
+    assert "3 samples, 20 network calls each (two evaluations a call)" in out
+    images, labels = sampled(tmp_path)
+    assert labels.tolist() == [0, 1, 2]
+    assert (tmp_path / "here/prompts.txt").read_text().splitlines() == PROMPTS
+    pipe = open_pipeline(pipelines[name], cls)
+    noise = SampleNoise(5, range(3), (4, 16, 16))
+    pipe.scheduler.noise = noise
+    theirs = pipe(PROMPTS, num_inference_steps=20, latents=noise.start(), output_type="np")
+    assert np.array_equal(images, pixels(theirs))
+
+
+def test_sample_py_one_prompt_at_a_time(command, pipelines, tmp_path):
+    """Sample i is of (seed, prompt i) alone: not of the batch, the shard or what was resumed."""
+    words = words_of(pipelines["sd"], tmp_path, "steps=4")
+    assert command(sample, *words, "num_samples=2", "batch_size=1", "shard_size=1")[0] == 0
+    assert command(sample, *words, "batch_size=1", "shard_size=1")[0] == 0
+    images, _ = sampled(tmp_path)
+    assert command(sample, *words, "batch_size=3", "out=there")[0] == 0
+    with np.load(tmp_path / "there/samples.npz") as file:
+        other = file["arr_0"]
+    assert np.abs(images.astype(int) - other).max() <= 1
+    manifest = json.loads((tmp_path / "here/manifest.json").read_text())
+    assert manifest["config"]["prompts"]["count"] == 3
+    assert manifest["config"]["evaluations_per_call"] == 2
+    assert manifest["config"]["model"]["id"] == "pipeline"
+    assert manifest["nfe"] == 4
+    # Other prompts are other samples.
+    (tmp_path / "prompts.txt").write_text("a dog\nb\nc\n")
+    status, _, err = command(sample, *words)
+    assert status == 2 and "holds samples of another config (prompts.sha256" in err
+
+
+def test_more_images_of_the_same_prompts(command, pipelines, tmp_path):
+    words = words_of(pipelines["sd"], tmp_path, "steps=2", "label=balanced", "num_samples=5")
+    assert command(sample, *words)[0] == 0
+    images, labels = sampled(tmp_path)
+    assert labels.tolist() == [0, 1, 2, 0, 1]
+    assert (images[0] != images[3]).any()
+    words = ["model=sd21", f"model.id={pipelines['sd']}", "model.precision=fp32", "steps=2",
+             "prompts=[a cat,a dog]", "out=two"]  # fmt: skip
+    assert command(sample, *words)[0] == 0
+    assert (tmp_path / "two/prompts.txt").read_text() == "a cat\na dog\n"
+
+
+def test_guidance_precision_and_size(pipelines):
+    """What the options do, against the formula and against the pipeline."""
+    path = str(pipelines["sd"])
+    guided, plain = load(path, PROMPTS), load(path, PROMPTS, guidance_scale=1)
+    assert (guided.evaluations_per_call, plain.evaluations_per_call) == (2, 1)
+    labels = torch.tensor([1, 2])
+    x = SampleNoise(0, [0, 1], guided.shape).start()
+    both = guided.embed(labels)["encoder_hidden_states"]
+    assert both.shape == (4, 77, 32)
+    with torch.no_grad():
+        with_prompt = plain.denoiser(x, 500, plain.embed(labels))[0]
+        without = plain.denoiser(x, 500, {"encoder_hidden_states": both[:2]})[0]
+        got = guided.denoiser(x, 500, guided.embed(labels))[0]
+    torch.testing.assert_close(got, without + 7.5 * (with_prompt - without), rtol=1e-4, atol=1e-5)
+    away = load(path, PROMPTS, negative_prompt="blurry")
+    assert not torch.equal(away.embed(labels)["encoder_hidden_states"][:2], both[:2])
+    assert torch.equal(away.embed(labels)["encoder_hidden_states"][2:], both[2:])
+    # Half precision is near, and its own weights have their own digest.
+    grid = timesteps(1000, 5, "leading+1")
+    images = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        model = load(path, PROMPTS, precision=precision)
+        plan = mix(model.schedule, grid, cutoff=291)
+        x = run(
+            model.denoiser, plan, SampleNoise(0, [0, 1], model.shape), condition=model.embed(labels)
+        )
+        assert x.dtype == torch.float32
+        images[precision] = model.decode(x).astype(int)
+    assert np.abs(images["fp32"] - images["fp16"]).mean() < 1
+    assert np.abs(images["fp32"] - images["bf16"]).mean() < 4
+    larger = load(path, PROMPTS, image_size=48)
+    assert (larger.shape, larger.image_size) == ((4, 24, 24), (48, 48, 3))
+    assert larger.image_bytes == 48 * 48 * 3
+    x = run(
+        larger.denoiser, plan, SampleNoise(0, [0], larger.shape), condition=larger.embed(labels[:1])
+    )
+    assert larger.decode(x).shape == (1, 48, 48, 3)
+
+
+def test_a_vae_that_needs_float32_gets_it(pipelines, monkeypatch):
+    seen = []
+    model = load(str(pipelines["xl"]), PROMPTS, precision="fp16")
+    x = SampleNoise(0, [0, 1], model.shape).start()
+    real = AutoencoderKL._decode
+    monkeypatch.setattr(AutoencoderKL, "_decode", lambda self, z, *a, **k: (seen.append((z.dtype, len(z))), real(self, z, *a, **k))[1])  # fmt: skip
+    model.decode(x)
+    assert seen == [(torch.float32, 1)] * 2  # and one image at a time
+
+
+def test_no_guidance_look_at_the_device(pipelines):
+    """Nothing in a denoising step waits for the device: on meta every look raises."""
+    model = load(str(pipelines["sd"]), PROMPTS)
+    condition = {k: v.to("meta") for k, v in model.embed(torch.tensor([0])).items()}
+    model.denoiser.unet.to("meta")
+    out, _ = model.denoiser(torch.empty(1, *model.shape, device="meta"), 500, condition)
+    assert out.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["prompts=null"], "needs prompts: prompts=FILE with one a line"),
+        (["prompts=absent.txt"], "no prompts at absent.txt"),
+        (["num_samples=4"], "there are 3 prompts for 4 samples"),
+        (["label=3"], r"label must be in 0..2"),
+        (["model.id=./nothing"], "there is no folder ./nothing, and a hub id is OWNER/NAME"),
+        (["model.id=here"], "there is no folder here"),
+        (["model.guidance_scale=-1"], "must be a number of at least 0"),
+        (["model.guidance_scale=high"], "must be a number of at least 0"),
+        (["model.image_size=50"], "must be a multiple of 4"),
+        (["model.precision=fp8"], "unknown precision 'fp8': choose fp32, fp16, bf16"),
+        (["guidance=classifier"], "model sd21 has no classifier"),
+        (["sampler=ddpm"], "use variance=fixed_small or fixed_large"),
+        (["model=digits", "~model.id", "~model.precision"], "takes no prompts"),
+    ],
+)
+def test_mistakes_are_one_line(command, pipelines, tmp_path, change, message):
+    status, _, err = command(sample, *words_of(pipelines["sd"], tmp_path), "steps=2", *change)
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: ") and message in err.splitlines()[-1], err
+    assert not (tmp_path / "here/samples.npz").exists()
+
+
+def test_when_the_hub_does_not_answer(command, tmp_path):
+    words = words_of("nobody/nothing", tmp_path)
+    status, _, err = command(sample, *words)
+    last = err.splitlines()[-1]
+    assert status == 2
+    assert last.startswith("error: cannot load nobody/nothing (")
+    assert "left the hub in November 2025" in last and "a local folder as model.id" in last
+
+
+def test_an_incomplete_or_foreign_folder(command, pipelines, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    status, _, err = command(sample, *words_of(empty, tmp_path))
+    assert status == 2 and "has no model_index.json" in err
+    broken = shutil.copytree(pipelines["sd"], tmp_path / "broken")
+    (broken / "unet/diffusion_pytorch_model.safetensors").unlink()
+    status, _, err = command(sample, *words_of(broken, tmp_path))
+    assert status == 2 and "is not a complete diffusers pipeline" in err.splitlines()[-1]
+    torch.manual_seed(0)
+    net = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4,
+                      down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+    DDPMPipeline(net, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    status, _, err = command(sample, *words_of(tmp_path / "ddpm", tmp_path))
+    assert status == 2 and "is a DDPMPipeline: only StableDiffusionPipeline" in err
+
+
+def test_our_own_scheduler_in_the_pipeline_is_no_obstacle(pipelines, tmp_path):
+    """A pipeline that was saved with Mix samples as any other."""
+    pipe = open_pipeline(pipelines["sd"], MixScheduler, cutoff=400)
+    pipe.save_pretrained(tmp_path / "mixed")
+    model = load(str(tmp_path / "mixed"), PROMPTS, set_alpha_to_one=None)
+    plain = load(str(pipelines["sd"]), PROMPTS, set_alpha_to_one=None)
+    assert model.sha256 == plain.sha256
+    assert model.schedule.final == plain.schedule.final < 1
+    assert np.array_equal(model.schedule.alpha_bar, plain.schedule.alpha_bar)
+    assert isinstance(pipe, StableDiffusionPipeline)
+
+
+def test_configs_name_published_pipelines():
+    for name in ("sd15", "sd21", "sd21_768v", "sdxl"):
+        text = (ROOT / "models/cards" / f"{name}.md").read_text()
+        config = (ROOT / "configs/model" / f"{name}.yaml").read_text()
+        (line,) = [line for line in config.splitlines() if line.startswith("id:")]
+        assert line.removeprefix("id: ") in text

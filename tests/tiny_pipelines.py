@@ -1,0 +1,117 @@
+"""Diffusers pipelines with every real component, tiny and with random weights.
+
+The tokenizer is CLIP's own: open-clip-torch carries its merges.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from open_clip.tokenizer import bytes_to_unicode
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+SIZE = 32  # pixels; 16 in latent space
+WIDTH = 32
+
+# As in Stable Diffusion 2.1-base's scheduler_config.json.
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's tokenizer, 49,408 tokens."""
+    file = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.decompress(file.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = list(bytes_to_unicode().values())
+    vocabulary = [*letters, *(c + "</w>" for c in letters), *("".join(m.split()) for m in merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return CLIPTokenizer.from_pretrained(folder, pad_token="!", model_max_length=77)
+
+
+def text_config(**more) -> CLIPTextConfig:
+    options = {"hidden_size": WIDTH, "intermediate_size": 37, "num_hidden_layers": 2}
+    options |= {"num_attention_heads": 4, "vocab_size": 49408, "max_position_embeddings": 77}
+    options |= {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 1}
+    return CLIPTextConfig(**options, **more)
+
+
+def unet(**more) -> UNet2DConditionModel:
+    options = {"block_out_channels": (8, 16), "norm_num_groups": 4, "layers_per_block": 1}
+    options |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+    options |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    options |= {"sample_size": SIZE // 2, "in_channels": 4, "out_channels": 4}
+    options |= {"cross_attention_dim": WIDTH, "attention_head_dim": (2, 4)}
+    return UNet2DConditionModel(**{**options, "use_linear_projection": True, **more}).eval()
+
+
+def vae(**more) -> AutoencoderKL:
+    options = {"block_out_channels": (8, 16), "norm_num_groups": 4, "latent_channels": 4}
+    options |= {"down_block_types": ["DownEncoderBlock2D"] * 2}
+    options |= {"up_block_types": ["UpDecoderBlock2D"] * 2, "sample_size": SIZE}
+    return AutoencoderKL(**{**options, "scaling_factor": 0.18215, **more}).eval()
+
+
+def stable_diffusion(folder: Path, prediction_type: str = "epsilon") -> Path:
+    """A `StableDiffusionPipeline` in the published layout at `folder`/pipeline."""
+    torch.manual_seed(0)
+    pipe = StableDiffusionPipeline(
+        unet=unet(),
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        tokenizer=tokenizer(folder / "tokenizer"),
+        scheduler=PNDMScheduler(**SCHEDULER, prediction_type=prediction_type),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def stable_diffusion_xl(folder: Path) -> Path:
+    """A `StableDiffusionXLPipeline`: two text encoders, and the image size as a condition."""
+    torch.manual_seed(1)
+    second = text_config(projection_dim=WIDTH, hidden_act="gelu")
+    words = tokenizer(folder / "tokenizer")
+    pipe = StableDiffusionXLPipeline(
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        ),
+        vae=vae(force_upcast=True, scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(text_config()).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        tokenizer=words,
+        tokenizer_2=words,
+        scheduler=PNDMScheduler(**SCHEDULER),
+        add_watermarker=False,
+    )
+    pipe.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
