@@ -126,9 +126,12 @@ def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
             samples = load_samples(job.folder)
             manifest = read_manifest(job.folder)
             assert manifest is not None
-            labels = None if samples.labels is None else samples.labels[: size.num_samples]
+            titles = None
+            if samples.labels is not None:
+                names = backbone.prompts or [str(k) for k in range(backbone.num_classes or 0)]
+                titles = [names[k] for k in samples.labels[: size.num_samples]]
             images = samples.images[: size.num_samples]
-            rows.append(Pictures(row, steps, images, labels, manifest["config"]))
+            rows.append(Pictures(row, steps, images, titles, manifest["config"]))
     write_pictures(out, experiment["title"], rows)
     print(f"written: {out}")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -109,11 +110,14 @@ def check_one_protocol(cells: Sequence[Cell]) -> None:
 def is_the_papers(paper: dict[str, Any] | None, record: Record) -> bool:
     """Whether the record is of the model that the paper's numbers are of, made and scored alike.
 
-    The paper mentions no guidance, and clean-fid's FID is another by design.
+    The paper mentions no classifier guidance, and clean-fid's FID is another by design.
     """
     made = record["cell"]["config"]
-    same = paper is not None and paper.get("backbone") == made["model"]["name"]
-    return same and "guidance" not in made and record["protocol"] != "clean"
+    if paper is None or paper.get("backbone") != made["model"]["name"]:
+        return False
+    if paper.get("pipeline") not in (None, made["model"].get("id")):
+        return False
+    return "guidance" not in made and record["protocol"] != "clean"
 
 
 # --- what a cell says ------------------------------------------------------------------------
@@ -172,9 +176,9 @@ def _sizes(cells: Sequence[Cell]) -> dict[int, int]:
 
 
 def paper_value(paper: dict[str, Any] | None, row: str, steps: int, metric: str) -> float | None:
-    """The paper's number for a row as printed, or None."""
+    """The paper's number for a row as printed, there or in our tables, or None."""
     for entry in (paper or {}).get("rows", []):
-        if entry["name"] == row:
+        if row in (entry["name"], entry.get("ours")):
             for cell in entry["cells"]:
                 if cell.get("steps") == steps and metric in cell:
                     return float(cell[metric])
@@ -202,8 +206,9 @@ def _markdown(
         lines += [*_markdown_grid(cells, metric, paper if beside else None), ""]
     shared = [m for m in metrics if paper and any(m in c for c in paper["rows"][0]["cells"])]
     if paper and shared and not beside:
+        other = "model" if "prompts" in record["cell"]["config"] else "data set"
         lines += [f"## The paper: {paper['title']}", ""]
-        lines += [f"{paper['source']}.  Data: {paper['dataset']}, another data set than ours: "
+        lines += [f"{paper['source']}.  Data: {paper['dataset']}, another {other} than ours: "
                   "compare orderings, not numbers.", ""]  # fmt: skip
         for metric in shared:
             lines += [*_markdown_paper(paper, metric), ""]
@@ -231,14 +236,24 @@ def made_sentence(made: dict[str, Any]) -> str:
     """How samples were made, from the config in their manifest."""
     labels = {None: "at random", "balanced": "balanced"}.get(made["label"], str(made["label"]))
     model = made["model"]
-    checkpoint = model.get("checkpoint", model["sha256"][:12])
+    checkpoint = model.get("checkpoint") or model.get("id") or model["sha256"][:12]
     precision = f", precision {model['precision']}" if "precision" in model else ""
     guidance = made.get("guidance")
+    scale = model.get("guidance_scale", 1)
+    evaluations = made.get("evaluations_per_call", 1)
+    text = f", classifier-free guidance {scale:g}" if scale != 1 else ""
+    text += " (two network evaluations a call)" if evaluations == 2 else ""
+    prompts = made.get("prompts")
+    if prompts:
+        each = "a sample each" if made["label"] is None else "in turn"
+        labels = f"{prompts['count']} prompts ({prompts['sha256'][:12]}) {each}"
+    else:
+        labels = f"labels {labels}"
     guided = f", {guidance['name']} guidance with scale {guidance['scale']:g}" if guidance else ""
     return (
         f"Model `{model['name']}`, checkpoint `{checkpoint}` "
-        f"({model['sha256'][:12]}){precision}{guided}; spacing `{made['spacing']}`, seed "
-        f"{made['seed']}, labels {labels}, x0 {'clipped' if model['clip'] else 'not clipped'}."
+        f"({model['sha256'][:12]}){precision}{guided}{text}; spacing `{made['spacing']}`, seed "
+        f"{made['seed']}, {labels}, x0 {'clipped' if model['clip'] else 'not clipped'}."
     )
 
 
@@ -525,12 +540,15 @@ def _plot_cutoffs(
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """One row of a figure of samples: images uint8 [N, H, W, C] and how they were made."""
+    """One row of a figure of samples: images uint8 [N, H, W, C] and how they were made.
+
+    `titles` are what the pictures are of: their labels, or the prompts.
+    """
 
     row: str
     steps: int
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    titles: Sequence[str] | None
     config: dict[str, Any]
 
 
@@ -542,8 +560,9 @@ def write_pictures(folder: Path, title: str, rows: Sequence[Pictures]) -> None:
     rows = sorted(rows, key=lambda pictures: -pictures.steps)
     n = len(rows[0].images)
     lines = [f"# {title}", "", made_sentence(rows[0].config)]
+    what = "prompt" if "prompts" in rows[0].config else "label"
     lines += [f"The first {n} samples of the seed, none chosen; picture i of every row has the "
-              "same x_T, label and noise.", "", "| Row | Sampler | Network calls |", "|---|---|---|"]  # fmt: skip
+              f"same x_T, {what} and noise.", "", "| Row | Sampler | Network calls |", "|---|---|---|"]  # fmt: skip
     for i, pictures in enumerate(rows, 1):
         sampler = ", ".join(f"{k} {v}" for k, v in pictures.config["sampler"].items())
         lines.append(f"| {i} | {pictures.row} ({sampler}) | {pictures.steps} |")
@@ -565,8 +584,8 @@ def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     for pictures, block in zip(rows, axes.reshape(len(rows), -1), strict=True):
         for i, (ax, image) in enumerate(zip(block, pictures.images, strict=False)):
             ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)  # fmt: skip
-            if pictures is rows[0] and pictures.labels is not None:
-                ax.set_title(str(pictures.labels[i]), fontsize=7, pad=2)
+            if pictures is rows[0] and pictures.titles is not None:
+                ax.set_title(textwrap.fill(pictures.titles[i], 22), fontsize=7, pad=2)
         block[0].text(-0.1, 0.5, f"{pictures.row}\n{pictures.steps} steps", fontsize=8,
                       ha="right", va="center", transform=block[0].transAxes)  # fmt: skip
     _save(figure, path, title)

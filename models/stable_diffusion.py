@@ -191,13 +191,7 @@ def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: tor
     from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 
     kinds = {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
-    if Path(id).is_dir():
-        if not Path(id, "model_index.json").is_file():
-            raise FileNotFoundError(
-                f"{id} has no model_index.json: give the folder of a diffusers pipeline"
-            )
-    elif id.count("/") != 1 or id.startswith((".", "~", "/")):
-        raise FileNotFoundError(f"there is no folder {id}, and a hub id is OWNER/NAME")
+    _check_id(id)
     try:
         name = DiffusionPipeline.load_config(id, revision=revision).get("_class_name")
         if name not in kinds:
@@ -213,6 +207,32 @@ def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: tor
         )
     except OSError as error:
         raise FileNotFoundError(_not_there(id, error)) from None
+
+
+def download_pipeline(id: str, revision: str | None, variant: str | None) -> Path:
+    """Fetch what `load_pipeline` needs from the hub into its cache; the folder there.
+
+    Raises FileNotFoundError as `load_pipeline`.
+    """
+    from diffusers import DiffusionPipeline
+
+    _check_id(id)
+    if Path(id).is_dir():
+        return Path(id)
+    try:
+        return Path(DiffusionPipeline.download(id, revision=revision, variant=variant))
+    except OSError as error:
+        raise FileNotFoundError(_not_there(id, error)) from None
+
+
+def _check_id(id: str) -> None:
+    if Path(id).is_dir():
+        if not Path(id, "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{id} has no model_index.json: give the folder of a diffusers pipeline"
+            )
+    elif id.count("/") != 1 or id.startswith((".", "~", "/")):
+        raise FileNotFoundError(f"there is no folder {id}, and a hub id is OWNER/NAME")
 
 
 def _about_the_safety_checker(record: logging.LogRecord) -> bool:

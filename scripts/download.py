@@ -1,12 +1,14 @@
 """Fetch published checkpoints, reference batches, sample batches and Inception's weights.
 
     make download MODEL=adm_imagenet
+    make download MODEL=sd21
     python scripts/download.py adm_imagenet adm_imagenet_classifier admnet_imagenet256
     python scripts/download.py model=adm model.card=mine.yaml model.checkpoint=mine.pt
 
 A model brings its checkpoint, the reference batch that it is scored against and Inception; it
 is named, or described by settings as for sample.py.
-Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS.  Interrupted downloads continue with the same
+Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS, diffusers pipelines into the hub's own cache
+($HF_HOME).  Interrupted downloads continue with the same
 command; every file is verified, and none is there before it is whole.
 """
 
@@ -29,6 +31,7 @@ from eval.files import load_samples
 from eval.reference import read_adm_statistics
 from models.backbone import read_weights
 from models.checkpoints import CARDS, Card, read_card
+from models.stable_diffusion import download_pipeline
 from scripts.commands import CONFIGS, register_resolvers, reported
 from scripts.fetch import fetch
 
@@ -42,8 +45,24 @@ class Asset:
     sha256: str | None
     check: Callable[[Path], object]
 
+    def get(self) -> str:
+        digest = fetch(self.url, self.path, sha256=self.sha256, check=self.check)
+        return f"{self.path}  sha256 {digest[:16]}..."
 
-def named_assets(name: str) -> list[Asset]:
+
+@dataclass(frozen=True)
+class HubPipeline:
+    """A diffusers pipeline, which the hub's own client fetches, resumes and verifies."""
+
+    id: str
+    revision: str | None
+    variant: str | None
+
+    def get(self) -> str:
+        return f"{self.id}  {download_pipeline(self.id, self.revision, self.variant)}"
+
+
+def named_assets(name: str) -> list[Asset | HubPipeline]:
     """The files behind a name.  Raises ValueError with the known names for another."""
     if name in models():
         return _of_model(composed("sample", f"model={name}"))
@@ -56,8 +75,7 @@ def named_assets(name: str) -> list[Asset]:
     if name == "inception":
         return [_inception()]
     if name == "vgg16":
-        path = downloads() / URL_VGG16.rsplit("/", 1)[-1]
-        return [Asset(URL_VGG16, path, None, read_weights)]
+        return [_vgg16()]
     if name in (batches := published_batches()):
         url = batches[name]
         return [Asset(url, downloads() / url.rsplit("/", 1)[-1], None, load_samples)]
@@ -69,7 +87,10 @@ def named_assets(name: str) -> list[Asset]:
     )
 
 
-def _of_model(cfg: DictConfig) -> list[Asset]:
+def _of_model(cfg: DictConfig) -> list[Asset | HubPipeline]:
+    if "id" in cfg.model:
+        pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
+        return [pipeline, _inception(), _vgg16()]
     if "card" not in cfg.model:
         raise ValueError(f"model {cfg.model.name} needs no download: it is part of the repository")
     card = read_card(cfg.model.card)
@@ -99,6 +120,10 @@ def _inception() -> Asset:
     return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
 
 
+def _vgg16() -> Asset:
+    return Asset(URL_VGG16, downloads() / URL_VGG16.rsplit("/", 1)[-1], None, read_weights)
+
+
 def composed(config: str, *overrides: str) -> DictConfig:
     register_resolvers()
     with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
@@ -110,8 +135,9 @@ def downloads() -> Path:
 
 
 def models() -> list[str]:
-    """The models whose checkpoints have a card; digits needs no download."""
-    return [name for name in options("model") if (CARDS / f"{name}.yaml").is_file()]
+    """The models that have a card of something published; digits needs no download."""
+    cards = {path.stem for path in CARDS.iterdir()}
+    return [name for name in options("model") if name in cards]
 
 
 def options(group: str) -> list[str]:
@@ -141,10 +167,8 @@ def main() -> None:
     found = [asset for word in words if "=" not in word for asset in named_assets(word)]
     if settings:
         found += _of_model(composed("sample", *settings))
-    assets = {asset.path: asset for asset in found}
-    for path, asset in assets.items():
-        digest = fetch(asset.url, path, sha256=asset.sha256, check=asset.check)
-        print(f"{path}  sha256 {digest[:16]}...", flush=True)
+    for asset in {a.path if isinstance(a, Asset) else a: a for a in found}.values():
+        print(asset.get(), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,11 +44,6 @@ def pipelines(tmp_path_factory):
     }
 
 
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-
 def open_pipeline(path, scheduler, kind=DiffusionPipeline, **options):
     pipe = kind.from_pretrained(path)
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
@@ -229,7 +224,9 @@ def test_sample_py_gives_the_images_of_the_pipeline(
     pipe = open_pipeline(pipelines[name], cls)
     noise = SampleNoise(5, range(3), (4, 16, 16))
     pipe.scheduler.noise = noise
-    theirs = pipe(PROMPTS, num_inference_steps=20, latents=noise.start(), output_type="np")
+    pipe.vae.enable_slicing()
+    theirs = pipe(PROMPTS, num_inference_steps=20, latents=noise.start(), output_type="np",
+                  guidance_scale=7.5)  # fmt: skip
     assert np.array_equal(images, pixels(theirs))
 
 
@@ -339,7 +336,6 @@ def test_no_guidance_look_at_the_device(pipelines):
         (["model.precision=fp8"], "unknown precision 'fp8': choose fp32, fp16, bf16"),
         (["guidance=classifier"], "model sd21 has no classifier"),
         (["sampler=ddpm"], "use variance=fixed_small or fixed_large"),
-        (["model=digits", "~model.id", "~model.precision"], "takes no prompts"),
     ],
 )
 def test_mistakes_are_one_line(command, pipelines, tmp_path, change, message):
@@ -349,13 +345,9 @@ def test_mistakes_are_one_line(command, pipelines, tmp_path, change, message):
     assert not (tmp_path / "here/samples.npz").exists()
 
 
-def test_when_the_hub_does_not_answer(command, tmp_path):
-    words = words_of("nobody/nothing", tmp_path)
-    status, _, err = command(sample, *words)
-    last = err.splitlines()[-1]
-    assert status == 2
-    assert last.startswith("error: cannot load nobody/nothing (")
-    assert "left the hub in November 2025" in last and "a local folder as model.id" in last
+def test_a_model_without_text_takes_no_prompts(command):
+    status, _, err = command(sample, "model=digits", "prompts=[a seven]")
+    assert status == 2 and "model digits takes no prompts: leave prompts=null" in err
 
 
 def test_an_incomplete_or_foreign_folder(command, pipelines, tmp_path):
