@@ -7,14 +7,14 @@ PY := .venv/bin/python
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke download table1 table1_full table2 figure2 figure3 figure4 render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 figure2 figure3 figure4 figure5 render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
 	@echo "MODEL=digits picks a model that needs no download; without it tables and figures are of"
-	@echo "the paper's ADM models.  ARGS='seed=1 out=runs/seed1' overrides any setting, and"
+	@echo "the paper's own models.  ARGS='seed=1 out=runs/seed1' overrides any setting, and"
 	@echo "ARGS=dry=true prints what would be done and what it would cost."
 
 setup: .venv/installed ## make .venv and install everything into it (once)
@@ -51,6 +51,10 @@ download: .venv/installed ## fetch MODEL's checkpoint, reference batch and Incep
 	@[ -n "$(MODEL)" ] || { echo "error: name what to fetch, as in make download MODEL=adm_imagenet"; exit 2; }
 	$(PY) scripts/download.py $(MODEL) $(ARGS)
 
+coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Table 3 (7 GB to fetch)
+	$(PY) scripts/prepare_coco.py captions
+	$(PY) scripts/prepare_coco.py images
+
 table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (6 minutes on two cores)
 	$(PY) reproduce.py experiment=table1 $(OF_MODEL) $(ARGS)
 
@@ -60,6 +64,9 @@ table1_full: .venv/installed ## Table 1 on digits with all five step counts of t
 table2: .venv/installed ## the paper's Table 2: ADM on LSUN bedroom
 	$(PY) reproduce.py experiment=table2 $(OF_MODEL) $(ARGS)
 
+table3: .venv/installed ## the paper's Table 3: Stable Diffusion 2.1 on MS-COCO; also clean-fid and CLIP
+	$(PY) reproduce.py -m experiment=table3,table3_clean,table3_clip $(OF_MODEL) $(ARGS)
+
 figure2: .venv/installed ## samples of Mix and DDIM side by side at several step counts
 	$(PY) reproduce.py experiment=figure2 $(OF_MODEL) $(ARGS)
 
@@ -68,6 +75,9 @@ figure3: .venv/installed ## more samples of Mix and DDIM side by side, at 100 st
 
 figure4: .venv/installed ## the cutoff ablation of figure 4
 	$(PY) reproduce.py experiment=figure4 $(OF_MODEL) $(ARGS)
+
+figure5: .venv/installed ## samples of Mix and DDIM on Stable Diffusion, prompt by prompt
+	$(PY) reproduce.py experiment=figure5 $(OF_MODEL) $(ARGS)
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
