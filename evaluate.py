@@ -2,7 +2,8 @@
 
     python evaluate.py samples=runs/digits/mix-... reference=digits
 
-Works on a run's folder, any .npz with arr_0, or a folder of PNG files.  Writes a JSON record
+Works on a run's folder, any .npz with arr_0, or a folder of PNG files; how well images fit their
+prompts is scored by metrics=clip reference=none.  Writes a JSON record
 and prints it with the real-vs-real floor, which is what a perfect sampler would score.
 
 The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 
 from eval.published import gate
 from eval.records import Record, score
-from eval.report import METRIC_NAMES, format_score
+from eval.report import METRIC_NAMES, format_score, reference_words
 from scripts.commands import pick_device, plain, run_command
 from scripts.evaluation import Evaluator, changed_protocol, reference_of
 
@@ -34,7 +35,11 @@ def main(cfg: DictConfig) -> None:
     beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
     out = Path(cfg.out or f"{beside}-{cfg.metrics.name}.json")
     record = evaluator.record(
-        path, out, num_samples=cfg.num_samples, use_labels=cfg.labels == "auto"
+        path,
+        out,
+        num_samples=cfg.num_samples,
+        use_labels=cfg.labels == "auto",
+        prompts=cfg.prompts and Path(cfg.prompts),
     )
     print_record(record)
     print(f"record: {out}")
@@ -65,7 +70,7 @@ def gate_obstacle(cfg: DictConfig, batch: str, published: Any) -> str | None:
 def print_record(record: Record) -> None:
     print(f"{record['n']} samples, protocol {record['protocol']}, "
           f"extractor {record['extractor']} ({record['extractor_weights']}), "
-          f"reference {record['reference']} ({record['reference_n']} images)")  # fmt: skip
+          f"{reference_words(record)}")  # fmt: skip
     print(f"{'score':<28}{'samples':>18}{'real (floor)':>18}   ± is half the 95% interval")
     for metric in record["scores"]:
         name = f"{METRIC_NAMES[metric]} ({record['extractor']})"

@@ -7,13 +7,15 @@ Numbers from different extractors never compare.  Each one therefore has a name 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,19 +32,21 @@ class Extracted(NamedTuple):
 
     `features` [N, F] are for FID and KID, `logits` [N, K] for the Inception score, `spatial`
     [N, S] for sFID.  `manifold` [N, M] are for precision and recall where these use other
-    features than FID does.
+    features than FID does.  `text` [N, F] are features of the samples' prompts, for the CLIP score.
     """
 
     features: NDArray[np.float32]
     logits: NDArray[np.float32] | None = None
     spatial: NDArray[np.float32] | None = None
     manifold: NDArray[np.float32] | None = None
+    text: NDArray[np.float32] | None = None
 
 
 class Extractor(Protocol):
     """Images uint8 [N, H, W, C] -> features and logits; `digest` identifies the weights.
 
-    `knows_labels` says that logit k is for the label k that samples are made for.
+    `knows_labels` says that logit k is for the label k that samples are made for.  The images may
+    be any sequence with `shape` and `dtype` whose slices are such arrays.
     """
 
     name: str
@@ -268,6 +272,86 @@ def _folder_of(weights: Path) -> str:
     return str(weights.parent)
 
 
+class ClipExtractor:
+    """A CLIP model of open-clip-torch: features of images and of texts, each of length 1.
+
+    `model` is a name of open_clip or a JSON file like those of its model_configs; `pretrained` one
+    of that model's tags, fetched once into `cache_dir` (null: the hub's cache), or a file of weights.
+    Images are prepared as the model's own transform does, at its image size.  Raises ValueError
+    for an unknown model or tag, or weights that do not fit, FileNotFoundError when they cannot be
+    had.
+    """
+
+    knows_labels = False
+
+    def __init__(
+        self, model: str, pretrained: str, cache_dir: Path | None = None, device: str = "cpu"
+    ):
+        import open_clip
+
+        name = model
+        if model.endswith(".json"):
+            if not Path(model).is_file():
+                raise FileNotFoundError(f"no model config at {model}: give one of open_clip's form")
+            open_clip.add_model_config(Path(model))
+            name = Path(model).stem
+        local = Path(pretrained).is_file()
+        if open_clip.get_model_config(name) is None:
+            raise ValueError(
+                f"open_clip knows no model {name!r}: choose one of open_clip.list_models(), or a "
+                "JSON file as metrics.model"
+            )
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if not local and pretrained not in tags:
+            raise ValueError(
+                f"no weights {pretrained!r} of {name}: metrics.pretrained is a file, or one of "
+                f"{', '.join(tags) or 'no known tags'}"
+            )
+        try:
+            net, _, self.prepare = open_clip.create_model_and_transforms(
+                name, pretrained=pretrained, cache_dir=cache_dir and str(cache_dir)
+            )
+        except Exception as error:  # whatever a download or a damaged file raises
+            reason = str(error).strip().partition("\n")[0][:200]
+            if local:
+                raise ValueError(
+                    f"{pretrained} is damaged or not of {name} ({reason}): fetch it again"
+                ) from None
+            raise FileNotFoundError(
+                f"cannot load {name} {pretrained} ({reason}): fetch its file elsewhere and pass its "
+                "path as metrics.pretrained"
+            ) from None
+        self.net = net.to(device).eval()
+        self.tokenize = open_clip.get_tokenizer(name)
+        size = self.net.visual.image_size
+        size = size[0] if isinstance(size, tuple) else size
+        tag = Path(pretrained).stem if local else pretrained
+        self.facts = {"model": name, "pretrained": tag, "image_size": size}
+        self.name = re.sub(r"[^\w.-]", "-", f"clip-{name}-{tag}-{size}")
+        self.num_features = int(open_clip.get_model_config(name)["embed_dim"])
+        self.device = device
+        self.digest = _digest(self.net)
+
+    def __call__(self, images: Images, batch_size: int = 64) -> Extracted:
+        _check_images(images)
+        return _extract(self._forward, images, batch_size, self.device, self.name)
+
+    def _forward(self, x: Tensor) -> dict[str, Tensor]:
+        pictures = x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy()
+        prepared = torch.stack([self.prepare(Image.fromarray(picture)) for picture in pictures])
+        return {"features": self.net.encode_image(prepared.to(self.device), normalize=True)}
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
+        """Features float32 [N, F] of texts, cut off where the model's context ends."""
+        starts = range(0, len(prompts), batch_size)
+        parts = []
+        for i in tqdm(starts, desc=f"{self.name} texts", unit="batch", delay=3, leave=False):
+            tokens = self.tokenize(list(prompts[i : i + batch_size])).to(self.device)
+            parts.append(self.net.encode_text(tokens, normalize=True).float().cpu().numpy())
+        return np.concatenate(parts)
+
+
 def _torch_fidelity_network(
     network: Callable[..., Any], name: str, features: list[str], weights: Path | None, source: str
 ) -> Any:
@@ -294,7 +378,7 @@ def _torch_fidelity_network(
         raise ValueError(f"{weights} does not fit the network ({reason}): use {source}") from None
 
 
-EXTRACTORS = ("digits", "inception", "torch_fidelity", *CLEAN_MODES)
+EXTRACTORS = ("digits", "inception", "torch_fidelity", *CLEAN_MODES, "clip")
 
 
 def extractor_named(
@@ -303,8 +387,12 @@ def extractor_named(
     device: str = "cpu",
     *,
     vgg16_weights: Path | None = None,
+    clip: dict[str, Any] | None = None,
 ) -> Extractor:
-    """The extractor of that name; ValueError with the known ones for another."""
+    """The extractor of that name; ValueError with the known ones for another.
+
+    `clip` are the options of `ClipExtractor`.
+    """
     if name == "digits":
         return DigitsExtractor(weights or DIGITS_WEIGHTS, device)
     if name == "inception":
@@ -313,6 +401,8 @@ def extractor_named(
         return TorchFidelityExtractor(weights, vgg16_weights, device)
     if name in CLEAN_MODES:
         return CleanExtractor(name, weights, device)
+    if name == "clip":
+        return ClipExtractor(**(clip or {}), device=device)
     raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
 
 

@@ -127,7 +127,7 @@ def read_prompts(path: Path) -> list[str]:
     blank line, which would shift the prompts of all later samples.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no prompts at {path}: give a text file with one prompt a line")
+        raise FileNotFoundError(f"no prompts at {path}: give prompts=FILE with one prompt a line")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

@@ -451,9 +451,25 @@ def _proportion(hits: NDArray[np.bool_]) -> Score:
     return Score(float(hits.mean()), float(np.sqrt(p * (1 - p) / n)))
 
 
+# --- CLIP score -----------------------------------------------------------------------
+
+
+def clip_score(images: Floats, texts: Floats) -> Score:
+    """Mean of max(100 cos(image, its text), 0) (Hessel et al. 2021, there with 2.5 for 100).
+
+    Features [N, F] of N images and of their prompts, each of length 1.  se: the spread of the
+    samples over the square root of N.  Raises ValueError unless there are as many of both.
+    """
+    if images.shape != texts.shape:
+        raise ValueError(f"{len(images)} images but {len(texts)} prompts")
+    cosines = (images.astype(np.float64) * texts).sum(axis=1)
+    values = np.maximum(100 * cosines, 0)
+    return Score(float(values.mean()), _std(values) / float(np.sqrt(len(values))))
+
+
 # --- All of them ----------------------------------------------------------------------
 
-METRICS = ("is", "fid", "sfid", "kid", "precision", "recall", "label_agreement")
+METRICS = ("is", "fid", "sfid", "kid", "precision", "recall", "label_agreement", "clip_score")
 
 
 def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
@@ -466,7 +482,7 @@ def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
 
 def evaluate(
     extracted: Extracted,
-    reference: Reference,
+    reference: Reference | None,
     labels: NDArray[np.int64] | None = None,
     metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
     *,
@@ -487,19 +503,29 @@ def evaluate(
     samples whose class counts were fixed by design rather than drawn: their standard errors
     then leave the class counts fixed, too.  The other options are those of the metrics.
 
-    Raises ValueError for an unknown metric, for one whose features the extractor does not give,
-    for label agreement without labels, and as each metric does.
+    Raises ValueError for an unknown metric, for one whose features the extractor does not give or
+    that needs a reference where there is none, for label agreement without labels, and as each
+    metric does.
     """
     check_metrics(metrics)
     if labels is None and "label_agreement" in metrics:
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
-    x, y = extracted, reference
+    x = extracted
     resampling: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "strata": strata}
     frechet: dict[str, Any] = {"se": fid_se, "allow_few": allow_few, **resampling}
 
+    def real(metric: str) -> Reference:
+        if reference is None:
+            raise ValueError(
+                f"{metric} compares with real images: give a reference, or leave {metric} out of "
+                "metrics.scores"
+            )
+        return reference
+
     @cache
     def both() -> tuple[Score, Score]:
+        y = real("precision")
         if x.manifold is None or y.manifold is None:
             return precision_recall(x.features, y.features, k=k)
         return precision_recall(x.manifold, y.manifold, k=k)
@@ -507,8 +533,8 @@ def evaluate(
     def given(value: Any, metric: str) -> Any:
         if value is None:
             raise ValueError(
-                f"{metric} needs what the extractor {y.extractor} or the reference {y.name} "
-                f"lacks: leave {metric} out of metrics.scores or use metrics=adm"
+                f"{metric} needs what the extractor or the reference{'' if reference is None else ' ' + reference.name} "
+                f"lacks: leave {metric} out of metrics.scores or use another metrics="
             )
         return value
 
@@ -520,14 +546,19 @@ def evaluate(
             shuffle_seed=is_shuffle_seed,
             **resampling,
         ),
-        "fid": lambda: fid(x.features, y.statistics, **frechet),
-        "sfid": lambda: fid(given(x.spatial, "sfid"), given(y.spatial, "sfid"), **frechet),
-        "kid": lambda: kid(x.features, y.features, subset_size=kid_subset_size, **resampling),
+        "fid": lambda: fid(x.features, real("fid").statistics, **frechet),
+        "sfid": lambda: fid(
+            given(x.spatial, "sfid"), given(real("sfid").spatial, "sfid"), **frechet
+        ),
+        "kid": lambda: kid(
+            x.features, real("kid").features, subset_size=kid_subset_size, **resampling
+        ),
         "precision": lambda: both()[0],
         "recall": lambda: both()[1],
         "label_agreement": lambda: label_agreement(
             given(x.logits, "label_agreement"), given(labels, "label_agreement")
         ),
+        "clip_score": lambda: clip_score(x.features, given(x.text, "clip_score")),
     }
     return {name: compute[name]() for name in names}
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from eval.extractors import Extractor
 from eval.files import write_atomic
 from eval.metrics import Score
 from eval.reference import Reference
@@ -19,26 +20,29 @@ def make_record(
     *,
     protocol: str,
     n: int,
-    reference: Reference,
+    extractor: Extractor,
+    reference: Reference | None,
     options: dict[str, Any],
     cell: dict[str, Any] | None,
     run: dict[str, Any] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> Record:
     """A score is no result without its protocol: this holds both.
 
     `scores` of n samples and the real-vs-real `floor` at the same n (None if there are too
     few real images); `protocol` is the name of configs/metrics that they follow, `options` are
     those of the metrics; `cell` says how the samples were made and `run`
-    what that took, as far as their manifest tells.
+    what that took, as far as their manifest tells; `more` is what else belongs to the protocol.
     """
     return {
         "protocol": protocol,
         "n": n,
-        "extractor": reference.extractor,
-        "extractor_weights": reference.weights[:12],
-        "reference": reference.name,
-        "reference_n": reference.n,
-        "reference_digest": reference.digest[:12],
+        "extractor": extractor.name,
+        "extractor_weights": extractor.digest[:12],
+        "reference": reference and reference.name,
+        "reference_n": reference and reference.n,
+        "reference_digest": reference and reference.digest[:12],
+        **(more or {}),
         "metrics": sorted(scores),
         "options": options,
         "cell": cell,

@@ -34,9 +34,16 @@ METRIC_NAMES = {
     "precision": "Precision",
     "recall": "Recall",
     "label_agreement": "Label agreement",
+    "clip_score": "CLIP score",
 }
 LOWER_IS_BETTER = ("fid", "sfid", "kid")
-DIGITS = {"is": 2, "fid": 2, "sfid": 2, "kid": 4}  # decimals shown; 3 for the others
+DIGITS = {
+    "is": 2,
+    "fid": 2,
+    "sfid": 2,
+    "kid": 4,
+    "clip_score": 2,
+}  # decimals shown; 3 for the others
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,8 @@ PROTOCOL = (
     "reference",
     "reference_digest",
     "options",
+    "preprocess",
+    "prompts",
 )
 
 
@@ -93,10 +102,11 @@ def check_one_protocol(cells: Sequence[Cell]) -> None:
     first = cells[0]
     for cell in cells:
         for key in PROTOCOL:
-            if cell.record[key] != first.record[key]:
+            here, there = cell.record.get(key), first.record.get(key)
+            if here != there:
                 raise ValueError(
-                    f"a table never mixes protocols: {key} is {first.record[key]} in row "
-                    f"{first.row} at {first.steps} steps, {cell.record[key]} in row {cell.row} at "
+                    f"a table never mixes protocols: {key} is {there} in row "
+                    f"{first.row} at {first.steps} steps, {here} in row {cell.row} at "
                     f"{cell.steps}; evaluate them anew with one metrics= and reference="
                 )
         n = next(other.record["n"] for other in cells if other.steps == cell.steps)
@@ -225,10 +235,22 @@ def protocol_sentence(record: Record) -> str:
     )
     return (
         f"{made_sentence(made)} "
-        f"Extractor `{record['extractor']}` ({record['extractor_weights']}), reference "
-        f"`{record['reference']}` ({record['reference_n']} images, {record['reference_digest']}). "
+        f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
+        f"{reference_words(record)}. "
         "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
         f"cannot be told from it.{floor if record['floor'] else ''}"
+    )
+
+
+def reference_words(record: Record) -> str:
+    """What the samples were compared with, and at which size."""
+    if record["reference"] is None:
+        return "no reference"
+    reduced = record.get("preprocess")
+    size = f", both at {reduced['size']} pixels by {reduced['name']}" if reduced else ""
+    return (
+        f"reference `{record['reference']}` ({record['reference_n']} images, "
+        f"{record['reference_digest']}){size}"
     )
 
 

@@ -13,9 +13,10 @@ import yaml
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from eval.extractors import Extracted, extractor_named
-from eval.files import Samples, load_samples
+from eval.extractors import ClipExtractor, Extracted, extractor_named
+from eval.files import Samples, load_samples, read_prompts
 from eval.metrics import Score, check_metrics, evaluate
+from eval.preprocessing import Preprocessed, Preprocessing
 from eval.records import Record, load_records, make_record, protocol, save_records
 from eval.reference import (
     PublishedStatistics,
@@ -41,8 +42,12 @@ class Evaluator:
         self.name: str = metrics.name
         self.scores = check_metrics(plain(metrics.scores))
         self.options = _checked_options(plain(metrics.options))
-        self.extractor = extractor_named(metrics.extractor, device=device, **files)
+        clip = {key: metrics[key] for key in ("model", "pretrained", "cache_dir") if key in metrics}
+        self.extractor = extractor_named(metrics.extractor, device=device, clip=clip, **files)
         self._reference_config = reference
+        self.preprocessing = None
+        if reference.get("preprocess"):
+            self.preprocessing = Preprocessing(reference.preprocess, reference.size)
         self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
 
     @cached_property
@@ -51,27 +56,30 @@ class Evaluator:
         config = self._reference_config
         path = Path(config.batch) if config.get("batch") else None
         if path and not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: fetch it with `python scripts/download.py {config.name}` "
-                f"or from {config.url}"
-            )
+            fetch = f"fetch it with `python scripts/download.py {config.name}` or from {config.url}"
+            raise FileNotFoundError(f"{path} is missing: {config.get('remedy') or fetch}")
         return path
 
     @cached_property
     def published(self) -> PublishedStatistics | None:
         """The statistics in the reference batch, which are of ADM's Inception and no other."""
-        if self.batch is None or self.extractor.name != "inception":
+        if not self._reference_config.get("statistics_n") or self.extractor.name != "inception":
             return None
+        assert self.batch is not None
         return read_adm_statistics(self.batch, self._reference_config.statistics_n)
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> Reference | None:
         """The stored reference made with this extractor, or a new one built from its images.
+
+        None if the config is that of no reference.
 
         One that is built from a published batch is stored beside it, since it takes a pass over
         10,000 images; it stands for that very file and extractor alone.
         """
         config = self._reference_config
+        if config.name == "none":
+            return None
         source = file_sha256(self.batch) if self.batch else ""
         folder = config.folder and ROOT / config.folder
         if self.batch and config.images.get("path") != config.batch:
@@ -102,7 +110,7 @@ class Evaluator:
 
     def floor(self, n: int, balanced: bool) -> dict[str, Score] | None:
         """The real-vs-real floor for n samples; None where there are too few real images."""
-        if self._real is None or n > len(self._real[0].features):
+        if self._real is None or self.reference is None or n > len(self._real[0].features):
             return None
         if (n, balanced) not in self._floors:
             real, labels = self._real
@@ -131,9 +139,17 @@ class Evaluator:
             )
 
     def record(
-        self, path: Path, out: Path, *, num_samples: int | None = None, use_labels: bool = True
+        self,
+        path: Path,
+        out: Path,
+        *,
+        num_samples: int | None = None,
+        use_labels: bool = True,
+        prompts: Path | None = None,
     ) -> Record:
         """Evaluate the samples at `path` and store the record at `out`.
+
+        `prompts` are a file of those that the samples were made for, if that is not beside them.
 
         A record that is there already is returned instead if it says just what a new one would;
         only a run's folder, whose manifest tells what its samples are, can be so trusted.
@@ -144,7 +160,7 @@ class Evaluator:
         n = num_samples or (manifest or {}).get("num_samples")
         if manifest and manifest["complete"] and n is not None and out.is_file():
             stored: Record = load_records(out)
-            if protocol(stored) == self._protocol(n, manifest, use_labels):
+            if protocol(stored) == self._protocol(n, manifest, use_labels, prompts):
                 return stored
         samples = load_samples(path)
         if num_samples is not None and num_samples > len(samples.images):
@@ -153,8 +169,12 @@ class Evaluator:
         balanced = manifest is not None and manifest["config"]["label"] == "balanced"
         labels = None if samples.labels is None else samples.labels[:n]
         reference = self.reference  # refuse a missing one before the long work
+        text = self._text(path, prompts, samples.labels, n)
+        images: Any = samples.images[:n]
+        if self.preprocessing:
+            images = Preprocessed(images, self.preprocessing)
         scores = evaluate(
-            self.extractor(samples.images[:n]),
+            self.extractor(images)._replace(text=text),
             reference,
             labels=labels if self._agrees(use_labels) else None,
             metrics=self.scores,
@@ -166,10 +186,12 @@ class Evaluator:
             self.floor(n, balanced),
             protocol=self.name,
             n=n,
-            reference=self.reference,
+            extractor=self.extractor,
+            reference=reference,
             options=self.options,
             cell=_cell(manifest),
             run=_run(manifest),
+            more=self._more(prompts),
         )
         save_records(out, record)
         return record
@@ -178,11 +200,52 @@ class Evaluator:
         """Whether label agreement is among the scores, if the samples have labels."""
         return use_labels and self.extractor.knows_labels
 
-    def _protocol(self, n: int, manifest: dict[str, Any], use_labels: bool) -> Record:
+    def _text(
+        self, path: Path, prompts: Path | None, labels: NDArray[np.int64] | None, n: int
+    ) -> NDArray[np.float32] | None:
+        """Features of the n prompts if the scores need them; labels of a run are their indices."""
+        if "clip_score" not in self.scores:
+            return None
+        if not isinstance(self.extractor, ClipExtractor):
+            raise ValueError("clip_score needs metrics=clip")
+        beside = (path if path.is_dir() else path.parent) / "prompts.txt"
+        known = read_prompts(prompts or beside)
+        rows = labels[:n] if beside.is_file() and labels is not None else np.arange(n)
+        if rows.max() >= len(known):
+            raise ValueError(
+                f"{prompts or beside} has {len(known)} prompts, but sample {rows.argmax()} is of "
+                f"prompt {rows.max()}: give prompts=FILE with all of them"
+            )
+        wanted, places = np.unique(rows, return_inverse=True)
+        return self.extractor.encode_text([known[i] for i in wanted])[places]
+
+    def _more(self, prompts: Path | None) -> dict[str, Any]:
+        """What belongs to the protocol of some: kept out of all other records."""
+        more: dict[str, Any] = {}
+        if self.preprocessing:
+            more["preprocess"] = {"name": self.preprocessing.name, "size": self.preprocessing.size}
+        if isinstance(self.extractor, ClipExtractor):
+            more["clip"] = self.extractor.facts
+            if prompts:  # others than those of the samples' own manifest
+                more["prompts"] = file_sha256(prompts)[:12]
+        return more
+
+    def _protocol(
+        self, n: int, manifest: dict[str, Any], use_labels: bool, prompts: Path | None
+    ) -> Record:
         names = {*self.scores, *(("label_agreement",) if self._agrees(use_labels) else ())}
         blank = dict.fromkeys(names, Score(0.0, 0.0))
-        record = make_record(blank, None, protocol=self.name, n=n, reference=self.reference, options=self.options,
-                             cell=_cell(manifest))  # fmt: skip
+        record = make_record(
+            blank,
+            None,
+            protocol=self.name,
+            n=n,
+            extractor=self.extractor,
+            reference=self.reference,
+            options=self.options,
+            cell=_cell(manifest),
+            more=self._more(prompts),
+        )
         return protocol(json.loads(json.dumps(record)))
 
 

@@ -183,7 +183,7 @@ def test_a_column_never_mixes_numbers_of_samples():
 def test_pictures_are_labelled_rows(tmp_path):
     config = {**CELLS[0].record["cell"]["config"], "sampler": {"name": "mix", "cutoff": 291}}
     images = np.zeros((4, 8, 8, 3), np.uint8)
-    rows = [Pictures("Mix", s, images, np.arange(4), config) for s in (5, 50)]
+    rows = [Pictures("Mix", s, images, list("0123"), config) for s in (5, 50)]
     write_pictures(tmp_path, "Samples", rows)
     text = (tmp_path / "figure.md").read_text()
     assert text.index("| 1 | Mix (name mix, cutoff 291) | 50 |") < text.index("| 2 | Mix")

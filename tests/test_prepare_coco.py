@@ -1,0 +1,297 @@
+"""Captions and reference images of MS-COCO, from small files of the real formats."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import sys
+import threading
+import zipfile
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.files import load_samples, read_prompts
+from scripts import prepare_coco
+from scripts.commands import reported
+
+IDS = [42, 73, 74, 133, 136, 139, 143, 164, 192, 196]
+
+
+def annotations() -> dict:
+    """captions_val2014.json in little: several captions an image, some odd ones."""
+    rows = [
+        {"image_id": image, "id": 1000 * i + k, "caption": f"caption {k} of image {image}"}
+        for i, image in enumerate(IDS)
+        for k in range(5 + i % 2)
+    ]
+    for row in rows[:5]:
+        row["caption"] = "A café,\nwith two\n\n chairs. "
+    np.random.default_rng(0).shuffle(rows)
+    return {
+        "info": {"description": "COCO 2014 Dataset", "year": 2014},
+        "images": [{"id": i, "file_name": f"COCO_val2014_{i:012d}.jpg"} for i in IDS],
+        "licenses": [{"id": 1, "name": "CC"}],
+        "annotations": rows,
+    }
+
+
+def jpeg(width: int, height: int, mode: str = "RGB", seed: int = 0) -> bytes:
+    shape = (height, width) if mode == "L" else (height, width, 3)
+    noise = np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return file.getvalue()
+
+
+PICTURES = {image: jpeg(300 + 10 * k, 270 + 30 * (k % 3), "L" if k == 3 else "RGB", k)
+            for k, image in enumerate(IDS)}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder laid out as the two unpacked zips, and the zips beside it."""
+    folder = tmp_path_factory.mktemp("coco")
+    (folder / "annotations").mkdir()
+    text = json.dumps(annotations())
+    (folder / "annotations/captions_val2014.json").write_text(text)
+    (folder / "annotations/instances_val2014.json").write_text("{}")
+    with zipfile.ZipFile(folder / "annotations_trainval2014.zip", "w") as archive:
+        archive.writestr("annotations/captions_train2014.json", '{"annotations": []}')
+        archive.writestr("annotations/captions_val2014.json", text)
+    (folder / "val2014").mkdir()
+    with zipfile.ZipFile(folder / "val2014.zip", "w") as archive:
+        archive.writestr("val2014/", "")
+        for image, content in reversed(PICTURES.items()):
+            name = f"val2014/COCO_val2014_{image:012d}.jpg"
+            archive.writestr(name, content)
+            (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def coco(monkeypatch, tmp_path, capsys):
+    """Run the script: (exit status, stdout, stderr)."""
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["prepare_coco.py", *map(str, words)])
+        status = 0
+        try:
+            reported(prepare_coco.main)
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def drawn(folder):
+    lines = json.loads((folder / "captions.json").read_text())
+    return read_prompts(folder / "prompts.txt"), lines
+
+
+# --- captions -------------------------------------------------------------------------------------
+
+
+def test_captions_from_every_form_of_the_annotations(coco, source, tmp_path):
+    forms = ["annotations_trainval2014.zip", ".", "annotations/captions_val2014.json"]
+    got = []
+    for i, form in enumerate(forms):
+        out = tmp_path / str(i)
+        status, text, err = coco(
+            "captions", "--annotations", source / form, "--count", 8, "--out", out
+        )
+        assert status == 0, err
+        assert f"{out / 'prompts.txt'}: 8 captions" in text
+        got.append(drawn(out))
+    assert got[0] == got[1] == got[2]
+    prompts, facts = got[0]
+    assert len(prompts) == 8 == facts["count"]
+    assert facts["seed"] == 0 and facts["captions"] == 55 and "without replacement" in facts["rule"]
+    # One caption an image, each that of its line, and on one line.
+    by_id = {row["id"]: row for row in annotations()["annotations"]}
+    images = [line["image_id"] for line in facts["lines"]]
+    assert len(set(images)) == 8
+    for prompt, line in zip(prompts, facts["lines"], strict=True):
+        row = by_id[line["caption_id"]]
+        assert row["image_id"] == line["image_id"]
+        assert prompt == " ".join(row["caption"].split())
+    assert not list(tmp_path.rglob("*part*"))
+
+
+def test_drawing(source):
+    rows = prepare_coco.read_annotations(source)
+    eight = prepare_coco.draw(rows, 8, seed=0)
+    assert prepare_coco.draw(rows, 10, seed=0)[:8] == eight
+    assert prepare_coco.draw(rows[::-1], 8, seed=0) == eight
+    assert prepare_coco.draw(rows, 8, seed=1) != eight
+    # Recorded: the same on every machine and for ever.
+    assert [row["id"] for row in eight] == RECORDED
+    # Every image and every caption of one can be drawn.
+    seen = {row["id"] for seed in range(300) for row in prepare_coco.draw(rows, 10, seed)}
+    assert seen == {row["id"] for row in rows}
+    first = [prepare_coco.draw(rows, 1, seed)[0]["image_id"] for seed in range(2000)]
+    counts = np.unique(first, return_counts=True)[1]
+    assert len(counts) == 10 and (abs(counts - 200) < 60).all()  # 4.5 standard deviations
+    for count in (0, 11):
+        with pytest.raises(ValueError, match=r"must be in 1\.\.10"):
+            prepare_coco.draw(rows, count, 0)
+
+
+RECORDED = [3004, 2000, 1005, 8000, 6003, 0, 7005, 4002]
+
+
+def test_captions_are_fetched_from_coco(coco, source, tmp_path, monkeypatch):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=source))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    assert prepare_coco.URL_ANNOTATIONS.startswith("http://images.cocodataset.org/annotations/")
+    monkeypatch.setattr(prepare_coco, "URL_ANNOTATIONS", f"{url}/annotations_trainval2014.zip")
+    monkeypatch.setattr(prepare_coco, "URL_IMAGES", f"{url}/val2014.zip")
+    folder = tmp_path / "downloads/coco"
+    assert coco("captions", "--count", 5)[0] == 0
+    assert coco("images")[0] == 0
+    server.shutdown()
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"annotations_trainval2014.zip", "annotations_trainval2014.zip.sha256",
+                     "captions.json", "prompts.txt", "val2014-center_lanczos256.npz",
+                     "val2014.zip", "val2014.zip.sha256"}  # fmt: skip
+
+
+def test_running_again_keeps_and_other_settings_are_refused(coco, source, tmp_path):
+    words = ["captions", "--annotations", source, "--out", tmp_path, "--count", 6]
+    assert coco(*words)[0] == 0
+    before = drawn(tmp_path)
+    status, out, _ = coco(*words)
+    assert status == 0 and "already there" in out
+    status, _, err = coco(*words, "--seed", 1)
+    assert status == 2 and "holds other captions than these settings give" in err
+    assert drawn(tmp_path) == before
+
+
+def write_csv(path, header, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        (["file_name", "text"], "text and file_name"),
+        (["image_id", "width", "caption"], "caption and image_id"),
+    ],
+)
+def test_published_lists(coco, tmp_path, header, columns):
+    rows = [
+        ["COCO_1.jpg", *["0"] * (len(header) - 2), 'A dog,\non a "sofa".'],
+        ["2", *["0"] * (len(header) - 2), "Zwei Bären"],
+    ]
+    write_csv(tmp_path / "list.csv", header, rows)
+    status, _, err = coco("captions", "--list", tmp_path / "list.csv", "--out", tmp_path)
+    assert status == 0, err
+    prompts, facts = drawn(tmp_path)
+    assert prompts == ['A dog, on a "sofa".', "Zwei Bären"]
+    assert columns in facts["rule"] and facts["source"] == "list.csv" and "seed" not in facts
+    assert [line["image_id"] for line in facts["lines"]] == ["COCO_1.jpg", "2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["captions", "--annotations", "absent.zip"], "absent.zip"),
+        (["captions", "--annotations", "empty"], "no captions_val2014.json under"),
+        (["captions", "--annotations", "other.json"], "does not hold MS-COCO's captions"),
+        (["captions", "--annotations", "broken.zip"], "does not hold MS-COCO's captions"),
+        (["captions", "--annotations", "images.zip"], "no captions_val2014.json in"),
+        (["captions", "--list", "bad.csv"], "has columns id, words: a list needs text or caption"),
+        (["captions", "--list", "blank.csv"], "caption 2 is empty"),
+        (["images", "--images", "absent"], "no images at"),
+        (["images", "--images", "empty"], "no JPEG files in"),
+        (["images", "--images", "broken.zip"], "is no zip file or damaged"),
+        (["images", "--images", "odd"], "is not named as COCO's images"),
+        (["images", "--images", "damaged"], "COCO_val2014_000000000001.jpg is damaged"),
+    ],
+)
+def test_mistakes_are_one_line(coco, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "odd", "damaged"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "other.json").write_text('{"annotations": [{"id": 1}]}')
+    (tmp_path / "broken.zip").write_bytes(b"PK\3\4 and no more")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("val2014/x.jpg", b"")
+    write_csv(tmp_path / "bad.csv", ["id", "words"], [["1", "x"]])
+    write_csv(tmp_path / "blank.csv", ["id", "text"], [["1", "x"], ["2", " "]])
+    (tmp_path / "odd/holiday.jpg").write_bytes(jpeg(300, 300))
+    (tmp_path / "damaged/COCO_val2014_000000000001.jpg").write_bytes(jpeg(300, 300)[:2000])
+    status, _, err = coco(*words, "--out", "out")
+    assert status == 2 and err.splitlines()[-1].startswith("error: ")
+    assert message in err, err
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["val2014.zip", "val2014"])
+def test_reference_images(coco, source, tmp_path, form):
+    for name in ("center_lanczos", "bicubic"):
+        status, out, err = coco(
+            "images", "--images", source / form, "--preprocess", name, "--out", tmp_path
+        )
+        assert status == 0, err
+        assert "has 10 images, MS-COCO 2014 val 40504" in out
+        path = tmp_path / f"val2014-{name}256.npz"
+        images = load_samples(path).images
+        assert isinstance(images, np.memmap)
+        with np.load(path) as file:
+            assert file["image_ids"].tolist() == IDS
+        for image, content in zip(images, PICTURES.values(), strict=True):
+            with Image.open(io.BytesIO(content)) as real:
+                real = real.convert("RGB")
+                if name == "center_lanczos":
+                    side = min(real.size)
+                    x, y = (real.width - side) // 2, (real.height - side) // 2
+                    real = real.crop((x, y, x + side, y + side))
+                    want = real.resize((256, 256), Image.Resampling.LANCZOS)
+                else:
+                    want = real.resize((256, 256), Image.Resampling.BICUBIC)
+            assert np.array_equal(image, np.asarray(want))
+    assert (images[3] == images[3][..., :1]).all()  # the grey one
+    status, out, _ = coco(
+        "images", "--images", "absent", "--preprocess", "bicubic", "--out", tmp_path
+    )
+    assert status == 0 and "already there" in out
+
+
+def test_a_full_disk_is_noticed_before(coco, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        prepare_coco.shutil, "disk_usage", lambda path: type("", (), {"free": 1000})
+    )
+    status, _, err = coco("images", "--images", source / "val2014", "--out", tmp_path)
+    assert status == 2 and "0.0 GB are free" in err and "free some space" in err
+
+
+def test_an_interruption_leaves_nothing_half(coco, source, tmp_path, monkeypatch):
+    real, calls = prepare_coco.read_image, []
+
+    def read(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(prepare_coco, "read_image", read)
+    assert coco("images", "--images", source / "val2014", "--out", tmp_path)[0] == 130
+    assert list(tmp_path.iterdir()) == []
