@@ -23,7 +23,15 @@ from eval.records import Record, load_records, save_records
 from eval.report import Cell, Pictures, write_cutoff_figure, write_pictures, write_table
 from models.backbone import Backbone
 from scripts import dry_run
-from scripts.commands import ROOT, load_backbone, make_job, pick_device, plain, run_command
+from scripts.commands import (
+    ROOT,
+    load_backbone,
+    make_job,
+    pick_device,
+    plain,
+    run_command,
+    takes_option,
+)
 from scripts.evaluation import Evaluator
 from scripts.generate import Job, Size, distributed_rank, generate, read_manifest
 
@@ -76,7 +84,7 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
-    _ = evaluator.published  # refuse an unfit reference batch before days of sampling
+    evaluator.check_reference()  # before days of sampling
     columns = _columns(cfg, experiment, backbone)
     for _, size, _ in columns:
         evaluator.check_size(size.num_samples)
@@ -147,6 +155,8 @@ def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     try:
         backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts, **calibrated)
     except FileNotFoundError as missing:
+        if not takes_option(cfg.model, "untrained"):
+            raise
         print(f"not yet: {missing}")
         more = {"untrained": True, **calibrated}
         backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts, **more)

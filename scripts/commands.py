@@ -133,6 +133,11 @@ def load_backbone(
     return cast(Backbone, loader(**options, device=device))
 
 
+def takes_option(model: DictConfig, option: str) -> bool:
+    """Whether the model's loader knows an option."""
+    return option in inspect.signature(hydra.utils.get_method(model["_target_"])).parameters
+
+
 def read_prompts_setting(prompts: str | ListConfig | None) -> list[str]:
     """The prompts of a file, or those of a list itself.  ValueError without any."""
     if prompts is None:

@@ -75,7 +75,8 @@ def named_assets(name: str) -> list[Asset | HubPipeline]:
     if name == "inception":
         return [_inception()]
     if name == "vgg16":
-        return [_vgg16()]
+        path = downloads() / URL_VGG16.rsplit("/", 1)[-1]
+        return [Asset(URL_VGG16, path, None, read_weights)]
     if name in (batches := published_batches()):
         url = batches[name]
         return [Asset(url, downloads() / url.rsplit("/", 1)[-1], None, load_samples)]
@@ -90,7 +91,7 @@ def named_assets(name: str) -> list[Asset | HubPipeline]:
 def _of_model(cfg: DictConfig) -> list[Asset | HubPipeline]:
     if "id" in cfg.model:
         pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
-        return [pipeline, _inception(), _vgg16()]
+        return [pipeline, _inception()]
     if "card" not in cfg.model:
         raise ValueError(f"model {cfg.model.name} needs no download: it is part of the repository")
     card = read_card(cfg.model.card)
@@ -118,10 +119,6 @@ def _inception() -> Asset:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
     return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
-
-
-def _vgg16() -> Asset:
-    return Asset(URL_VGG16, downloads() / URL_VGG16.rsplit("/", 1)[-1], None, read_weights)
 
 
 def composed(config: str, *overrides: str) -> DictConfig:

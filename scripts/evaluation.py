@@ -124,6 +124,10 @@ class Evaluator:
             )
         return self._floors[n, balanced]
 
+    def check_reference(self) -> None:
+        """Raise FileNotFoundError or ValueError if the reference's file is missing or unfit."""
+        _ = self.batch, self.published
+
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
         size, subset = self.extractor.num_features, self.options.get("kid_subset_size", 0)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import standin_inception
 from PIL import Image
-from torch import nn
+from standin_scorers import CleanInception
 
 from eval.extractors import (
     CleanExtractor,
@@ -256,27 +256,6 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, monkeypatch):
 # --- clean-fid ---------------------------------------------------------------------------------
 
 
-class Layers(nn.Module):
-    """What stands for the TorchScript Inception: 2048 features of a 299 x 299 image in [-1, 1]."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2048, 23, stride=92)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.relu(self.conv(x)).mean([2, 3])
-
-
-class Base(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = Layers()
-
-    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
-        x = nn.functional.interpolate(x, size=[299, 299], mode="bilinear")
-        return self.layers((x - 128) / 128)
-
-
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
 def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch):
     """clean-fid itself over a folder of PNG files, with the same network."""
@@ -285,7 +264,7 @@ def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch)
 
     torch.manual_seed(0)
     weights = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(Base()).save(str(weights))
+    torch.jit.script(CleanInception()).save(str(weights))
     state = torch.load(inception, weights_only=True)
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state)
     extractor = CleanExtractor(mode, None if mode == "legacy_pytorch" else weights)
@@ -313,7 +292,7 @@ def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch)
 def test_the_clean_modes_differ(inception, tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(Base()).save(str(weights))
+    torch.jit.script(CleanInception()).save(str(weights))
     # Noise to be shrunk: the antialiasing shows.
     images = np.random.default_rng(0).integers(256, size=(2, 512, 512, 3), dtype=np.uint8)
     a, b = (CleanExtractor(m, weights)(images).features for m in ("clean", "legacy_tensorflow"))

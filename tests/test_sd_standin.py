@@ -1,0 +1,159 @@
+"""The whole way of Table 3 on a stand-in: real formats, real code, tiny random networks.
+
+MS-COCO in little, a tiny Stable Diffusion pipeline, random weights of the real Inception and a tiny
+CLIP: from the annotations to the rendered tables.  The numbers mean nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_pipelines as tiny
+import torch
+from conftest import ROOT, interrupt, standin_inception
+from PIL import Image
+from standin_scorers import CleanInception, tiny_clip
+from test_prepare_coco import PICTURES, annotations
+
+import evaluate
+import reproduce
+import sample
+from eval.preprocessing import Preprocessing
+from scripts import prepare_coco
+from scripts.commands import reported
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """What a user has downloaded."""
+    folder = tmp_path_factory.mktemp("table3")
+    (folder / "captions_val2014.json").write_text(json.dumps(annotations()))
+    (folder / "val2014").mkdir()
+    for image, content in PICTURES.items():
+        (folder / f"val2014/COCO_val2014_{image:012d}.jpg").write_bytes(content)
+    standin_inception(folder / "inception.pth")
+    torch.jit.script(CleanInception()).save(str(folder / "inception-2015-12-05.pt"))
+    tiny_clip(folder)
+    tiny.stable_diffusion(folder / "sd")
+    return folder
+
+
+def coco(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["prepare_coco.py", *map(str, words)])
+    reported(prepare_coco.main)
+
+
+def test_from_captions_to_table3(command, site, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+    model = ["model=sd", "model.name=standin", f"model.id={site / 'sd/pipeline'}",
+             "model.precision=fp32"]  # fmt: skip
+    small = [*model, "num_samples=8", "experiment.steps=[4,2]", "shard_size=4"]
+    few = ["metrics.options.allow_few=true", "metrics.options.kid_subset_size=4",
+           "metrics.options.is_splits=2", f"metrics.weights={site / 'inception.pth'}"]  # fmt: skip
+    # Nothing is prepared yet, and the commands say how to.
+    status, _, err = command(reproduce, "experiment=table3", *small, *few)
+    assert status == 2 and "no prompts at" in err and "prompts=FILE" in err
+
+    coco(monkeypatch, "captions", "--annotations", site / "captions_val2014.json", "--count", 8)
+    status, _, err = command(reproduce, "experiment=table3", *small, *few)
+    assert status == 2 and "make it with `python scripts/prepare_coco.py images" in err
+    assert not list((tmp_path / "runs").rglob("shard-*"))  # said before days of sampling
+    coco(monkeypatch, "images", "--images", site / "val2014")
+    capsys.readouterr()
+
+    status, out, _ = command(reproduce, "experiment=table3", *small, "dry=true")
+    assert status == 0 and "2 steps" not in out
+    assert "4 cells, 96 image calls" in out
+
+    # Interrupted between two shards, and continued.
+    args = [sys.executable, str(ROOT / "reproduce.py"), "experiment=table3", *model,
+            "num_samples=8", "shard_size=4", "experiment.steps=[300]", *few]  # fmt: skip
+    interrupt(args, tmp_path, "runs/standin/*/shards/shard-*")
+
+    status, out, err = command(reproduce, "experiment=table3", *small, *few, "out=t3")
+    assert status == 0, err
+    for words in ("Table 3 on standin", "Model `standin`, checkpoint `pipeline`", "8 prompts (",
+                  "classifier-free guidance 7.5 (two network evaluations a call)", "spacing `leading+1`",
+                  "both at 256 pixels by center_lanczos", "reference `coco_center_lanczos256` (10 images",
+                  "| DDIM |", "| Mix |", "another model than ours", "| SD_2.1 | 17.48 | 19.23 |"):  # fmt: skip
+        assert words in out, words
+    records = json.loads((tmp_path / "t3/records.json").read_text())
+    assert {r["row"] for r in records} == {"DDIM", "Mix"}
+    assert records[0]["preprocess"] == {"name": "center_lanczos", "size": 256}
+    made = records[0]["cell"]["config"]
+    assert made["prompts"]["count"] == 8 and made["evaluations_per_call"] == 2
+    assert not made["model"]["set_alpha_to_one"]
+
+    # Another way of preprocessing is another reference, and refused into the same folder... table.
+    coco(monkeypatch, "images", "--images", site / "val2014", "--preprocess", "bicubic")
+    status, out, err = command(reproduce, "experiment=table3", *small, *few, "out=t3b",
+                               "reference=coco_bicubic256")  # fmt: skip
+    assert status == 0, err
+    assert "both at 256 pixels by bicubic" in out
+    other = json.loads((tmp_path / "t3b/records.json").read_text())
+    assert other[0]["scores"]["fid"] != records[0]["scores"]["fid"]
+
+    # The same samples by clean-fid and by CLIP.
+    before = sorted((tmp_path / "runs").rglob("shard-*.npz"))
+    clean = [
+        f"metrics.weights={site / 'inception-2015-12-05.pt'}",
+        "metrics.options.allow_few=true",
+    ]
+    status, out, err = command(reproduce, "experiment=table3_clean", *small, *clean, "out=t3c")
+    assert status == 0 and "FID (clean), lower is better" in out, err
+    clip = [f"metrics.model={site / 'tiny-clip.json'}", f"metrics.pretrained={site / 'random.pt'}"]
+    status, out, err = command(reproduce, "experiment=table3_clip", *small, *clip, "out=t3d")
+    assert status == 0, err
+    assert (
+        "CLIP score (clip-tiny-clip-random-32), higher is better" in out and "no reference" in out
+    )
+    assert sorted((tmp_path / "runs").rglob("shard-*.npz")) == before
+    record = json.loads((tmp_path / "t3d/records.json").read_text())[0]
+    assert record["clip"] == {"model": "tiny-clip", "pretrained": "random", "image_size": 32}
+    assert record["reference"] is None
+
+    # A second time nothing is sampled or scored anew, and it renders from the records alone.
+    stamp = (tmp_path / "t3/records.json").read_bytes()
+    assert command(reproduce, "experiment=table3", *small, *few, "out=t3")[0] == 0
+    assert (tmp_path / "t3/records.json").read_bytes() == stamp
+    words = ["experiment=table3", *model, "render_only=true", "out=t3"]
+    assert command(reproduce, *words)[0] == 0
+
+    # Figure 5, with its own prompts over the pictures.
+    status, _, err = command(reproduce, "experiment=figure5", *model, "experiment.steps=[3]",
+                             "out=figure5")  # fmt: skip
+    assert status == 0, err
+    assert Image.open(tmp_path / "figure5/figure.png").width > 1000
+    assert "same x_T, prompt and noise" in (tmp_path / "figure5/figure.md").read_text()
+    assert not list((ROOT / "results").glob("standin*"))
+
+
+def test_samples_are_reduced_as_the_reference_was(command, site, monkeypatch, tmp_path):
+    """evaluate.py on 512-pixel samples gives what it gives on the same, reduced by hand."""
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+    coco(monkeypatch, "images", "--images", site / "val2014", "--preprocess", "bicubic")
+    large = np.random.default_rng(0).integers(256, size=(6, 512, 512, 3), dtype=np.uint8)
+    np.savez(tmp_path / "large.npz", arr_0=large)
+    np.savez(tmp_path / "small.npz", arr_0=Preprocessing("bicubic", 256)(large))
+    words = ["reference=coco_bicubic256", "metrics=torch_fidelity", "metrics.extractor=inception",
+             "metrics.scores=[fid]", "metrics.options.allow_few=true",
+             f"metrics.weights={site / 'inception.pth'}"]  # fmt: skip
+    values = []
+    for name in ("large", "small"):
+        status, out, err = command(evaluate, f"samples={name}.npz", *words, "out=record.json")
+        assert status == 0, err
+        assert "both at 256 pixels by bicubic" in out
+        values.append(json.loads(Path("record.json").read_text())["scores"]["fid"]["value"])
+    assert values[0] == values[1]
+
+
+def test_the_command_line_of_the_readme(command, site, tmp_path):
+    (tmp_path / "file.txt").write_text("a cat\na dog\n")
+    words = ["model=sd21", f"model.id={site / 'sd/pipeline'}", "prompts=file.txt", "sampler=mix"]
+    status, out, err = command(sample, *words, "steps=20", "model.precision=bf16")
+    assert status == 0, err
+    assert "2 samples, 20 network calls each (two evaluations a call): runs/sd21/mix-" in out
