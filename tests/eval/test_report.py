@@ -7,6 +7,7 @@ import csv
 import numpy as np
 import pytest
 import yaml
+from conftest import ROOT
 from PIL import Image
 
 from eval.metrics import Score
@@ -198,3 +199,40 @@ def test_guidance_and_precision_are_told():
     guided = {**made, "guidance": {"name": "classifier", "scale": 1.5, "sha256": "0"}}
     guided["model"] = {**made["model"], "precision": "fp16"}
     assert "precision fp16, classifier guidance with scale 1.5;" in made_sentence(guided)
+
+
+def of_stable_diffusion(id: str, **more) -> list[Cell]:
+    """A row of Table 3 as this repository names it, of a pipeline of that id."""
+    cells = []
+    for steps, value in ((50, 17.0), (10, 25.0)):
+        one = record(value, 0.1)
+        made = one["cell"]["config"]
+        made = {**made, "label": None, "prompts": {"count": 30000, "sha256": "ab" * 32}, **more}
+        made["model"] = {**made["model"], "name": "sd21", "id": id, "guidance_scale": 7.5}
+        made["evaluations_per_call"] = 2
+        cells.append(Cell("DDIM", steps, {**one, "cell": {**one["cell"], "config": made}}))
+    return cells
+
+
+def test_table3_has_the_papers_numbers_beside_only_for_the_papers_pipeline(tmp_path):
+    paper = yaml.safe_load((ROOT / "results/paper/table3.yaml").read_text())
+    cells = of_stable_diffusion("stable-diffusion-2-1-base")
+    write_table(tmp_path, "Table 3", cells, ["is", "fid"], paper)
+    text = (tmp_path / "table.md").read_text()
+    assert "(17.48, -0.48)" in text and "(25.64, -0.64)" in text and "(39.11, " in text
+    assert "classifier-free guidance 7.5 (two network evaluations a call)" in text
+    assert "30000 prompts (abababababab) a sample each" in text
+    write_table(tmp_path, "Table 3", of_stable_diffusion("my-pipeline"), ["is", "fid"], paper)
+    text = (tmp_path / "table.md").read_text()
+    assert (
+        "(17.48" not in text and "| SD_2.1 | 17.48 |" in text and "another model than ours" in text
+    )
+    text = made_sentence(of_stable_diffusion("x", label="balanced")[0].record["cell"]["config"])
+    assert "30000 prompts (abababababab) in turn" in text
+
+
+def test_a_table_never_mixes_preprocessings_or_prompts(tmp_path):
+    for key, value in (("preprocess", {"name": "bicubic", "size": 256}), ("prompts", "0" * 12)):
+        cells = [CELLS[0], Cell("DDIM", 25, {**record(4.0, 0.05), key: value})]
+        with pytest.raises(ValueError, match=f"never mixes protocols: {key} is None in row DDPM"):
+            check_one_protocol(cells)
