@@ -288,8 +288,8 @@ def _claim(job: Job, size: Size) -> None:
 
 def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
     """The prompts beside the samples, line i + 1 for label i, where evaluation looks for them."""
-    if not path.exists():
-        text = "".join(f"{prompt}\n" for prompt in prompts)
+    text = "".join(f"{prompt}\n" for prompt in prompts)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 

@@ -8,7 +8,8 @@
 
 Writes prompts.txt (one caption a line: that of sample i is line i + 1) and captions.json into
 downloads/coco or --out, and one .npz of all images at 256 pixels for each way of preprocessing.
-What is there already is kept; only --metrics computes statistics, which evaluation else does itself.
+What is there already is kept.  The features that scores need are computed when a table is first
+evaluated, or now by --statistics table3 table3_clean.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from eval.files import write_atomic
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from models.backbone import file_sha256
-from scripts.commands import reported
+from scripts.commands import pick_device, reported
 from scripts.download import composed, downloads
 from scripts.evaluation import Evaluator
 from scripts.fetch import fetch
@@ -240,10 +241,11 @@ def prepare_images(args: argparse.Namespace) -> None:
             _check_space(args.out, len(images) * SIZE * SIZE * 3)
             write_atomic(target, lambda p: _write_images(p, images, preprocessing))
         print(f"{target}: {len(images)} images")
-    for name in args.metrics:
-        words = [f"metrics={name}", f"reference=coco_{args.preprocess}{SIZE}"]
-        cfg = composed("evaluate", "samples=none", *words, f"reference.batch={target}")
-        print(f"{name}: {Evaluator(cfg.metrics, cfg.reference, 'cpu').reference!r}")
+    for name in args.statistics:
+        words = [f"reference=coco_{args.preprocess}{SIZE}", f"reference.batch={target}"]
+        cfg = composed("reproduce", f"experiment={name}", *words)
+        device = str(pick_device(cfg.device))
+        print(f"{name}: {Evaluator(cfg.metrics, cfg.reference, device).reference!r}")
 
 
 def _check_zip(path: Path) -> None:
@@ -288,8 +290,8 @@ def main() -> None:
     images = commands.add_parser("images", help="prepare the images to compare with")
     images.add_argument("--images", type=Path, help="val2014.zip or its folder; else fetched")
     images.add_argument("--preprocess", choices=sorted(PREPROCESSING), default="center_lanczos")
-    images.add_argument("--metrics", nargs="*", default=[], metavar="NAME",
-                        help="compute the reference of these protocols now")  # fmt: skip
+    images.add_argument("--statistics", nargs="*", default=[], metavar="EXPERIMENT",
+                        help="compute what these tables compare with now")  # fmt: skip
     images.set_defaults(run=prepare_images)
     for command in (captions, images):
         command.add_argument("--out", type=Path, help="default: downloads/coco")

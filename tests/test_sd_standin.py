@@ -53,8 +53,8 @@ def test_from_captions_to_table3(command, site, monkeypatch, tmp_path, capsys):
              "model.precision=fp32"]  # fmt: skip
     small = [*model, "num_samples=8", "experiment.steps=[3,2]", "shard_size=4"]
     few = ["metrics.options.allow_few=true", "metrics.options.kid_subset_size=4",
-           "metrics.options.is_splits=2", f"metrics.weights={site / 'inception.pth'}"]  # fmt: skip
-    # Nothing is prepared yet, and the commands say how to.
+           "metrics.options.is_splits=2"]  # fmt: skip
+    # Nothing is there yet, and the commands say how to get it.
     status, _, err = command(reproduce, "experiment=table3", *small, *few)
     assert status == 2 and "no prompts at" in err and "prompts=FILE" in err
 
@@ -62,8 +62,15 @@ def test_from_captions_to_table3(command, site, monkeypatch, tmp_path, capsys):
     status, _, err = command(reproduce, "experiment=table3", *small, *few)
     assert status == 2 and "make it with `python scripts/prepare_coco.py images" in err
     assert not list((tmp_path / "runs").rglob("shard-*"))  # said before days of sampling
-    coco(monkeypatch, "images", "--images", site / "val2014")
-    capsys.readouterr()
+    (tmp_path / "downloads/weights-inception-2015-12-05-6726825d.pth").symlink_to(
+        site / "inception.pth"
+    )
+    coco(monkeypatch, "images", "--images", site / "val2014", "--statistics", "table3")
+    (statistics,) = (tmp_path / "downloads/references").iterdir()
+    assert (
+        f"table3: Reference(coco_center_lanczos256, inception, n=10, {statistics.stem[-12:]})"
+        in capsys.readouterr().out
+    )
 
     status, out, _ = command(reproduce, "experiment=table3", *small, "dry=true")
     assert status == 0 and "2 steps" not in out
@@ -84,6 +91,9 @@ def test_from_captions_to_table3(command, site, monkeypatch, tmp_path, capsys):
 
     status, out, err = command(reproduce, "experiment=table3", *small, *few, "out=t3")
     assert status == 0, err
+    assert list((tmp_path / "downloads/references").iterdir()) == [
+        statistics
+    ]  # used, not made anew
     for words in ("Table 3 on standin", "Model `standin`, checkpoint `pipeline`", "8 prompts (",
                   "classifier-free guidance 7.5 (two network evaluations a call)", "spacing `leading+1`",
                   "both at 256 pixels by center_lanczos", "reference `coco_center_lanczos256` (10 images",
