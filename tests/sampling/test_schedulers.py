@@ -105,6 +105,28 @@ def test_every_step_count_equals_diffusers_where_diffusers_is_right(spacing, off
     assert compared > {"leading": 2980 - 500 * offset, "trailing": 40, "linspace": 3}[spacing]
 
 
+@pytest.mark.parametrize("spacing", ["even", "ddim"])
+def test_every_step_count_of_guided_diffusions_grids_equals_diffusers_ddpm(spacing):
+    """diffusers has no such spacings, but its DDPM takes a list of timesteps."""
+    ours = SkippedStepScheduler(timestep_spacing=spacing)
+    theirs = in_float64(DDPMScheduler(clip_sample=False), ours)
+    x, output = random(0, 2)
+    compared = 0
+    for n in range(1, 1001):
+        try:
+            ours.set_timesteps(n)
+        except ValueError:
+            assert spacing == "ddim"  # most counts have no integer stride
+            continue
+        grid = ours.timesteps.tolist()
+        assert grid == timesteps(1000, n, spacing).tolist()
+        theirs.set_timesteps(timesteps=grid)
+        for i in {0, n - 1, (37 * n) // 101}:
+            assert_same_step(ours, theirs, n, (output, grid[i], x), 2e-9)
+            compared += 1
+    assert compared > {"even": 2980, "ddim": 150}[spacing]
+
+
 def assert_same_step(ours, theirs, seed, args, tolerance, **more):
     a, b = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
     got, want = ours.step(*args, generator=a), theirs.step(*args, generator=b, **more)
