@@ -188,7 +188,7 @@ def _columns(
 
     def jobs(steps: int) -> dict[str, Job]:
         settings = {"steps": steps, "spacing": experiment["spacing"]}
-        settings |= {"seed": cfg.seed, "label": cfg.label}
+        settings |= {"seed": cfg.seed, "label": cfg.label, "names": experiment.get("names", "id")}
         return {
             row: make_job(cfg.model, backbone, sampler, **settings)
             for row, sampler in _rows(experiment).items()

@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
         seed=cfg.seed,
         label=cfg.label,
         out=cfg.out,
+        names=cfg.names,
     )
     if cfg.show_plan:
         print(job.plan)
@@ -48,7 +49,7 @@ def main(cfg: DictConfig) -> None:
     if not complete:
         print(f"this process is done; others still sample into {job.folder}")
         return
-    if cfg.format == "png":
+    if cfg.format == "png" and backbone.fps is None:
         export_png(job.folder, load_samples(job.folder).images)
     twice = " (two evaluations a call)" if backbone.evaluations_per_call == 2 else ""
     print(f"{size.num_samples} samples, {len(job.plan)} network calls each{twice}: {job.folder}")

@@ -51,6 +51,9 @@ class Backbone:
     where a call evaluates the network with and without condition.  `image_size` is the decoded
     images' (H, W, C) where it is not that of `shape`; `prediction_type` is what the network
     predicts (see `sampling.run.implied_x0`).
+
+    Videos are decoded into uint8 [B, T, H, W, C]; `fps` and `bit_rate` (bits a second) say how they
+    are stored.
     """
 
     denoiser: Denoiser
@@ -65,12 +68,16 @@ class Backbone:
     prompts: tuple[str, ...] | None = None
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
-    image_size: tuple[int, int, int] | None = None
+    image_size: tuple[int, ...] | None = None
+    fps: int | None = None
+    bit_rate: int = 0
 
     @property
-    def image_bytes(self) -> int:
-        """Size of one decoded image, uint8."""
-        return math.prod(self.image_size or self.shape)
+    def stored_bytes(self) -> int:
+        """About what a sample takes on disk: an image is in its shard and in samples.npz."""
+        if self.fps:
+            return self.bit_rate * self.shape[1] // self.fps // 8
+        return 2 * math.prod(self.image_size or self.shape)
 
 
 class NetworkDenoiser:

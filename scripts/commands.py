@@ -167,8 +167,9 @@ def make_job(
     seed: int,
     label: int | str | None,
     out: str | None = None,
+    names: str = "id",
 ) -> Job:
-    """One cell: its plan, its folder and everything its pixels depend on.
+    """One cell: its plan, its folder and everything its pixels depend on, and videos' `names`.
 
     Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
     cells of different experiments are sampled once and different ones never meet.
@@ -198,6 +199,10 @@ def make_job(
         digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
         config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
         config["evaluations_per_call"] = backbone.evaluations_per_call
+    if backbone.fps is not None:
+        if names not in ("id", "prompt"):
+            raise ValueError(f"unknown names {names!r}: choose id or prompt")
+        config["names"] = names
     job = Job(plan, Path(out or "."), config)
     if out:
         return job
@@ -212,9 +217,9 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
     own and change, what it says beyond the weights counts.
     """
-    left_out = ("channels_last", "compile", "revision", "variant")
+    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
     kept = {key: v for key, v in model.items() if key not in left_out}
-    for key in ("checkpoint", "id"):
+    for key in ("checkpoint", "id", "text_encoder", "vae"):
         if key in kept:
             kept[key] = Path(kept[key]).name
     if "card" in kept:

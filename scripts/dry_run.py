@@ -81,8 +81,7 @@ def report(
         cost = count(list(jobs.values()), size)
         total = Cost(total.alone + cost.alone, total.tree + cost.tree, total.missing + cost.missing)
         done = {row: len(shards_done(job, size)) for row, job in jobs.items()}
-        # Every image is in its shard and in samples.npz.
-        image_bytes = 2 * backbone.image_bytes
+        image_bytes = backbone.stored_bytes
         written += image_bytes * size.num_samples * len(jobs)
         missing_bytes += sum(
             image_bytes * size.num_samples * (1 - shards / size.num_shards)

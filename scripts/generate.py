@@ -30,6 +30,7 @@ from tqdm import tqdm
 from eval.files import write_atomic
 from models.backbone import Backbone
 from sampling import Plan, SampleNoise, count_calls, run_tree, sample_labels
+from scripts.video import read_mp4, write_mp4
 
 Shard = dict[str, NDArray[Any]]
 
@@ -101,6 +102,8 @@ def generate(
     batch_labels(seed, range(size.num_samples)[-1:], backbone, label)
     SampleNoise(seed, [], backbone.shape)
     for job in jobs:
+        if backbone.fps is not None:
+            video_names(job, backbone, range(0))
         _claim(job, size)
         if backbone.prompts is not None:
             _write_prompts(job.folder / "prompts.txt", backbone.prompts)
@@ -141,7 +144,7 @@ def _make_shard(
     Returns the batch size for the next shard: halved as often as the device ran out of memory.
     """
     plans = [job.plan for job in jobs]
-    images: list[list[NDArray[np.uint8]]] = [[] for _ in jobs]
+    images: list[list[NDArray[Any]]] = [[] for _ in jobs]
     start, first = time.perf_counter(), 0
     while first < len(ids):
         part = slice(first, first + batch_size)
@@ -150,21 +153,64 @@ def _make_shard(
         if samples is None:
             batch_size = _halved(batch_size, device)
             continue
-        for mine, x in zip(images, samples, strict=True):
+        for job, mine, x in zip(jobs, images, samples, strict=True):
             _check_finite(x, ids[part])
-            mine.append(backbone.decode(x))
+            decoded = backbone.decode(x)
+            if backbone.fps is not None:
+                names = video_names(job, backbone, ids[part])
+                sizes = [
+                    _write_video(job, name, frames, backbone)
+                    for name, frames in zip(names, decoded, strict=True)
+                ]
+                decoded = np.array(sizes)
+            mine.append(decoded)
         first += batch_size
     # A job's share of the tree's time, by its NFE.
     seconds = time.perf_counter() - start
     nfe = sum(len(job.plan) for job in jobs)
     for job, mine in zip(jobs, images, strict=True):
-        shard: Shard = {"arr_0": np.concatenate(mine), "ids": np.array(ids)}
+        kept = np.concatenate(mine)
+        shard: Shard = {"arr_0": kept, "ids": np.array(ids)}
+        if backbone.fps is not None:
+            every = np.array(video_names(job, backbone, ids))
+            shard = {"bytes": kept, "names": every, "ids": np.array(ids)}
         if labels is not None:
             shard["arr_1"] = labels.numpy()
         shard["config"] = np.array(job.digest)
         shard["seconds"] = np.array(seconds * len(job.plan) / nfe)
         write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
     return batch_size
+
+
+def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
+    """File names of videos: 000007.mp4, or with names=prompt `{prompt}-{k}.mp4` as VBench reads.
+
+    k counts the videos of a prompt.  Raises ValueError for prompts that cannot be file names, or
+    not two of them.
+    """
+    if job.config.get("names") != "prompt":
+        return [f"{i:06d}.mp4" for i in ids]
+    prompts, label = backbone.prompts or (), job.config["label"]
+    for j, prompt in enumerate(prompts):
+        if "/" in prompt or "\0" in prompt or len(f"{prompt}-00.mp4".encode()) > 255:
+            raise ValueError(
+                f"prompt {j + 1} cannot be a file name ({prompt[:60]!r}): use names=id"
+            )
+    if len(set(prompts)) < len(prompts):
+        twice = next(p for p in prompts if prompts.count(p) > 1)
+        raise ValueError(f"the prompt {twice[:60]!r} is there twice: remove one, or use names=id")
+    if label is None:
+        return [f"{prompts[i]}-0.mp4" for i in ids]
+    if label == "balanced":
+        return [f"{prompts[i % len(prompts)]}-{i // len(prompts)}.mp4" for i in ids]
+    return [f"{prompts[label]}-{i}.mp4" for i in ids]
+
+
+def _write_video(job: Job, name: str, frames: NDArray[np.uint8], backbone: Backbone) -> int:
+    """The size in bytes of the file."""
+    path = job.folder / "videos" / name
+    write_mp4(path, frames, backbone.fps or 1, backbone.bit_rate)
+    return path.stat().st_size
 
 
 def _run_batch(
@@ -341,6 +387,8 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 
 def _is_complete(job: Job, size: Size) -> bool:
     manifest = read_manifest(job.folder)
+    if manifest and manifest["complete"] and manifest.get("videos"):
+        return all(_read_shard(job, k, size) is not None for k in range(size.num_shards))
     return (
         manifest is not None
         and manifest["complete"]
@@ -369,19 +417,37 @@ def _read_shard(job: Job, k: int, size: Size) -> Shard | None:
         return None
     if config != job.digest:
         raise ValueError(f"{path} is of another config: choose another out=DIR or remove it")
+    if "names" in shard and not _videos_are_whole(job, shard):
+        return None
     return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
+
+
+def _videos_are_whole(job: Job, shard: Shard) -> bool:
+    """Whether every video of a shard is there with the size that it was written with."""
+    for name, size in zip(shard["names"].tolist(), shard["bytes"].tolist(), strict=True):
+        path = job.folder / "videos" / name
+        if not path.is_file() or path.stat().st_size != size:
+            tqdm.write(f"{path} is missing or damaged: sampling its shard again")
+            return False
+    return True
 
 
 def _finish(job: Job, size: Size) -> bool:
     """When every shard is there: samples.npz, grid.png, and a manifest that says complete."""
     if any(_read_shard(job, k, size) is None for k in range(size.num_shards)):
         return False  # other ranks are still at work; the last one to end finishes the folder
-    write_atomic(job.folder / "samples.npz", lambda p: _join(job, size, p))
-    images = _first_images(job, size, 64)
+    videos = "names" in next(_shards(job, size))
+    if not videos:
+        write_atomic(job.folder / "samples.npz", lambda p: _join(job, size, p))
+    images = _first_images(job, size, 16 if videos else 64)
     write_atomic(job.folder / "grid.png", lambda p: save_grid(images, p))
     seconds = sum(float(shard["seconds"]) for shard in _shards(job, size))
-    size_on_disk = (job.folder / "samples.npz").stat().st_size
-    facts = {"complete": True, "seconds": round(seconds, 3), "bytes": size_on_disk}
+    facts: dict[str, Any] = {"complete": True, "seconds": round(seconds, 3)}
+    if videos:
+        facts["videos"] = True
+        facts["bytes"] = sum(int(shard["bytes"].sum()) for shard in _shards(job, size))
+    else:
+        facts["bytes"] = (job.folder / "samples.npz").stat().st_size
     _write_manifest(job, size, facts)
     return True
 
@@ -413,10 +479,19 @@ def _join(job: Job, size: Size, path: Path) -> None:
 def _first_images(job: Job, size: Size, count: int) -> NDArray[np.uint8]:
     images: list[NDArray[np.uint8]] = []
     for shard in _shards(job, size):
-        images.extend(shard["arr_0"][: count - len(images)])
+        if "names" in shard:
+            names = shard["names"][: count - len(images)].tolist()
+            images.extend(middle_frame(job.folder / "videos" / name) for name in names)
+        else:
+            images.extend(shard["arr_0"][: count - len(images)])
         if len(images) == count:
             break
     return np.stack(images)
+
+
+def middle_frame(path: Path) -> NDArray[np.uint8]:
+    frames = read_mp4(path).frames
+    return frames[len(frames) // 2]
 
 
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:

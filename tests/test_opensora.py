@@ -1,0 +1,334 @@
+"""Open-Sora 1.1 from prompts to videos, on a tiny one with all its parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+import tiny_pipelines as tiny
+import torch
+from conftest import GOLDEN, ROOT, golden_json, interrupt
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
+
+import sample
+from models.opensora import text
+from models.opensora.backbone import VideoDenoiser, load, to_uint8
+from models.opensora.stdit2 import STDiT2
+from models.opensora.text import TextCache, clean
+from sampling import Schedule, ddpm, iterate, timesteps
+from scripts.generate import read_manifest
+from scripts.video import read_mp4, write_mp4
+
+RUNS = golden_json("opensora_iddpm_trajectories")["runs"]
+TRAJECTORIES = load_file(GOLDEN / "opensora_iddpm_trajectories.safetensors")
+PROMPTS = ["A small cactus with a happy face in the Sahara desert.", "a red bus", "Waves at dusk"]
+NETWORK = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 24}
+
+
+# --- the sampler as shipped -------------------------------------------------------------------------
+
+
+class Recorded:
+    """x_T and the noise of each step, in order of use."""
+
+    def __init__(self, run: str, grid):
+        self.x_T = TRAJECTORIES[f"{run}/z"]
+        self.by_t = dict(zip(map(float, grid), TRAJECTORIES[f"{run}/noise"], strict=True))
+
+    def start(self):
+        return self.x_T
+
+    def at(self, t):
+        return self.by_t[t]
+
+
+def analytic(x, timestep, y, **more):
+    channels = x.shape[1]
+    k = (torch.arange(channels) + 1).view(1, -1, 1, 1, 1) / channels
+    s = timestep.view(-1, 1, 1, 1, 1) / 1000
+    c = y.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1, 1)
+    eps = 0.9 * x + 0.1 * torch.sin(2 * x) + 0.3 * k * torch.cos(3 * s) + 0.5 * c * torch.tanh(x)
+    return torch.cat([eps, torch.tanh(0.4 * k * x - 0.5 * s + c)], dim=1)
+
+
+def stdit2():
+    recorded = load_file(GOLDEN / "opensora_stdit2_forward.safetensors")
+    config = golden_json("opensora_stdit2_forward")["configs"]["A"]
+    keys = ("hidden_size", "depth", "num_heads", "caption_channels", "model_max_length")
+    net = STDiT2(**{key: config[key] for key in keys}).eval()
+    net.load_state_dict({k[8:]: v for k, v in recorded.items() if k.startswith("A/param/")})
+
+    def model(x, timestep, y, **more):
+        out = net(x, timestep, y, **more)
+        channels = x.shape[1]
+        return torch.cat(
+            [0.9 * x + 0.1 * out[:, :channels], torch.tanh(0.5 * out[:, channels:])], 1
+        )
+
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "masked" not in name])
+def test_recorded_trajectories(name):
+    """100-step DDPM as shipped is `ddpm variance=learned` on the even grid, with this guidance."""
+    run = RUNS[name]
+    grid = timesteps(1000, run["num_sampling_steps"], "even")
+    assert grid.tolist() == run["t_model"]
+    net = analytic if run["model"] == "analytic" else stdit2()
+    channels = run["cfg_channel"]
+    denoiser = VideoDenoiser(net, run["cfg_scale"], 4 if channels is None else channels)
+    given = {k[5:]: v for k, v in TRAJECTORIES.items() if k.startswith("cond/")}
+    condition = {**given, "y": torch.cat([given["y"], given.pop("y_null")])}
+    condition.pop("y_null", None)
+    plan = ddpm(Schedule.linear(), grid, variance="learned")
+    with torch.no_grad():
+        for i, state in enumerate(
+            iterate(denoiser, plan, Recorded(name, grid), condition=condition)
+        ):
+            want = TRAJECTORIES[f"{name}/x"][i]
+            # Its tables are float32: 5.1e-4 recorded against float64 tables, all in the last step.
+            tolerance = 5e-5 if i < len(plan) - 1 else 1e-3
+            torch.testing.assert_close(state.x, want, rtol=0, atol=tolerance)
+
+
+def test_the_published_step_counts():
+    maps = golden_json("opensora_iddpm_trajectories")["timestep_maps"]
+    for n, grid in maps.items():
+        assert timesteps(1000, int(n), "even")[::-1].tolist() == grid
+
+
+# --- text and frames --------------------------------------------------------------------------------
+
+
+def test_cleaning():
+    for case in golden_json("opensora_text_cleaning")["cases"]:
+        if case["output"]:
+            assert clean(case["input"]) == case["output"]
+        else:
+            with pytest.raises(ValueError, match="nothing is left of the prompt"):
+                clean(case["input"])
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_frames_are_rounded_as_the_original_rounds_them(dtype):
+    recorded = load_file(GOLDEN / "opensora_small_pieces.safetensors")
+    frames = recorded["frames/in"].transpose(0, 1)
+    cast = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    assert np.array_equal(to_uint8(frames.to(cast)), recorded[f"frames/uint8_{dtype}"].numpy())
+
+
+def test_mp4_files(tmp_path):
+    rows = np.linspace(0, 255, 48, dtype=np.uint8)
+    frames = np.zeros((10, 32, 48, 3), np.uint8)
+    frames[..., 0] = rows
+    frames[..., 1] = (np.arange(10) * 20)[:, None, None]
+    write_mp4(tmp_path / "a.mp4", frames, 8, 1_024_000)
+    video = read_mp4(tmp_path / "a.mp4")
+    assert video.frames.shape == frames.shape and video.fps == 8
+    assert np.abs(video.frames.astype(int) - frames).mean() < 6
+    (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:300])
+    with pytest.raises(ValueError, match="is damaged"):
+        read_mp4(tmp_path / "b.mp4")
+
+
+# --- end to end -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Network, T5 with a trained SentencePiece tokenizer, and VAE in the published layouts."""
+    folder = tmp_path_factory.mktemp("opensora")
+    torch.manual_seed(0)
+    (folder / "net").mkdir()
+    net = STDiT2(**NETWORK)
+    for value in net.state_dict().values():
+        torch.nn.init.normal_(value, std=0.1)
+    save_file(net.state_dict(), folder / "net/model.safetensors")
+    config = {**NETWORK, "patch_size": [1, 2, 2], "model_type": "STDiT2", "qk_norm_legacy": True}
+    (folder / "net/config.json").write_text(json.dumps(config))
+    corpus = folder / "corpus.txt"
+    corpus.write_text(
+        "\n".join([*PROMPTS, "the quick brown fox jumps over a lazy dog 0123456789"] * 20)
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
+    shutil.copy(folder / "spiece.model", folder / "t5")
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "t5/tokenizer_config.json").write_text(json.dumps(settings))
+    config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
+    T5EncoderModel(config).eval().save_pretrained(folder / "t5")
+    tiny.vae(block_out_channels=(8, 8, 8, 16), down_block_types=["DownEncoderBlock2D"] * 4,
+             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")  # fmt: skip
+    return folder
+
+
+def words_of(parts, tmp_path, *more):
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    return ["model=opensora11", f"model.id={parts / 'net'}", f"model.text_encoder={parts / 't5'}",
+            f"model.vae={parts / 'vae'}",
+            f"model.text_cache={tmp_path / 'text'}", "model.precision=fp32", "model.num_frames=5",
+            "model.height=40", "model.width=56", "prompts=prompts.txt", "steps=6", "sampler=mix",
+            "out=here", *more]  # fmt: skip
+
+
+def test_prompts_to_videos(command, parts, tmp_path):
+    words = words_of(parts, tmp_path, "batch_size=2", "shard_size=2")
+    status, out, err = command(sample, *words)
+    assert status == 0, err
+    assert "3 samples, 6 network calls each (two evaluations a call)" in out
+    names = sorted(path.name for path in (tmp_path / "here/videos").iterdir())
+    assert names == ["000000.mp4", "000001.mp4", "000002.mp4"]
+    for name in names:
+        video = read_mp4(tmp_path / "here/videos" / name)
+        assert video.frames.shape == (5, 40, 56, 3) and video.fps == 8
+        assert video.frames.std() > 3
+    manifest = read_manifest(tmp_path / "here")
+    assert manifest["complete"] and manifest["videos"]
+    assert manifest["config"]["model"]["text_encoder"] == "t5"
+    assert (tmp_path / "here/grid.png").is_file()
+    # A video is of its prompt and id alone, whatever it is sampled beside.
+    status, _, err = command(sample, *words, "batch_size=1", "shard_size=1", "out=there")
+    assert status == 0, err
+    for name in names:
+        a, b = (
+            read_mp4(tmp_path / f / "videos" / name).frames.astype(int) for f in ("here", "there")
+        )
+        assert np.abs(a - b).mean() < 0.5
+
+    # Done is done; a damaged or lost video is made again, and nothing else.
+    def stamps():
+        return {p.name: p.stat().st_mtime_ns for p in (tmp_path / "there/videos").iterdir()}
+
+    before = stamps()
+    assert command(sample, *words, "batch_size=1", "shard_size=1", "out=there")[0] == 0
+    assert stamps() == before
+    half = tmp_path / "there/videos/000001.mp4"
+    half.write_bytes(half.read_bytes()[:200])
+    status, out, err = command(sample, *words, "batch_size=1", "shard_size=1", "out=there")
+    assert status == 0 and "is missing or damaged: sampling its shard again" in out + err
+    after = stamps()
+    assert [name for name in names if after[name] != before[name]] == ["000001.mp4"]
+    assert read_mp4(half).frames.shape == (5, 40, 56, 3)
+
+
+def test_the_text_encoder_is_loaded_only_for_new_prompts(command, parts, tmp_path, monkeypatch):
+    words = words_of(parts, tmp_path, "steps=2")
+    assert command(sample, *words)[0] == 0
+    assert len(list((tmp_path / "text").iterdir())) == 3
+
+    def forbidden(*args):
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(text, "load_t5", forbidden)
+    assert command(sample, *words, "seed=1", "out=other")[0] == 0
+    # What is kept is what the encoder says.
+    cache = TextCache(tmp_path / "text", str(parts / "t5"))
+    y, mask = cache.batch(PROMPTS[:2])
+    assert y.shape == (2, 1, 200, 24) and mask.sum(1).tolist() == [
+        (y[i, 0].abs().sum(1) > 0).sum() for i in (0, 1)
+    ]
+    monkeypatch.undo()
+    tokenizer, encoder = text.load_t5(str(parts / "t5"), None)
+    tokens = tokenizer([clean(PROMPTS[0])], return_tensors="pt")
+    with torch.no_grad():
+        want = encoder(**tokens).last_hidden_state
+    n = want.shape[1]
+    torch.testing.assert_close(y[0, 0, :n], want[0], rtol=1e-4, atol=1e-5)
+    assert int(mask[0].sum()) == n
+
+
+def test_interrupted_and_resumed(command, parts, tmp_path):
+    words = words_of(parts, tmp_path, "steps=300", "shard_size=1", "batch_size=1")
+    interrupt([sys.executable, str(ROOT / "sample.py"), *words], tmp_path, "here/shards/shard-*")
+    done = {p: p.stat().st_mtime_ns for p in (tmp_path / "here/videos").glob("[0-9]*.mp4")}
+    assert 1 <= len(done) < 3
+    status, _, err = command(sample, *words)
+    assert status == 0, err
+    videos = sorted((tmp_path / "here/videos").iterdir())
+    assert [v.name for v in videos] == ["000000.mp4", "000001.mp4", "000002.mp4"]
+    first = videos[0]
+    assert first.stat().st_mtime_ns == done[first]
+
+
+def test_names_as_vbench_reads_them(command, parts, tmp_path):
+    words = words_of(parts, tmp_path, "steps=2", "names=prompt", "label=balanced", "num_samples=6")
+    status, _, err = command(sample, *words)
+    assert status == 0, err
+    names = {path.name for path in (tmp_path / "here/videos").iterdir()}
+    assert names == {f"{prompt}-{k}.mp4" for prompt in PROMPTS for k in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "change", "message"),
+    [
+        (["a/b", "c"], ["names=prompt"], "prompt 1 cannot be a file name ('a/b'): use names=id"),
+        (["a", "b", "a"], ["names=prompt"], "the prompt 'a' is there twice"),
+        (["a", "", "b"], [], "line 2 is blank"),
+        (["@nobody"], [], "nothing is left of the prompt '@nobody' after cleaning"),
+        (["a"], ["names=index"], "unknown names 'index': choose id or prompt"),
+        (["a"], ["model.num_frames=0"], "model.num_frames must be an integer of at least 1"),
+        (["a"], ["model.height=10"], "model.height must be an integer of at least 16"),
+        (["a"], ["model.text_encoder=./absent"], "cannot load the text encoder ./absent"),
+        (["a"], ["model.vae=./absent"], "cannot load the VAE ./absent"),
+        (["a"], ["model.id=prompts.txt"], "cannot load prompts.txt"),
+    ],
+)
+def test_mistakes_are_one_line(command, parts, tmp_path, prompts, change, message):
+    words = words_of(parts, tmp_path)
+    (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    status, _, err = command(sample, *words, *change)
+    last = err.splitlines()[-1]
+    assert status == 2 and last.startswith("error: ") and message in last, err
+    assert not list((tmp_path).glob("here/videos/*"))
+
+
+def test_one_frame_and_odd_sizes(parts, tmp_path):
+    options = {"id": str(parts / "net"), "text_encoder": str(parts / "t5"), "vae": str(parts / "vae"),
+               "text_cache": str(tmp_path), "precision": "fp32"}  # fmt: skip
+    model = load(prompts=PROMPTS, num_frames=1, height=40, width=43, **options)
+    assert model.shape == (4, 1, 5, 5) and model.image_size == (1, 40, 40, 3)
+    condition = model.embed(torch.tensor([0, 1]))
+    assert condition["fps"].tolist() == [120] and condition["y"].shape == (4, 1, 200, 24)
+    assert condition["ar"].tolist() == [pytest.approx(40 / 43)] and condition["width"].tolist() == [
+        43
+    ]
+    # The empty caption is the network's own.
+    empty = load_file(parts / "net/model.safetensors")["y_embedder.y_embedding"]
+    assert torch.equal(condition["y"][2, 0], empty)
+    video = load(prompts=PROMPTS, num_frames=16, **options)
+    assert (video.shape, video.image_size) == ((4, 16, 30, 53), (16, 240, 424, 3))
+    assert video.embed(torch.tensor([0]))["fps"].tolist() == [24] and video.fps == 8
+    plain = load(prompts=PROMPTS, guidance_scale=1, **options)
+    assert plain.evaluations_per_call == 1 and plain.embed(torch.tensor([0]))["y"].shape[0] == 1
+
+
+def test_the_network_is_copied_from_nowhere_but_its_file(parts, tmp_path):
+    broken = shutil.copytree(parts / "net", tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"no weights")
+    options = {
+        "text_encoder": str(parts / "t5"),
+        "vae": str(parts / "vae"),
+        "text_cache": str(tmp_path),
+    }
+    with pytest.raises(ValueError, match=r"is damaged or no checkpoint .*: fetch .* again"):
+        load(str(broken), PROMPTS, **options)
+    (broken / "config.json").write_text(json.dumps({**NETWORK, "depth": 3}))
+    shutil.copy(parts / "net/model.safetensors", broken)
+    with pytest.raises(ValueError, match=r"does not fit the network: at blocks\.2"):
+        load(str(broken), PROMPTS, **options)
+    (broken / "config.json").write_text("[")
+    with pytest.raises(ValueError, match="is no model config"):
+        load(str(broken), PROMPTS, **options)
+    model = load(str(parts / "net"), PROMPTS, untrained=True, **options)
+    assert model.sha256 == "untrained"
+    record = json.dumps([model.shape, model.fps])
+    assert record == "[[4, 16, 30, 53], 8]"
