@@ -7,7 +7,7 @@ PY := .venv/bin/python
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 figure2 figure3 figure4 figure5 render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -67,6 +67,9 @@ table2: .venv/installed ## the paper's Table 2: ADM on LSUN bedroom
 table3: .venv/installed ## the paper's Table 3: Stable Diffusion 2.1 on MS-COCO; also clean-fid and CLIP
 	$(PY) reproduce.py -m experiment=table3,table3_clean,table3_clip $(OF_MODEL) $(ARGS)
 
+table4: .venv/installed ## the paper's Table 4: Open-Sora 1.1 on VBench
+	$(PY) reproduce.py experiment=table4 $(OF_MODEL) $(ARGS)
+
 figure2: .venv/installed ## samples of Mix and DDIM side by side at several step counts
 	$(PY) reproduce.py experiment=figure2 $(OF_MODEL) $(ARGS)
 
@@ -78,6 +81,12 @@ figure4: .venv/installed ## the cutoff ablation of figure 4
 
 figure5: .venv/installed ## samples of Mix and DDIM on Stable Diffusion, prompt by prompt
 	$(PY) reproduce.py experiment=figure5 $(OF_MODEL) $(ARGS)
+
+figure6: .venv/installed ## frames of Open-Sora as shipped and of Mix, prompt by prompt
+	$(PY) reproduce.py experiment=figure6 $(OF_MODEL) $(ARGS)
+
+figure7: .venv/installed ## as figure6, with the cactus
+	$(PY) reproduce.py experiment=figure7 $(OF_MODEL) $(ARGS)
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from omegaconf import DictConfig
@@ -33,9 +34,19 @@ from scripts.commands import (
     takes_option,
 )
 from scripts.evaluation import Evaluator
-from scripts.generate import Job, Size, distributed_rank, generate, read_manifest
+from scripts.generate import (
+    Job,
+    Size,
+    batch_labels,
+    distributed_rank,
+    generate,
+    read_manifest,
+    video_names,
+)
+from scripts.vbench import vbench_record
+from scripts.video import film_strip
 
-KINDS = ("table", "cutoffs", "samples")
+KINDS = ("table", "cutoffs", "samples", "videos")
 
 
 def main(cfg: DictConfig) -> None:
@@ -57,7 +68,9 @@ def _scores(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     out = Path(cfg.out)
     cells = _stored(out) if cfg.render_only else _measured(cfg, experiment)
     paper = yaml.safe_load((ROOT / experiment["paper"]).read_text())
-    if experiment["kind"] == "table":
+    if not cells:
+        return  # only sampled, for another table
+    if experiment["kind"] in ("table", "videos"):
         write_table(out, experiment["title"], cells, experiment["metrics"], paper)
         text = out / "table.md"
     else:
@@ -75,6 +88,8 @@ def _stored(out: Path) -> list[Cell]:
 
 def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     """Sample and evaluate every cell, or find it done; the cheapest columns first."""
+    if experiment["kind"] == "videos":
+        return _videos(cfg, experiment)
     absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
     if absent:
         raise ValueError(
@@ -98,6 +113,22 @@ def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
                 Cell(row, steps, evaluator.record(job.folder, path, num_samples=size.num_samples))
             )
     return [cell for row in _rows(experiment) for cell in cells if cell.row == row]
+
+
+def _videos(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
+    """Sample every cell; VBench, which runs elsewhere, must have scored them."""
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
+    columns = _columns(cfg, experiment, backbone)
+    _check_same_table(Path(cfg.out), "vbench", next(iter(columns[0][2].values())))
+    _generate(cfg, columns, backbone, device)
+    if not experiment["metrics"]:
+        return []
+    return [
+        Cell(row, steps, vbench_record(job.folder))
+        for steps, _, jobs in columns
+        for row, job in jobs.items()
+    ]
 
 
 def _check_same_table(out: Path, protocol: str, job: Job) -> None:
@@ -131,14 +162,19 @@ def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     _generate(cfg, columns, backbone, device)
     for steps, size, jobs in columns:
         for row, job in jobs.items():
-            samples = load_samples(job.folder)
             manifest = read_manifest(job.folder)
             assert manifest is not None
+            labels = batch_labels(cfg.seed, range(size.num_samples), backbone, cfg.label)
             titles = None
-            if samples.labels is not None:
+            if labels is not None:
                 names = backbone.prompts or [str(k) for k in range(backbone.num_classes or 0)]
-                titles = [names[k] for k in samples.labels[: size.num_samples]]
-            images = samples.images[: size.num_samples]
+                titles = [names[k] for k in labels.tolist()]
+            if backbone.fps is None:
+                images = load_samples(job.folder).images[: size.num_samples]
+            else:
+                files = video_names(job, backbone, range(size.num_samples))
+                paths = [job.folder / "videos" / name for name in files]
+                images = np.stack([film_strip(path, experiment["frames"]) for path in paths])
             rows.append(Pictures(row, steps, images, titles, manifest["config"]))
     write_pictures(out, experiment["title"], rows)
     print(f"written: {out}")

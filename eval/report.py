@@ -35,6 +35,9 @@ METRIC_NAMES = {
     "recall": "Recall",
     "label_agreement": "Label agreement",
     "clip_score": "CLIP score",
+    "total": "Total score",
+    "quality": "Quality score",
+    "semantic": "Semantic score",
 }
 LOWER_IS_BETTER = ("fid", "sfid", "kid")
 DIGITS = {
@@ -43,6 +46,9 @@ DIGITS = {
     "sfid": 2,
     "kid": 4,
     "clip_score": 2,
+    "total": 2,
+    "quality": 2,
+    "semantic": 2,
 }  # decimals shown; 3 for the others
 
 
@@ -190,7 +196,8 @@ def paper_value(paper: dict[str, Any] | None, row: str, steps: int, metric: str)
     for entry in (paper or {}).get("rows", []):
         if row in (entry["name"], entry.get("ours")):
             for cell in entry["cells"]:
-                if cell.get("steps") == steps and metric in cell:
+                # Table 4 does not state its steps (null).
+                if cell.get("steps") in (steps, None) and metric in cell:
                     return float(cell[metric])
     return None
 
@@ -307,7 +314,8 @@ def _beside(metric: str, ours: Score | None, theirs: float | None) -> str:
 
 def _markdown_paper(paper: dict[str, Any], metric: str) -> list[str]:
     columns = [cell["steps"] for cell in paper["rows"][0]["cells"]]
-    lines = [f"| {METRIC_NAMES[metric]} | " + " | ".join(f"{s} steps" for s in columns) + " |"]
+    heads = [f"{s} steps" if s else "steps not stated" for s in columns]
+    lines = [f"| {METRIC_NAMES[metric]} | " + " | ".join(heads) + " |"]
     lines.append("|---" * (len(columns) + 1) + "|")
     for row in paper["rows"]:
         values = [paper_value(paper, row["name"], s, metric) for s in columns]
@@ -598,8 +606,9 @@ PER_LINE = 12  # pictures side by side; a longer row continues on the next line
 def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     n = len(rows[0].images)
     across, lines = min(n, PER_LINE), math.ceil(n / PER_LINE)
-    inch = min(1.6, 15 / across)
-    size = (across * inch + 1.4, len(rows) * lines * inch + 0.6)
+    height, width = rows[0].images.shape[1:3]
+    inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
+    size = (across * inch + 1.4, len(rows) * lines * inch * height / width + 0.6)
     figure, axes = plt.subplots(len(rows) * lines, across, figsize=size, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
@@ -607,7 +616,7 @@ def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
         for i, (ax, image) in enumerate(zip(block, pictures.images, strict=False)):
             ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)  # fmt: skip
             if pictures is rows[0] and pictures.titles is not None:
-                ax.set_title(textwrap.fill(pictures.titles[i], 22), fontsize=7, pad=2)
+                ax.set_title(textwrap.fill(pictures.titles[i], int(14 * inch)), fontsize=7, pad=2)
         block[0].text(-0.1, 0.5, f"{pictures.row}\n{pictures.steps} steps", fontsize=8,
                       ha="right", va="center", transform=block[0].transAxes)  # fmt: skip
     _save(figure, path, title)

@@ -52,3 +52,10 @@ def read_mp4(path: Path) -> Video:
     if not frames:
         raise ValueError(f"{path} has no frames: sample it again")
     return Video(np.stack(frames), rate)
+
+
+def film_strip(path: Path, count: int) -> NDArray[np.uint8]:
+    """`count` evenly spaced frames of a video side by side, uint8 [H, count * W, 3]."""
+    frames = read_mp4(path).frames
+    rows = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    return np.concatenate(list(frames[rows]), axis=1)
