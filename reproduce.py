@@ -43,7 +43,7 @@ from scripts.generate import (
     read_manifest,
     video_names,
 )
-from scripts.vbench import vbench_record
+from scripts.vbench import result_files, vbench_record
 from scripts.video import film_strip
 
 KINDS = ("table", "cutoffs", "samples", "videos")
@@ -124,6 +124,13 @@ def _videos(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
     _generate(cfg, columns, backbone, device)
     if not experiment["metrics"]:
         return []
+    folders = [job.folder for _, _, jobs in columns for job in jobs.values()]
+    unscored = " ".join(str(folder) for folder in folders if not result_files(folder))
+    if unscored:
+        raise FileNotFoundError(
+            f"VBench has not scored {unscored}: on a GPU, `python scripts/vbench.py run {unscored}` "
+            "does, and then the same command renders the table"
+        )
     return [
         Cell(row, steps, vbench_record(job.folder))
         for steps, _, jobs in columns

@@ -405,7 +405,9 @@ def _plot_table(
     theirs = [
         m
         for m in metrics
-        if paper and not beside and any(m in c for r in paper["rows"] for c in r["cells"])
+        if paper
+        and not beside
+        and any(m in c and c["steps"] for r in paper["rows"] for c in r["cells"])
     ]
     count = len(metrics) + len(theirs)
     across = min(4, count)

@@ -53,7 +53,7 @@ class Backbone:
     predicts (see `sampling.run.implied_x0`).
 
     Videos are decoded into uint8 [B, T, H, W, C]; `fps` and `bit_rate` (bits a second) say how they
-    are stored.
+    are stored.  `memory` estimates the bytes that sampling a batch of that size takes on the device.
     """
 
     denoiser: Denoiser
@@ -71,6 +71,7 @@ class Backbone:
     image_size: tuple[int, ...] | None = None
     fps: int | None = None
     bit_rate: int = 0
+    memory: Callable[[int], float] | None = None
 
     @property
     def stored_bytes(self) -> int:

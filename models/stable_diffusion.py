@@ -225,6 +225,21 @@ def download_pipeline(id: str, revision: str | None, variant: str | None) -> Pat
         raise FileNotFoundError(_not_there(id, error)) from None
 
 
+def download_files(id: str, revision: str | None, patterns: list[str]) -> Path:
+    """Fetch a hub repository's files that fit the patterns into its cache; the folder there.
+
+    Raises FileNotFoundError as `load_pipeline`.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(id).is_dir():
+        return Path(id)
+    try:
+        return Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(_not_there(id, OSError(str(error)))) from None
+
+
 def _check_id(id: str) -> None:
     if Path(id).is_dir():
         if not Path(id, "model_index.json").is_file():

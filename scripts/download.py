@@ -2,6 +2,7 @@
 
     make download MODEL=adm_imagenet
     make download MODEL=sd21
+    make download MODEL=opensora11
     python scripts/download.py adm_imagenet adm_imagenet_classifier admnet_imagenet256
     python scripts/download.py model=adm model.card=mine.yaml model.checkpoint=mine.pt
 
@@ -31,7 +32,7 @@ from eval.files import load_samples
 from eval.reference import read_adm_statistics
 from models.backbone import read_weights
 from models.checkpoints import CARDS, Card, read_card
-from models.stable_diffusion import download_pipeline
+from models.stable_diffusion import download_files, download_pipeline
 from scripts.commands import CONFIGS, register_resolvers, reported
 from scripts.fetch import fetch
 
@@ -62,7 +63,23 @@ class HubPipeline:
         return f"{self.id}  {download_pipeline(self.id, self.revision, self.variant)}"
 
 
-def named_assets(name: str) -> list[Asset | HubPipeline]:
+@dataclass(frozen=True)
+class HubFiles:
+    """The files of a hub repository that fit the patterns, fetched as pipelines are."""
+
+    id: str
+    revision: str | None
+    patterns: tuple[str, ...]
+
+    def get(self) -> str:
+        folder = download_files(self.id, self.revision, list(self.patterns))
+        return f"{self.id}  {folder}"
+
+
+Source = Asset | HubPipeline | HubFiles
+
+
+def named_assets(name: str) -> list[Source]:
     """The files behind a name.  Raises ValueError with the known names for another."""
     if name in models():
         return _of_model(composed("sample", f"model={name}"))
@@ -88,7 +105,16 @@ def named_assets(name: str) -> list[Asset | HubPipeline]:
     )
 
 
-def _of_model(cfg: DictConfig) -> list[Asset | HubPipeline]:
+def _of_model(cfg: DictConfig) -> list[Source]:
+    if "text_encoder" in cfg.model:
+        weights = ("*.json", "*.safetensors")
+        return [
+            HubFiles(cfg.model.id, cfg.model.revision, ("config.json", "model.safetensors")),
+            HubFiles(cfg.model.vae, None, weights),
+            HubFiles(
+                cfg.model.text_encoder, None, (*weights, "spiece.model", "pytorch_model*.bin")
+            ),
+        ]
     if "id" in cfg.model:
         pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
         return [pipeline, _inception()]

@@ -102,6 +102,9 @@ def report(
                  f"{_device_name(device)})")  # fmt: skip
     lines.append(f"still to do: {_hours(total.missing * seconds)} of one such device, "
                  f"all of it: {_hours(total.tree * seconds)}; several share it evenly")  # fmt: skip
+    if backbone.memory is not None:
+        lines.append(f"memory while sampling: about {_bytes(backbone.memory(batch_size))} on the "
+                     f"device with batch {batch_size} (estimated from the largest tensors)")  # fmt: skip
     free = shutil.disk_usage(_existing_parent(columns[0][2])).free
     lines.append(f"bytes written: {_bytes(written)}, {_bytes(missing_bytes)} of them still to come; "
                  f"free here: {_bytes(free)}")  # fmt: skip

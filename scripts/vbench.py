@@ -2,7 +2,7 @@
 
     python scripts/vbench.py setup                     # an environment of its own, in downloads/vbench/env
     python scripts/vbench.py prompts                   # prompts.txt (944) and flickering.txt (75)
-    python scripts/vbench.py run RUN [--flickering RUN2] [--gpus 0,1]   # every dimension still missing
+    python scripts/vbench.py run RUN... [--flickering RUN2...] [--gpus 0,1]   # what is still missing
     python scripts/vbench.py score RUN [--partial]
 
 RUN is the folder of a run of sample.py or reproduce.py with names=prompt.  VBench pins versions that
@@ -102,48 +102,59 @@ def run(args: argparse.Namespace) -> None:
     program = args.env / "bin/vbench"
     if not program.is_file():
         raise FileNotFoundError(f"{program} is missing: run `python scripts/vbench.py setup`")
-    for folder in filter(None, (args.run, args.flickering)):
-        manifest = read_manifest(folder)
-        if manifest is None or not manifest["complete"] or not manifest.get("videos"):
-            raise ValueError(f"{folder} is no complete run of videos: sample it to its end first")
-        if manifest["config"].get("names") != "prompt":
-            raise ValueError(
-                f"{folder} was not sampled with names=prompt, by which VBench finds videos"
-            )
+    flickering = args.flickering or args.runs
+    if len(flickering) != len(args.runs):
+        raise ValueError(f"give as many --flickering folders as runs, {len(args.runs)}")
+    for folder in {*args.runs, *flickering}:
+        _check_run(folder)
     wanted = args.dimensions or list(DIMENSIONS)
     if unknown := sorted(set(wanted) - set(DIMENSIONS)):
         raise ValueError(f"unknown dimension {', '.join(unknown)}: choose {', '.join(DIMENSIONS)}")
-    done = read_results(result_files(args.run))
-    todo = [name for name in wanted if name not in done]
+    todo = []
+    for folder, other in zip(args.runs, flickering, strict=True):
+        done = read_results(result_files(folder))
+        todo += [
+            (folder, name, other if name == "temporal_flickering" else folder)
+            for name in wanted
+            if name not in done
+        ]
+    gpus = args.gpus.split(",")
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for gpu in args.gpus.split(","):
+    for gpu in gpus:
         free.put(gpu)
 
-    def one(dimension: str) -> None:
+    def one(task: tuple[Path, str, Path]) -> None:
         gpu = free.get()
         try:
-            flickers = dimension == "temporal_flickering" and args.flickering
-            _evaluate(program, args, dimension, args.flickering if flickers else args.run, gpu)
+            _evaluate(program, args.info, gpu, *task)
         finally:
             free.put(gpu)
 
-    with ThreadPoolExecutor(len(args.gpus.split(","))) as pool:
-        bar = tqdm(pool.map(one, todo), total=len(todo), desc="dimensions", disable=not todo)
-        for _ in bar:
+    with ThreadPoolExecutor(len(gpus)) as pool:
+        for _ in tqdm(pool.map(one, todo), total=len(todo), desc="dimensions", disable=not todo):
             pass
-    score(argparse.Namespace(run=args.run, partial=True))
+    for folder in args.runs:
+        print(folder)
+        score(argparse.Namespace(run=folder, partial=True))
 
 
-def _evaluate(
-    program: Path, args: argparse.Namespace, dimension: str, folder: Path, gpu: str
-) -> None:
+def _check_run(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest["complete"] or not manifest.get("videos"):
+        raise ValueError(f"{folder} is no complete run of videos: sample it to its end first")
+    if manifest["config"].get("names") != "prompt":
+        raise ValueError(
+            f"{folder} was not sampled with names=prompt, by which VBench finds videos"
+        )
+
+
+def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, videos: Path) -> None:
     """One dimension: VBench writes beside, and the result is moved to its place when it is whole."""
-    target = args.run / "vbench"
+    target = run / "vbench"
     scratch = target / f".part-{dimension}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    info = args.info or downloads() / "vbench" / INFO
-    command = [str(program), "evaluate", "--videos_path", str(folder / "videos"), "--dimension",
+    command = [str(program), "evaluate", "--videos_path", str(videos / "videos"), "--dimension",
                dimension, "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
     with (target / f"{dimension}.log").open("w") as log:
         status = subprocess.run(
@@ -160,17 +171,8 @@ def _evaluate(
 
 
 def vbench_record(run: Path) -> Record:
-    """The record of a run that VBench has scored.
-
-    Raises FileNotFoundError if it has not at all, ValueError if dimensions are missing.
-    """
-    files = result_files(run)
-    if not files:
-        raise FileNotFoundError(
-            f"VBench has not scored {run}: on a GPU, `python scripts/vbench.py run {run}` does, and "
-            "then the same command renders the table"
-        )
-    results = read_results(files)
+    """The record of a run that VBench has scored; ValueError if dimensions are missing."""
+    results = read_results(result_files(run))
     manifest = read_manifest(run)
     assert manifest is not None
     return {
@@ -212,8 +214,9 @@ def main() -> None:
     listed = commands.add_parser("prompts", help="write the prompt suite")
     listed.add_argument("--out", type=Path, default=home)
     ran = commands.add_parser("run", help="run VBench on what has no result yet")
-    ran.add_argument("run", type=Path)
-    ran.add_argument("--flickering", type=Path, help="a run of flickering.txt, 25 videos a prompt")
+    ran.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    ran.add_argument("--flickering", type=Path, nargs="+", metavar="RUN2",
+                     help="for each RUN one of flickering.txt, 25 videos a prompt")  # fmt: skip
     ran.add_argument("--gpus", default="0", help="for instance 0,1,2,3")
     ran.add_argument("--dimensions", nargs="*", help="default: all 16")
     scored = commands.add_parser("score", help="print the scores")
@@ -222,8 +225,8 @@ def main() -> None:
     for command, function in ((made, setup), (listed, prompts), (ran, run), (scored, score)):
         command.set_defaults(call=function)
         command.add_argument("--env", type=Path, default=home / "env")
-    for command in (listed, ran):
-        command.add_argument("--info", type=Path, help=f"VBench's {INFO}")
+    listed.add_argument("--info", type=Path, help=f"default: {INFO} of the environment")
+    ran.add_argument("--info", type=Path, default=home / INFO, help="default: as prompts left it")
     args = parser.parse_args()
     args.call(args)
 

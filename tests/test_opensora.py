@@ -8,16 +8,14 @@ import sys
 
 import numpy as np
 import pytest
-import sentencepiece
 import tiny_pipelines as tiny
 import torch
 from conftest import GOLDEN, ROOT, golden_json, interrupt
-from safetensors.torch import load_file, save_file
-from transformers import T5Config, T5EncoderModel
+from safetensors.torch import load_file
 
 import sample
 from models.opensora import text
-from models.opensora.backbone import VideoDenoiser, load, to_uint8
+from models.opensora.backbone import VideoDenoiser, load, peak_memory, to_uint8
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache, clean
 from sampling import Schedule, ddpm, iterate, timesteps
@@ -27,7 +25,7 @@ from scripts.video import read_mp4, write_mp4
 RUNS = golden_json("opensora_iddpm_trajectories")["runs"]
 TRAJECTORIES = load_file(GOLDEN / "opensora_iddpm_trajectories.safetensors")
 PROMPTS = ["A small cactus with a happy face in the Sahara desert.", "a red bus", "Waves at dusk"]
-NETWORK = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 24}
+NETWORK = tiny.OPENSORA
 
 
 # --- the sampler as shipped -------------------------------------------------------------------------
@@ -141,34 +139,7 @@ def test_mp4_files(tmp_path):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """Network, T5 with a trained SentencePiece tokenizer, and VAE in the published layouts."""
-    folder = tmp_path_factory.mktemp("opensora")
-    torch.manual_seed(0)
-    (folder / "net").mkdir()
-    net = STDiT2(**NETWORK)
-    for value in net.state_dict().values():
-        torch.nn.init.normal_(value, std=0.1)
-    save_file(net.state_dict(), folder / "net/model.safetensors")
-    config = {**NETWORK, "patch_size": [1, 2, 2], "model_type": "STDiT2", "qk_norm_legacy": True}
-    (folder / "net/config.json").write_text(json.dumps(config))
-    corpus = folder / "corpus.txt"
-    corpus.write_text(
-        "\n".join([*PROMPTS, "the quick brown fox jumps over a lazy dog 0123456789"] * 20)
-    )
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1,
-        unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
-    (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
-    shutil.copy(folder / "spiece.model", folder / "t5")
-    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
-    settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    (folder / "t5/tokenizer_config.json").write_text(json.dumps(settings))
-    config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
-    T5EncoderModel(config).eval().save_pretrained(folder / "t5")
-    tiny.vae(block_out_channels=(8, 8, 8, 16), down_block_types=["DownEncoderBlock2D"] * 4,
-             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")  # fmt: skip
-    return folder
+    return tiny.opensora(tmp_path_factory.mktemp("opensora"))
 
 
 def words_of(parts, tmp_path, *more):
@@ -332,3 +303,15 @@ def test_the_network_is_copied_from_nowhere_but_its_file(parts, tmp_path):
     assert model.sha256 == "untrained"
     record = json.dumps([model.shape, model.fps])
     assert record == "[[4, 16, 30, 53], 8]"
+
+
+def test_memory_is_planned():
+    """Of the published network: its weights, and tokens that grow with the frames."""
+    with torch.device("meta"):
+        net = STDiT2().bfloat16()
+    weights = 2 * (768_271_300 + 83_653_863)
+    short = peak_memory(net, 2, 16, 240, 426) - weights
+    long = peak_memory(net, 2, 64, 240, 426) - weights
+    assert short == pytest.approx(2 * 4 * 4 * 256 * 240 * 426)  # four frames in the VAE
+    assert long == pytest.approx(2 * 12 * 2 * 64 * 405 * 1152)
+    assert peak_memory(net, 8, 64, 240, 426) - weights == pytest.approx(4 * long)

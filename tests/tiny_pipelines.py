@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import open_clip
+import sentencepiece
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -19,12 +21,17 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from open_clip.tokenizer import bytes_to_unicode
+from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
 )
+
+from models.opensora.stdit2 import STDiT2
 
 SIZE = 32  # pixels; 16 in latent space
 WIDTH = 32
@@ -115,3 +122,42 @@ def stable_diffusion_xl(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
+
+
+OPENSORA = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 24}
+
+
+def opensora(folder: Path) -> Path:
+    """Open-Sora's parts in the published layouts: net, t5 with a trained tokenizer, vae."""
+    torch.manual_seed(0)
+    (folder / "net").mkdir()
+    net = STDiT2(**OPENSORA)
+    for value in net.state_dict().values():
+        torch.nn.init.normal_(value, std=0.1)
+    save_file(net.state_dict(), folder / "net/model.safetensors")
+    config = {**OPENSORA, "patch_size": [1, 2, 2], "model_type": "STDiT2", "qk_norm_legacy": True}
+    (folder / "net/config.json").write_text(json.dumps(config))
+    corpus = folder / "corpus.txt"
+    corpus.write_text(
+        "\n".join(
+            [
+                "A small cactus with a happy face in the Sahara desert, a red bus.",
+                "the quick brown fox jumps over a lazy dog 0123456789",
+            ]
+            * 20
+        )
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
+    shutil.copy(folder / "spiece.model", folder / "t5")
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
+    settings |= {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "t5/tokenizer_config.json").write_text(json.dumps(settings))
+    config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
+    T5EncoderModel(config).eval().save_pretrained(folder / "t5")
+    vae(block_out_channels=(8, 8, 8, 16), down_block_types=["DownEncoderBlock2D"] * 4,
+             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")  # fmt: skip
+    return folder

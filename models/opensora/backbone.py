@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -88,7 +89,30 @@ def load(
         image_size=(num_frames, height // 8 * 8, width // 8 * 8, 3),
         fps=FPS_OF_VIDEOS // FRAME_INTERVAL,
         bit_rate=bit_rate,
+        memory=lambda batch: peak_memory(
+            net, batch * (2 if guided else 1), num_frames, height, width
+        ),
     )
+
+
+VAE_WEIGHTS = 83_653_863
+
+
+def peak_memory(net: STDiT2, batch: int, num_frames: int, height: int, width: int) -> float:
+    """Bytes on the device while sampling `batch` latents at once, estimated from the largest tensors.
+
+    Weights, and the larger of a block's activations (12 times its tokens: residual, normed and
+    modulated, the MLP's hidden layer twice) and of four frames in the VAE's widest layers.
+    Attention is taken to run without its matrix in memory.
+    """
+    size = net.y_embedder.y_embedding.element_size()
+    weights = sum(value.numel() for value in net.state_dict().values()) + VAE_WEIGHTS
+    patch = net.patch_size
+    grid = (num_frames, height // 8, width // 8)
+    tokens = math.prod(-(-n // p) for n, p in zip(grid, patch, strict=True))
+    block = 12 * batch * tokens * net.hidden_size
+    decoding = 4 * 4 * 256 * height * width
+    return float(size * (weights + max(block, decoding)))
 
 
 def _check_size(num_frames: int, height: int, width: int) -> None:

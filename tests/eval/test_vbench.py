@@ -1,0 +1,103 @@
+"""VBench's aggregation against published rows of its leaderboard."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import golden_json
+
+from eval.metrics import Score
+from eval.vbench import DIMENSIONS, QUALITY, SEMANTIC, aggregate, read_results
+
+GOLDEN = golden_json("vbench_aggregation")
+VERIFIED = [*GOLDEN["worked_examples"]]
+
+
+def results(raw):
+    return {name: Score(value, 0.0) for name, value in raw.items()}
+
+
+def test_the_constants():
+    assert set(DIMENSIONS) == set(GOLDEN["dimensions_in_leaderboard_column_order"])
+    assert list(QUALITY) == GOLDEN["quality_list"] and list(SEMANTIC) == GOLDEN["semantic_list"]
+    for name, (low, high, weight) in DIMENSIONS.items():
+        assert {"min": low, "max": high} == GOLDEN["normalisation"][name]
+        assert weight == GOLDEN["dimension_weight"][name]
+
+
+@pytest.mark.parametrize("row", VERIFIED, ids=lambda row: row["model"])
+def test_verified_rows(row):
+    scores = aggregate(results(row["raw_fraction"]))
+    for name, published in row["published_percent"].items():
+        assert scores[name].value == pytest.approx(published, abs=0.015)
+        computed = row["computed_from_rounded_rows_percent"][name]
+        assert scores[name].value == pytest.approx(computed, abs=1e-5)
+
+
+def test_synthetic_row_and_extremes():
+    example = GOLDEN["synthetic_example"]
+    scores = aggregate(results(example["raw_fraction"]))
+    edge = GOLDEN["edge_cases"]
+    for name in ("quality", "semantic", "total"):
+        assert scores[name].value == pytest.approx(100 * example[name], abs=1e-9)
+        zero = aggregate(results(dict.fromkeys(DIMENSIONS, 0.0)))
+        assert zero[name].value == pytest.approx(100 * edge["all_raw_zero"][name], abs=1e-9)
+        one = aggregate(results(dict.fromkeys(DIMENSIONS, 1.0)))  # nothing is clipped
+        assert one[name].value == pytest.approx(100 * edge["all_raw_one"][name], abs=1e-9)
+
+
+def test_a_missing_dimension_is_named_and_never_a_zero():
+    raw = results(GOLDEN["synthetic_example"]["raw_fraction"])
+    del raw["color"], raw["scene"]
+    with pytest.raises(ValueError, match="no result for color, scene: run scripts"):
+        aggregate(raw)
+    partial = aggregate(raw, partial=True)
+    assert list(partial) == ["quality"]
+    assert aggregate({}, partial=True) == {}
+
+
+def test_the_error_is_that_of_independent_videos():
+    rng = np.random.default_rng(0)
+    raw = {name: Score(0.5, 0.01 * (1 + i)) for i, name in enumerate(DIMENSIONS)}
+    draws = [
+        aggregate({n: Score(s.value + s.se * rng.standard_normal(), 0.0) for n, s in raw.items()})
+        for _ in range(3000)
+    ]
+    scores = aggregate(raw)
+    for name, score in scores.items():
+        spread = np.std([draw[name].value for draw in draws])
+        assert score.se == pytest.approx(spread, rel=0.06)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_result_files(tmp_path):
+    videos = [{"video_path": f"{i}.mp4", "video_results": v} for i, v in enumerate((0.2, 0.4, 0.9))]
+    a = write(
+        tmp_path / "results_1_eval_results.json", {"scene": [0.5, videos], "color": [0.25, []]}
+    )
+    pictures = [{"video_results": v} for v in (40.0, 60.0)]
+    b = write(tmp_path / "results_2_eval_results.json", {"imaging_quality": [0.5, pictures],
+              "dynamic_degree": [0.5, [{"video_results": True}, {"video_results": False}]]})  # fmt: skip
+    found = read_results([a, b])
+    assert list(found) == ["imaging_quality", "dynamic_degree", "color", "scene"]
+    assert found["scene"] == Score(0.5, pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1) / 3**0.5))
+    assert found["imaging_quality"].se == pytest.approx(np.std([0.4, 0.6], ddof=1) / 2**0.5)
+    assert found["dynamic_degree"].se == pytest.approx(0.5)
+    assert np.isnan(found["color"].se)
+    same = write(tmp_path / "c.json", {"color": [0.25, []]})
+    assert read_results([a, same])["color"].value == 0.25
+    for content, message in (
+        ({"color": [0.3, []]}, "give color different scores"),
+        ({"beauty": [0.3, []]}, "unknown dimension 'beauty'"),
+        ({"color": [30.0, []]}, "VBench's scores are fractions"),
+        ([1, 2], "no result file of VBench or damaged"),
+        ({"color": "high"}, "no result file of VBench or damaged"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_results([a, write(tmp_path / "bad.json", content)])

@@ -1,0 +1,193 @@
+"""Table 4 end to end on a stand-in: a tiny Open-Sora, four prompts, and a program in VBench's place.
+
+The program takes VBench's arguments, looks for the videos where VBench does, and writes files of
+its form with made-up scores.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import sys
+
+import pytest
+import tiny_pipelines as tiny
+from conftest import ROOT
+from PIL import Image
+
+import reproduce
+from eval.vbench import DIMENSIONS
+from scripts import vbench
+from scripts.commands import reported
+
+INFO = [
+    {"prompt_en": "In a still frame, a stop sign", "dimension": ["temporal_flickering"]},
+    {"prompt_en": "a red bus", "dimension": ["color"], "auxiliary_info": {"color": "red"}},
+    {"prompt_en": "The bund Shanghai, oil painting", "dimension": ["appearance_style"]},
+    {"prompt_en": "The bund Shanghai, oil painting", "dimension": ["overall_consistency"]},
+]
+PROGRAM = f"""#!{sys.executable}
+import json, os, sys, zlib
+words = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert sys.argv[1] == "evaluate" and os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+prompts = {{e["prompt_en"] for e in json.load(open(words["--full_json_dir"]))}}
+videos = sorted(os.listdir(words["--videos_path"]))
+assert {{name.rpartition("-")[0] for name in videos}} <= prompts, videos
+dimension = words["--dimension"]
+broken = os.path.join(os.path.dirname(__file__), "broken")
+if os.path.exists(broken) and open(broken).read() == dimension:
+    open(os.path.join(words["--output_path"], "half_eval_results.json"), "w").write('{{"co')
+    sys.exit(1)
+value = 0.2 + zlib.crc32((dimension + videos[0]).encode()) % 100 / 200
+rows = [{{"video_path": name, "video_results": value + 0.01 * i}} for i, name in enumerate(videos)]
+name = os.path.join(words["--output_path"], "results_2026-01-01-00:00:00_eval_results.json")
+json.dump({{dimension: [value, rows]}}, open(name, "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tiny.opensora(tmp_path_factory.mktemp("table4"))
+    (folder / "VBench_full_info.json").write_text(json.dumps(INFO))
+    return folder
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """scripts/vbench.py: (exit status, stdout, stderr)."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["vbench.py", *map(str, words)])
+        status = 0
+        try:
+            reported(vbench.main)
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return call
+
+
+def test_table4(command, tool, parts, monkeypatch, tmp_path):
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+    words = [f"model.id={parts / 'net'}", f"model.text_encoder={parts / 't5'}",
+             f"model.vae={parts / 'vae'}", "model.precision=fp32", "model.num_frames=3",
+             "model.height=32", "model.width=48", "model.name=standin"]  # fmt: skip
+    table = ["experiment=table4", *words, "experiment.steps=[3]", "num_samples=6", "batch_size=6"]
+    status, _, err = command(reproduce, *table)
+    assert status == 2 and "no prompts at" in err
+
+    # The suite: every prompt once.
+    status, _, err = tool("prompts")
+    assert status == 2 and "run `python scripts/vbench.py setup`, or pass --info" in err
+    status, out, err = tool("prompts", "--info", parts / "VBench_full_info.json")
+    assert status == 0, err
+    home = tmp_path / "downloads/vbench"
+    assert (home / "prompts.txt").read_text().splitlines() == list(
+        dict.fromkeys(e["prompt_en"] for e in INFO)
+    )
+    assert (home / "flickering.txt").read_text() == "In a still frame, a stop sign\n"
+
+    # Planned before anything long.
+    status, out, err = command(reproduce, *table, "dry=true")
+    assert status == 0, err
+    assert "4 cells, 72 image calls" in out and "memory while sampling: about" in out
+    assert "bytes written:" in out and "calibration:" in out
+
+    # Sampled, but not scored yet: the command says how, and continues after it.
+    status, out, err = command(reproduce, *table)
+    assert status == 2 and "VBench has not scored runs/standin/" in err and "vbench.py run" in err
+    runs = sorted((tmp_path / "runs/standin").iterdir())
+    assert len(runs) == 4
+    assert {p.name for p in (runs[0] / "videos").iterdir()} == {
+        f"{prompt}-{k}.mp4" for prompt in {e["prompt_en"] for e in INFO} for k in (0, 1)
+    }
+    status, _, err = tool("run", runs[0])
+    assert status == 2 and "bin/vbench is missing: run `python scripts/vbench.py setup`" in err
+    program = home / "env/bin/vbench"
+    program.parent.mkdir(parents=True)
+    program.write_text(PROGRAM)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+
+    # One dimension fails; what is done is kept, and the same command continues.
+    (program.parent / "broken").write_text("scene")
+    status, _, err = tool("run", runs[0], "--gpus", "0,1")
+    assert status == 2 and "VBench failed on scene (see" in err and "run the same command" in err
+    status, out, _ = tool("score", runs[0], "--partial")
+    assert (
+        status == 0
+        and "no total: " in out
+        and "scene" in out
+        and "total " not in out.replace("no total", "")
+    )
+    (program.parent / "broken").unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (runs[0] / "vbench").glob("*.json")}
+    status, out, err = tool("run", *runs, "--gpus", "0,1", "--dimensions", *list(DIMENSIONS)[1:])
+    assert status == 0, err
+    status, _, err = command(reproduce, *table)
+    assert status == 2 and "VBench has no result for subject_consistency: run scripts" in err
+    status, out, err = tool("run", *runs, "--gpus", "0,1")
+    assert status == 0, err
+    for run in runs:
+        assert len(list((run / "vbench").glob("*_eval_results.json"))) == len(DIMENSIONS)
+    assert kept == {p: p.stat().st_mtime_ns for p in kept}
+    assert not list((tmp_path / "runs").rglob(".part*"))
+
+    # Temporal flickering from videos of its own, more of them, where they are sampled.
+    flickering = ["experiment=table4_flickering", *words, "experiment.steps=[3]", "num_samples=5",
+                  "batch_size=5"]  # fmt: skip
+    status, _, err = command(reproduce, *flickering)
+    assert status == 0, err
+    more = sorted(set((tmp_path / "runs/standin").iterdir()) - set(runs))
+    assert len(more) == 4
+    (runs[0] / "vbench/temporal_flickering_eval_results.json").unlink()
+    status, _, err = tool("run", runs[0], "--flickering", more[0])
+    assert status == 0, err
+    result = json.loads((runs[0] / "vbench/temporal_flickering_eval_results.json").read_text())
+    seen = {row["video_path"] for row in result["temporal_flickering"][1]}
+    assert seen == {f"In a still frame, a stop sign-{k}.mp4" for k in range(5)}
+    status, _, err = tool("run", *runs, "--flickering", more[0])
+    assert status == 2 and "give as many --flickering folders as runs, 4" in err
+
+    status, out, err = command(reproduce, *table, "out=t4")
+    assert status == 0, err
+    for words_ in ("# Table 4 on standin", "Total score (vbench), higher is better", "| DDPM (as shipped) |",
+                   "| Mix |", "(N=6)", "3 prompts (", "in turn", "| OpenSora_1.1 | 74.26 |",
+                   "steps not stated", "another model than ours"):  # fmt: skip
+        assert words_ in out, words_
+    records = json.loads((tmp_path / "t4/records.json").read_text())
+    assert {r["row"] for r in records} == {"DDPM (as shipped)", "DDIM", "Skipped-Step", "Mix"}
+    assert set(records[0]["dimensions"]) == set(DIMENSIONS)
+    total = records[0]["scores"]["total"]["value"]
+    quality, semantic = (records[0]["scores"][k]["value"] for k in ("quality", "semantic"))
+    assert total == pytest.approx((4 * quality + semantic) / 5)
+    assert "Total" in (tmp_path / "t4/table.tex").read_text()
+
+    # Figure 7: frames side by side, the cactus first.
+    status, _, err = command(reproduce, "experiment=figure7", *words, "experiment.steps=[2]",
+                             "experiment.frames=3", "out=f7")  # fmt: skip
+    assert status == 0, err
+    assert Image.open(tmp_path / "f7/figure.png").width > 800
+    assert (
+        "DDPM (as shipped) (name ddpm, variance learned)" in (tmp_path / "f7/figure.md").read_text()
+    )
+
+
+def test_runs_that_vbench_cannot_read_are_refused(tool, monkeypatch, tmp_path):
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+    program = tmp_path / "env/bin/vbench"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    run = tmp_path / "run"
+    run.mkdir()
+    facts = {"config": {"names": "id"}, "plan": "", "nfe": 1, "num_samples": 1, "shard_size": 1}
+    for more, message in (({"complete": False}, "is no complete run of videos"),
+                          ({"complete": True, "videos": True}, "was not sampled with names=prompt")):  # fmt: skip
+        (run / "manifest.json").write_text(json.dumps({**facts, **more}))
+        status, _, err = tool("run", run, "--env", tmp_path / "env")
+        assert status == 2 and message in err
+    status, out, _ = tool("setup", "--dry", "--env", tmp_path / "other")
+    assert status == 0 and "vbench==0.1.5" in out and "detectron2" in out
+    assert not (tmp_path / "other").exists()
+    assert ROOT not in tmp_path.parents
