@@ -19,6 +19,7 @@ from models.opensora.backbone import VideoDenoiser, load, peak_memory, to_uint8
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache, clean
 from sampling import Schedule, ddpm, iterate, timesteps
+from sampling.run import advance, implied_x0
 from scripts.generate import read_manifest
 from scripts.video import read_mp4, write_mp4
 
@@ -71,27 +72,61 @@ def stdit2():
     return model
 
 
+def recorded_model(name):
+    """The recorded run's network with its guidance, and the condition it was given."""
+    run = RUNS[name]
+    net = analytic if run["model"] == "analytic" else stdit2()
+    channels = run["cfg_channel"]
+    given = {k[5:]: v for k, v in TRAJECTORIES.items() if k.startswith("cond/")}
+    given["y"] = torch.cat([given["y"], given.pop("y_null")])
+    return VideoDenoiser(net, run["cfg_scale"], channels), given
+
+
 @pytest.mark.parametrize("name", [name for name in RUNS if "masked" not in name])
 def test_recorded_trajectories(name):
     """100-step DDPM as shipped is `ddpm variance=learned` on the even grid, with this guidance."""
-    run = RUNS[name]
-    grid = timesteps(1000, run["num_sampling_steps"], "even")
-    assert grid.tolist() == run["t_model"]
-    net = analytic if run["model"] == "analytic" else stdit2()
-    channels = run["cfg_channel"]
-    denoiser = VideoDenoiser(net, run["cfg_scale"], 4 if channels is None else channels)
-    given = {k[5:]: v for k, v in TRAJECTORIES.items() if k.startswith("cond/")}
-    condition = {**given, "y": torch.cat([given["y"], given.pop("y_null")])}
-    condition.pop("y_null", None)
+    grid = timesteps(1000, RUNS[name]["num_sampling_steps"], "even")
+    assert grid.tolist() == RUNS[name]["t_model"]
+    denoiser, condition = recorded_model(name)
     plan = ddpm(Schedule.linear(), grid, variance="learned")
+    noise = Recorded(name, grid)
     with torch.no_grad():
-        for i, state in enumerate(
-            iterate(denoiser, plan, Recorded(name, grid), condition=condition)
-        ):
-            want = TRAJECTORIES[f"{name}/x"][i]
-            # Its tables are float32: 5.1e-4 recorded against float64 tables, all in the last step.
-            tolerance = 5e-5 if i < len(plan) - 1 else 1e-3
-            torch.testing.assert_close(state.x, want, rtol=0, atol=tolerance)
+        for i, state in enumerate(iterate(denoiser, plan, noise, condition=condition)):
+            assert_recorded(name, i, state.x, len(plan))
+
+
+def assert_recorded(name, i, x, steps):
+    # Its tables are float32: 5.1e-4 recorded against float64 tables, all in the last step.
+    tolerance = 5e-5 if i < steps - 1 else 1e-3
+    torch.testing.assert_close(x, TRAJECTORIES[f"{name}/x"][i], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "masked" in name])
+def test_recorded_trajectories_with_given_frames(name):
+    """Frames that are held, noised at their time and then denoised, by the same rows.
+
+    No command offers this; it shows that the network's `x_mask` works through the sampler.
+    """
+    grid = timesteps(1000, RUNS[name]["num_sampling_steps"], "even")
+    plan = ddpm(Schedule.linear(), grid, variance="learned")
+    denoiser, condition = recorded_model(name)
+    begins = (TRAJECTORIES[f"{name}/mask"] * len(plan)).int()  # index at which a frame wakes up
+    x = TRAJECTORIES[f"{name}/z"]
+    for i, row in enumerate(plan.rows()):
+        index = len(plan) - 1 - i
+        x_mask = begins > index
+        assert torch.equal(x_mask, TRAJECTORIES[f"{name}/x_mask"][i])
+        woken = (
+            x * row.alpha_bar**0.5
+            + (1 - row.alpha_bar) ** 0.5 * TRAJECTORIES[f"{name}/mask_noise"][i]
+        )
+        seen = torch.where((begins == index)[:, None, :, None, None], woken, x)
+        with torch.no_grad():
+            eps, v = denoiser(seen, row.t, {**condition, "x_mask": x_mask.repeat(2, 1)})
+        x0 = implied_x0(eps, seen, row.alpha_bar)
+        after = advance(row, seen, x0, z=TRAJECTORIES[f"{name}/noise"][i], v=v)
+        x = torch.where((begins >= index)[:, None, :, None, None], after, x)
+        assert_recorded(name, i, x, len(plan))
 
 
 def test_the_published_step_counts():
@@ -247,6 +282,12 @@ def test_names_as_vbench_reads_them(command, parts, tmp_path):
         (["@nobody"], [], "nothing is left of the prompt '@nobody' after cleaning"),
         (["a"], ["names=index"], "unknown names 'index': choose id or prompt"),
         (["a"], ["model.num_frames=0"], "model.num_frames must be an integer of at least 1"),
+        (["a"], ["model.fps=25"], "model.fps must be a multiple of 3"),
+        (
+            ["a"],
+            ["model.aspect_ratio=wide"],
+            "model.aspect_ratio must be a positive number or null",
+        ),
         (["a"], ["model.height=10"], "model.height must be an integer of at least 16"),
         (["a"], ["model.text_encoder=./absent"], "cannot load the text encoder ./absent"),
         (["a"], ["model.vae=./absent"], "cannot load the VAE ./absent"),
@@ -278,6 +319,11 @@ def test_one_frame_and_odd_sizes(parts, tmp_path):
     video = load(prompts=PROMPTS, num_frames=16, **options)
     assert (video.shape, video.image_size) == ((4, 16, 30, 53), (16, 240, 424, 3))
     assert video.embed(torch.tensor([0]))["fps"].tolist() == [24] and video.fps == 8
+    told = load(prompts=PROMPTS, fps=12, aspect_ratio=0.75, height=240, width=320, **options)
+    condition = told.embed(torch.tensor([0]))
+    assert (
+        condition["fps"].tolist() == [12] and told.fps == 4 and condition["ar"].tolist() == [0.75]
+    )
     plain = load(prompts=PROMPTS, guidance_scale=1, **options)
     assert plain.evaluations_per_call == 1 and plain.embed(torch.tensor([0]))["y"].shape[0] == 1
 

@@ -20,8 +20,8 @@ from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache
 from sampling import Schedule
 
-FPS_OF_VIDEOS, FPS_OF_IMAGES = 24, 120  # what the network is told
-FRAME_INTERVAL = 3  # videos are saved at 24 / 3 frames a second
+FPS_OF_IMAGES = 120  # what the network is told of a single frame
+FRAME_INTERVAL = 3  # of the training's frames every third: 24 a second are saved as 8
 WEIGHTS = "model.safetensors"
 
 
@@ -35,6 +35,8 @@ def load(
     num_frames: int = 16,
     height: int = 240,
     width: int = 426,
+    fps: int = 24,
+    aspect_ratio: float | None = None,
     guidance_scale: float = 7.0,
     guided_channels: int | None = 3,
     precision: str = "bf16",
@@ -47,12 +49,14 @@ def load(
     `id` is a hub id or a folder with config.json and model.safetensors.  `guidance_scale` s is applied as shipped: u + s (c - u) to the first
     `guided_channels` of eps (None: to all); the other channels and the variance are those with
     prompt.  `precision` is that of network and VAE; the text encoder is float32.  Videos are
-    `num_frames` frames of about `height` x `width` pixels, rounded down to the VAE's grid.
+    `num_frames` frames of about `height` x `width` pixels, rounded down to the VAE's grid.  The
+    network is told the size, `fps` (three times that of the file) and `aspect_ratio`, by default
+    height / width as in the original.
     `untrained` fills the network with random numbers, to measure its speed without the weights.
 
     Raises FileNotFoundError or ValueError, with the remedy, for what is missing or makes no video.
     """
-    _check_size(num_frames, height, width)
+    _check_size(num_frames, height, width, fps, aspect_ratio)
     dtype = dtype_named(precision)
     cache = TextCache(Path(text_cache), text_encoder)
     if not untrained:
@@ -60,8 +64,13 @@ def load(
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
     decoder, vae_sha256 = load_vae(vae, dtype, device, untrained)
     known = tuple(prompts)
-    info = {"height": height, "width": width, "num_frames": num_frames, "ar": height / width}
-    info["fps"] = FPS_OF_IMAGES if num_frames == 1 else FPS_OF_VIDEOS
+    info = {
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+        "ar": aspect_ratio or height / width,
+    }
+    info["fps"] = FPS_OF_IMAGES if num_frames == 1 else fps
     guided = guidance_scale != 1
     denoiser = VideoDenoiser(net, guidance_scale, guided_channels)
 
@@ -87,7 +96,7 @@ def load(
         embed=embed,
         evaluations_per_call=2 if guided else 1,
         image_size=(num_frames, height // 8 * 8, width // 8 * 8, 3),
-        fps=FPS_OF_VIDEOS // FRAME_INTERVAL,
+        fps=fps // FRAME_INTERVAL,
         bit_rate=bit_rate,
         memory=lambda batch: peak_memory(
             net, batch * (2 if guided else 1), num_frames, height, width
@@ -115,16 +124,20 @@ def peak_memory(net: STDiT2, batch: int, num_frames: int, height: int, width: in
     return float(size * (weights + max(block, decoding)))
 
 
-def _check_size(num_frames: int, height: int, width: int) -> None:
-    for name, value, least in (
-        ("num_frames", num_frames, 1),
-        ("height", height, 16),
-        ("width", width, 16),
-    ):
+def _check_size(
+    num_frames: int, height: int, width: int, fps: int, aspect_ratio: float | None
+) -> None:
+    sizes = {"num_frames": (num_frames, 1), "height": (height, 16), "width": (width, 16)}
+    for name, (value, least) in sizes.items():
         if type(value) is not int or value < least:
             raise ValueError(f"model.{name} must be an integer of at least {least}, got {value!r}")
-    if height // 8 * 8 % 2 or width // 8 * 8 % 2:
-        raise ValueError("H.264 needs an even height and width")
+    if type(fps) is not int or fps < FRAME_INTERVAL or fps % FRAME_INTERVAL:
+        raise ValueError(f"model.fps must be a multiple of {FRAME_INTERVAL}, got {fps!r}")
+    number = type(aspect_ratio) in (int, float)
+    if aspect_ratio is not None and not (number and aspect_ratio > 0):
+        raise ValueError(
+            f"model.aspect_ratio must be a positive number or null, got {aspect_ratio!r}"
+        )
 
 
 class VideoDenoiser:
