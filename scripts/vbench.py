@@ -35,6 +35,7 @@ from scripts.generate import read_manifest
 
 VERSION = "0.1.5"
 INFO = "VBench_full_info.json"
+FLICKERING = "flickering.json"  # where the videos for temporal flickering are from
 # Wheels of what vbench 0.1.5 pins end with Python 3.11; detectron2 is not on PyPI.
 PYTHONS = ("python3.11", "python3.10")
 PACKAGES = (
@@ -148,26 +149,42 @@ def _check_run(folder: Path) -> None:
         )
 
 
-def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, videos: Path) -> None:
-    """One dimension: VBench writes beside, and the result is moved to its place when it is whole."""
+def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, source: Path) -> None:
+    """One dimension: VBench writes beside, and the result is moved to its place when it is whole.
+
+    Temporal flickering from a run of its own is of the videos that pass VBench's static filter.
+    """
     target = run / "vbench"
     scratch = target / f".part-{dimension}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    command = [str(program), "evaluate", "--videos_path", str(videos / "videos"), "--dimension",
-               dimension, "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
-    with (target / f"{dimension}.log").open("w") as log:
-        status = subprocess.run(
-            command, stdout=log, stderr=log, env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        ).returncode
+    videos = source / "videos"
+    log = target / f"{dimension}.log"
+    failed = (
+        f"VBench failed on {dimension} (see {log}): mend it and run the same command to continue"
+    )
+    if source != run:
+        words = ["static_filter", "--videos_path", str(videos), "--result_path", str(scratch)]
+        if _call([str(program), *words], gpu, log):
+            raise OSError(failed)
+        videos = scratch / "filtered_videos"
+    words = ["evaluate", "--videos_path", str(videos), "--dimension", dimension,
+             "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
+    status = _call([str(program), *words], gpu, log)
     results = sorted(scratch.glob("*_eval_results.json"))
     if status or len(results) != 1 or dimension not in read_results(results):
-        raise OSError(
-            f"VBench failed on {dimension} (see {target / f'{dimension}.log'}): mend it and run the "
-            "same command to continue"
-        )
+        raise OSError(failed)
+    if dimension == "temporal_flickering":
+        facts = {"static_filter": source != run, "flickering_run": source.name}
+        write_atomic(target / FLICKERING, lambda p: p.write_text(json.dumps(facts) + "\n"))
     os.replace(results[0], target / f"{dimension}_eval_results.json")
     shutil.rmtree(scratch)
+
+
+def _call(command: list[str], gpu: str, log: Path) -> int:
+    with log.open("a") as file:
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        return subprocess.run(command, stdout=file, stderr=file, env=env).returncode
 
 
 def vbench_record(run: Path) -> Record:
@@ -175,6 +192,8 @@ def vbench_record(run: Path) -> Record:
     results = read_results(result_files(run))
     manifest = read_manifest(run)
     assert manifest is not None
+    path = run / "vbench" / FLICKERING
+    facts = json.loads(path.read_text()) if path.is_file() else {"static_filter": False}
     return {
         "protocol": "vbench",
         "n": manifest["num_samples"],
@@ -184,7 +203,7 @@ def vbench_record(run: Path) -> Record:
         "reference_n": None,
         "reference_digest": None,
         "metrics": ["quality", "semantic", "total"],
-        "options": {},
+        "options": {"static_filter": facts["static_filter"]},
         "cell": {key: manifest[key] for key in ("config", "plan", "nfe")},
         "run": None,
         "scores": {name: s._asdict() for name, s in aggregate(results).items()},

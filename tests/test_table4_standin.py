@@ -27,9 +27,16 @@ INFO = [
     {"prompt_en": "The bund Shanghai, oil painting", "dimension": ["overall_consistency"]},
 ]
 PROGRAM = f"""#!{sys.executable}
-import json, os, sys, zlib
+import json, os, shutil, sys, zlib
 words = dict(zip(sys.argv[2::2], sys.argv[3::2]))
-assert sys.argv[1] == "evaluate" and os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+assert os.environ["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+if sys.argv[1] == "static_filter":
+    kept = os.path.join(words["--result_path"], "filtered_videos")
+    os.makedirs(kept)
+    for name in sorted(os.listdir(words["--videos_path"]))[:3]:
+        shutil.copy(os.path.join(words["--videos_path"], name), kept)
+    sys.exit(0)
+assert sys.argv[1] == "evaluate"
 prompts = {{e["prompt_en"] for e in json.load(open(words["--full_json_dir"]))}}
 videos = sorted(os.listdir(words["--videos_path"]))
 assert {{name.rpartition("-")[0] for name in videos}} <= prompts, videos
@@ -146,9 +153,15 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     assert status == 0, err
     result = json.loads((runs[0] / "vbench/temporal_flickering_eval_results.json").read_text())
     seen = {row["video_path"] for row in result["temporal_flickering"][1]}
-    assert seen == {f"In a still frame, a stop sign-{k}.mp4" for k in range(5)}
+    assert seen == {f"In a still frame, a stop sign-{k}.mp4" for k in range(3)}  # static
     status, _, err = tool("run", *runs, "--flickering", more[0])
     assert status == 2 and "give as many --flickering folders as runs, 4" in err
+    # A table of both kinds would mix protocols.
+    status, _, err = command(reproduce, *table, "out=t4")
+    assert status == 2 and "a table never mixes protocols: options" in err
+    (runs[0] / "vbench/temporal_flickering_eval_results.json").unlink()
+    status, _, err = tool("run", runs[0])
+    assert status == 0, err
 
     status, out, err = command(reproduce, *table, "out=t4")
     assert status == 0, err
@@ -159,6 +172,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     records = json.loads((tmp_path / "t4/records.json").read_text())
     assert {r["row"] for r in records} == {"DDPM (as shipped)", "DDIM", "Skipped-Step", "Mix"}
     assert set(records[0]["dimensions"]) == set(DIMENSIONS)
+    assert {r["row"]: r["options"]["static_filter"] for r in records}["Mix"] is False
     total = records[0]["scores"]["total"]["value"]
     quality, semantic = (records[0]["scores"][k]["value"] for k in ("quality", "semantic"))
     assert total == pytest.approx((4 * quality + semantic) / 5)
