@@ -344,7 +344,10 @@ def test_several_processes_share_a_table_and_the_last_one_renders_it(
 def test_reproduce_mistakes(command):
     status, _, err = table(command, "experiment=table9")
     assert status == 2
-    assert "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, table1" in err
+    assert (
+        "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, figure6, figure7, table1"
+        in err
+    )
     status, _, err = table(command, "render_only=true")
     assert status == 2
     assert "no records at out/records.json" in err
@@ -405,7 +408,7 @@ def test_every_config_composes_and_resolves(config, override):
 
 def test_every_experiment_has_the_papers_model_and_a_laptops_size():
     for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
-        if path.stem.startswith(("table3", "figure5")):
+        if path.stem.startswith(("table3", "table4", "figure5", "figure6", "figure7")):
             continue
         full = composed("reproduce", f"experiment={path.stem}")
         bedroom = path.stem == "table2"
@@ -443,6 +446,28 @@ def test_the_experiments_on_stable_diffusion():
         assert full.prompts.endswith("downloads/coco/prompts.txt")
         assert full.reference.batch.endswith("coco/val2014-bicubic256.npz")
     assert len(composed("reproduce", "experiment=figure5").prompts) == 6
+
+
+def test_the_experiments_on_open_sora():
+    for name in ("table4", "table4_flickering", "figure6", "figure7"):
+        full = composed("reproduce", f"experiment={name}")
+        assert (full.model.name, full.experiment.spacing, full.experiment.steps) == (
+            "opensora11",
+            "even",
+            [100],
+        )
+        shipped = full.experiment.rows["DDPM (as shipped)"]
+        assert shipped == {"name": "ddpm", "variance": "learned"}
+    table = composed("reproduce", "experiment=table4")
+    assert (table.experiment.names, table.label, table.experiment.num_samples) == (
+        "prompt",
+        "balanced",
+        4720,
+    )
+    flickering = composed("reproduce", "experiment=table4_flickering")
+    assert flickering.experiment.num_samples == 25 * 75
+    assert flickering.prompts.endswith("vbench/flickering.txt")
+    assert any("cactus" in prompt for prompt in composed("reproduce", "experiment=figure7").prompts)
 
 
 def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, unet_forward):
