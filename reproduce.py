@@ -195,6 +195,8 @@ def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     if device.type == "cpu" and cfg.model.get("precision") == "fp16":
         print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
         calibrated["precision"] = "fp32"
+    if takes_option(cfg.model, "encode"):
+        calibrated["encode"] = False  # a large text encoder is not needed to measure speed
     try:
         backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts, **calibrated)
     except FileNotFoundError as missing:

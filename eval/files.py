@@ -45,6 +45,8 @@ def load_samples(path: Path | str) -> Samples:
     path = Path(path)
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
+    if (path / "videos").is_dir():
+        raise FileNotFoundError(f"{path} holds videos: score them with scripts/vbench.py")
     if path.is_dir():
         return Samples(_read_pngs(path), None)
     if path.suffix != ".npz" or not path.is_file():

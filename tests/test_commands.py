@@ -459,6 +459,9 @@ def test_the_experiments_on_open_sora():
         shipped = full.experiment.rows["DDPM (as shipped)"]
         assert shipped == {"name": "ddpm", "variance": "learned"}
     table = composed("reproduce", "experiment=table4")
+    assert (table.batch_size, table.shard_size) == (8, 8)
+    again = composed("reproduce", "experiment=table4", "shard_size=16", "seed=3", "num_samples=9")
+    assert (again.shard_size, again.seed, again.num_samples) == (16, 3, 9)
     assert (table.experiment.names, table.label, table.experiment.num_samples) == (
         "prompt",
         "balanced",

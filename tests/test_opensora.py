@@ -14,6 +14,7 @@ from conftest import GOLDEN, ROOT, golden_json, interrupt
 from safetensors.torch import load_file
 
 import sample
+from eval.files import load_samples
 from models.opensora import text
 from models.opensora.backbone import VideoDenoiser, load, peak_memory, to_uint8
 from models.opensora.stdit2 import STDiT2
@@ -201,6 +202,10 @@ def test_prompts_to_videos(command, parts, tmp_path):
     assert manifest["complete"] and manifest["videos"]
     assert manifest["config"]["model"]["text_encoder"] == "t5"
     assert (tmp_path / "here/grid.png").is_file()
+    with pytest.raises(
+        FileNotFoundError, match=r"holds videos: score them with scripts/vbench\.py"
+    ):
+        load_samples(tmp_path / "here")  # and not the sheet of frames
     # A video is of its prompt and id alone, whatever it is sampled beside.
     status, _, err = command(sample, *words, "batch_size=1", "shard_size=1", "out=there")
     assert status == 0, err

@@ -101,6 +101,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     assert status == 0, err
     assert "4 cells, 72 image calls" in out and "memory while sampling: about" in out
     assert "bytes written:" in out and "calibration:" in out
+    assert not (tmp_path / "downloads/opensora_text").exists()  # no encoder for a plan
 
     # Sampled, but not scored yet: the command says how, and continues after it.
     status, out, err = command(reproduce, *table)

@@ -42,6 +42,7 @@ def load(
     precision: str = "bf16",
     bit_rate: int = 1_024_000,
     untrained: bool = False,
+    encode: bool = True,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """Open-Sora 1.1, ready to sample `prompts`.
@@ -52,14 +53,16 @@ def load(
     `num_frames` frames of about `height` x `width` pixels, rounded down to the VAE's grid.  The
     network is told the size, `fps` (three times that of the file) and `aspect_ratio`, by default
     height / width as in the original.
-    `untrained` fills the network with random numbers, to measure its speed without the weights.
+    `untrained` fills the network with random numbers, to measure its speed without the weights;
+    without `encode` texts are zeros, to measure it without the text encoder.
 
     Raises FileNotFoundError or ValueError, with the remedy, for what is missing or makes no video.
     """
     _check_size(num_frames, height, width, fps, aspect_ratio)
     dtype = dtype_named(precision)
     cache = TextCache(Path(text_cache), text_encoder)
-    if not untrained:
+    encode = encode and not untrained
+    if encode:
         cache.fill(prompts, device)  # before the network is in memory
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
     decoder, vae_sha256 = load_vae(vae, dtype, device, untrained)
@@ -75,7 +78,7 @@ def load(
     denoiser = VideoDenoiser(net, guidance_scale, guided_channels)
 
     def embed(labels: Tensor) -> dict[str, Tensor]:
-        if untrained:
+        if not encode:
             y = torch.zeros(len(labels), 1, *net.y_embedder.y_embedding.shape)
             mask = torch.ones(len(labels), y.shape[2], dtype=torch.int64)
         else:
