@@ -34,6 +34,8 @@ from scripts.video import read_mp4, write_mp4
 
 Shard = dict[str, NDArray[Any]]
 
+LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
+
 
 @dataclass(frozen=True)
 class Job:
@@ -144,7 +146,7 @@ def _make_shard(
     Returns the batch size for the next shard: halved as often as the device ran out of memory.
     """
     plans = [job.plan for job in jobs]
-    images: list[list[NDArray[Any]]] = [[] for _ in jobs]
+    kept: list[list[NDArray[Any]]] = [[] for _ in jobs]
     start, first = time.perf_counter(), 0
     while first < len(ids):
         part = slice(first, first + batch_size)
@@ -153,27 +155,21 @@ def _make_shard(
         if samples is None:
             batch_size = _halved(batch_size, device)
             continue
-        for job, mine, x in zip(jobs, images, samples, strict=True):
+        for job, mine, x in zip(jobs, kept, samples, strict=True):
             _check_finite(x, ids[part])
-            decoded = backbone.decode(x)
+            decoded: NDArray[Any] = backbone.decode(x)
             if backbone.fps is not None:
-                names = video_names(job, backbone, ids[part])
-                sizes = [
-                    _write_video(job, name, frames, backbone)
-                    for name, frames in zip(names, decoded, strict=True)
-                ]
-                decoded = np.array(sizes)
+                decoded = _write_videos(job, backbone, ids[part], decoded)
             mine.append(decoded)
         first += batch_size
     # A job's share of the tree's time, by its NFE.
     seconds = time.perf_counter() - start
     nfe = sum(len(job.plan) for job in jobs)
-    for job, mine in zip(jobs, images, strict=True):
-        kept = np.concatenate(mine)
-        shard: Shard = {"arr_0": kept, "ids": np.array(ids)}
+    for job, mine in zip(jobs, kept, strict=True):
+        shard: Shard = {"ids": np.array(ids)}
+        shard["arr_0" if backbone.fps is None else "bytes"] = np.concatenate(mine)
         if backbone.fps is not None:
-            every = np.array(video_names(job, backbone, ids))
-            shard = {"bytes": kept, "names": every, "ids": np.array(ids)}
+            shard["names"] = np.array(video_names(job, backbone, ids))
         if labels is not None:
             shard["arr_1"] = labels.numpy()
         shard["config"] = np.array(job.digest)
@@ -192,7 +188,7 @@ def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
         return [f"{i:06d}.mp4" for i in ids]
     prompts, label = backbone.prompts or (), job.config["label"]
     for j, prompt in enumerate(prompts):
-        if "/" in prompt or "\0" in prompt or len(f"{prompt}-00.mp4".encode()) > 255:
+        if "/" in prompt or "\0" in prompt or len(prompt.encode()) > LONGEST_NAME:
             raise ValueError(
                 f"prompt {j + 1} cannot be a file name ({prompt[:60]!r}): use names=id"
             )
@@ -206,11 +202,16 @@ def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
     return [f"{prompts[label]}-{i}.mp4" for i in ids]
 
 
-def _write_video(job: Job, name: str, frames: NDArray[np.uint8], backbone: Backbone) -> int:
-    """The size in bytes of the file."""
-    path = job.folder / "videos" / name
-    write_mp4(path, frames, backbone.fps or 1, backbone.bit_rate)
-    return path.stat().st_size
+def _write_videos(
+    job: Job, backbone: Backbone, ids: Sequence[int], videos: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    """Write videos uint8 [B, T, H, W, 3] into the job's folder; the sizes of the files."""
+    sizes = []
+    for name, frames in zip(video_names(job, backbone, ids), videos, strict=True):
+        path = job.folder / "videos" / name
+        write_mp4(path, frames, backbone.fps or 1, backbone.bit_rate)
+        sizes.append(path.stat().st_size)
+    return np.array(sizes, dtype=np.int64)
 
 
 def _run_batch(

@@ -282,6 +282,7 @@ def test_names_as_vbench_reads_them(command, parts, tmp_path):
     ("prompts", "change", "message"),
     [
         (["a/b", "c"], ["names=prompt"], "prompt 1 cannot be a file name ('a/b'): use names=id"),
+        (["a", "ü" * 111], ["names=prompt"], "prompt 2 cannot be a file name"),
         (["a", "b", "a"], ["names=prompt"], "the prompt 'a' is there twice"),
         (["a", "", "b"], [], "line 2 is blank"),
         (["@nobody"], [], "nothing is left of the prompt '@nobody' after cleaning"),
