@@ -140,8 +140,8 @@ def test_training_resumes_exactly_where_it_stopped(tmp_path):
 
 
 def test_golden_folder_is_small():
-    """The tests' reference tensors stay a few megabytes."""
-    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 8 * 2**20
+    """The tests' reference tensors stay some megabytes: a clone must stay quick."""
+    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 13 * 2**20
     assert np.load(GOLDEN / "to_uint8.npz")["float_in"].shape == (64,)
 
 
