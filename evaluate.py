@@ -4,7 +4,8 @@
 
 Works on a run's folder, any .npz with arr_0, or a folder of PNG files; how well images fit their
 prompts is scored by metrics=clip reference=none.  Writes a JSON record
-and prints it with the real-vs-real floor, which is what a perfect sampler would score.
+and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
+torchrun the processes share the images.
 
 The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,
 
@@ -24,13 +25,16 @@ from eval.published import gate
 from eval.records import Record, score
 from eval.report import METRIC_NAMES, format_score, reference_words
 from scripts.commands import pick_device, plain, run_command
+from scripts.distributed import connected, worker
 from scripts.evaluation import Evaluator, changed_protocol, reference_of
+from scripts.tracking import tracker_named
 
 
 def main(cfg: DictConfig) -> None:
     path = Path(cfg.samples)
     if cfg.labels not in ("auto", "off"):
         raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
+    tracker = tracker_named(cfg.logger, str(path.parent.name))
     evaluator = Evaluator(cfg.metrics, cfg.reference, str(pick_device(cfg.device)))
     beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
     out = Path(cfg.out or f"{beside}-{cfg.metrics.name}.json")
@@ -41,6 +45,10 @@ def main(cfg: DictConfig) -> None:
         use_labels=cfg.labels == "auto",
         prompts=cfg.prompts and Path(cfg.prompts),
     )
+    if connected() and worker()[0] > 0:
+        return  # the first process tells
+    if record["cell"]:
+        tracker.evaluated(record)
     print_record(record)
     print(f"record: {out}")
     published = plain(cfg.reference.get("published") or {}).get(path.stem)

@@ -6,7 +6,8 @@
 Samples what is missing, evaluates what is missing, and renders Markdown, CSV, LaTeX and PNG
 into out=DIR (default results/<model>/<experiment>), the paper's numbers beside ours where the
 model is the paper's and below ours where it is another.  A dry run prints what would be done
-and what it would cost.
+and what it would cost.  Under torchrun or srun the processes share the work; docs/scaling.md tells
+how several commands share it.
 """
 
 import json
@@ -33,20 +34,26 @@ from scripts.commands import (
     run_command,
     takes_option,
 )
+from scripts.distributed import agree, connected, share, wait_for_all, worker
 from scripts.evaluation import Evaluator
 from scripts.generate import (
     Job,
     Size,
     batch_labels,
-    distributed_rank,
     generate,
+    is_complete,
     read_manifest,
     video_names,
 )
-from scripts.vbench import result_files, vbench_record
+from scripts.status import PlannedCell, write_plan
+from scripts.tracking import Tracker, tracker_named
+from scripts.vbench import result_files, run_vbench, vbench_record
 from scripts.video import film_strip
 
 KINDS = ("table", "cutoffs", "samples", "videos")
+
+
+STAGES = ("all", "sample", "evaluate", "render")
 
 
 def main(cfg: DictConfig) -> None:
@@ -55,21 +62,60 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(
             f"unknown experiment.kind {experiment['kind']!r}: choose {', '.join(KINDS)}"
         )
+    if cfg.stage not in STAGES:
+        raise ValueError(f"unknown stage {cfg.stage!r}: choose {', '.join(STAGES)}")
     if cfg.dry:
         _dry_run(cfg, experiment)
-    elif experiment["kind"] == "samples":
-        _pictures(cfg, experiment)
+    elif cfg.render_only:
+        _render(cfg, experiment, _stored(Path(cfg.out), experiment))
     else:
-        _scores(cfg, experiment)
+        _work(cfg, experiment)
 
 
-def _scores(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+    """Sample and evaluate every cell, or find it done, then render; or one stage of that."""
+    share(cfg.part, cfg.parts)
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
+    columns = _columns(cfg, experiment, backbone)
+    evaluator = _evaluator(cfg, experiment, columns, device)
+    tracker = tracker_named(cfg.logger, f"{cfg.model.name}-{experiment['name']}")
+    cells = _cells(cfg, experiment, columns)
+    if worker()[0] == 0:
+        write_plan(cfg.model.name, experiment["name"], cells)
+    mine = _wanted(cfg, columns)
+    if cfg.stage in ("all", "sample"):
+        complete = _generate(cfg, mine, backbone, device, tracker)
+        if cfg.stage == "all" and not complete:
+            print("this process is done: the one that ends last goes on")
+        if cfg.stage == "sample" or not complete:
+            return
+    if experiment["kind"] == "samples":
+        if cfg.stage != "evaluate" and worker()[0] == 0:
+            _pictures(cfg, experiment, backbone, columns)
+        return
+    wanted = {steps for steps, _, _ in mine}
+    todo = [cell for cell in cells if cell.steps in wanted]
+    if cfg.stage == "evaluate":
+        # Connected processes evaluate each cell together, others different ones.
+        part, parts = (cfg.part, cfg.parts) if connected() else share(cfg.part, cfg.parts)
+        todo = todo[part::parts]
+    _check_complete(todo)
+    scored = _score(cfg, experiment, todo, evaluator)
+    if worker()[0] > 0 and connected():
+        return
+    for cell in scored:
+        tracker.evaluated(cell.record)
+    if cfg.stage != "evaluate" and scored:
+        in_order = [cell for row in _rows(experiment) for cell in scored if cell.row == row]
+        _render(cfg, experiment, in_order)
+        tracker.reported(experiment["title"], in_order, experiment["kind"] == "cutoffs")
+
+
+def _render(cfg: DictConfig, experiment: dict[str, Any], cells: list[Cell]) -> None:
     """A table or the cutoff figure, from records."""
     out = Path(cfg.out)
-    cells = _stored(out) if cfg.render_only else _measured(cfg, experiment)
     paper = yaml.safe_load((ROOT / experiment["paper"]).read_text())
-    if not cells:
-        return  # only sampled, for another table
     if experiment["kind"] in ("table", "videos"):
         write_table(out, experiment["title"], cells, experiment["metrics"], paper)
         text = out / "table.md"
@@ -81,61 +127,127 @@ def _scores(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     print(f"written: {out}")
 
 
-def _stored(out: Path) -> list[Cell]:
+def _stored(out: Path, experiment: dict[str, Any]) -> list[Cell]:
+    if experiment["kind"] == "samples":
+        raise ValueError("pictures are rendered from samples, not from records: leave render_only")
     records: list[Record] = load_records(out / "records.json")
     return [Cell(r.pop("row"), r["cell"]["nfe"], r) for r in records]
 
 
-def _measured(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
-    """Sample and evaluate every cell, or find it done; the cheapest columns first."""
-    if experiment["kind"] == "videos":
-        return _videos(cfg, experiment)
-    absent = set(check_metrics(experiment["metrics"])) - {*cfg.metrics.scores, "label_agreement"}
-    if absent:
-        raise ValueError(
-            f"experiment.metrics names {', '.join(sorted(absent))}, which metrics.scores lacks: "
-            f"set experiment.metrics=[{','.join(cfg.metrics.scores)}] or another metrics="
-        )
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
-    evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
-    evaluator.check_reference()  # before days of sampling
-    columns = _columns(cfg, experiment, backbone)
-    for _, size, _ in columns:
-        evaluator.check_size(size.num_samples)
-    _check_same_table(Path(cfg.out), cfg.metrics.name, next(iter(columns[0][2].values())))
-    _generate(cfg, columns, backbone, device)
-    cells = []
-    for steps, size, jobs in columns:
-        for row, job in jobs.items():
-            path = job.folder / f"evaluation-{cfg.metrics.name}-{size.num_samples}.json"
-            cells.append(
-                Cell(row, steps, evaluator.record(job.folder, path, num_samples=size.num_samples))
+def _evaluator(
+    cfg: DictConfig,
+    experiment: dict[str, Any],
+    columns: list[dry_run.Column],
+    device: torch.device,
+) -> Evaluator | None:
+    """What scores the images; None for videos and pictures.  Refuses what cannot end well.
+
+    Raises FileNotFoundError or ValueError before days of sampling.
+    """
+    if experiment["kind"] == "samples":
+        return None
+    protocol, evaluator = "vbench", None
+    if experiment["kind"] != "videos":
+        absent = set(check_metrics(experiment["metrics"])) - {
+            *cfg.metrics.scores,
+            "label_agreement",
+        }
+        if absent:
+            raise ValueError(
+                f"experiment.metrics names {', '.join(sorted(absent))}, which metrics.scores lacks: "
+                f"set experiment.metrics=[{','.join(cfg.metrics.scores)}] or another metrics="
             )
-    return [cell for row in _rows(experiment) for cell in cells if cell.row == row]
+        protocol = cfg.metrics.name
+        evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
+        evaluator.check_reference()
+        for _, size, _ in columns:
+            evaluator.check_size(size.num_samples)
+    _check_same_table(Path(cfg.out), protocol, next(iter(columns[0][2].values())))
+    return evaluator
 
 
-def _videos(cfg: DictConfig, experiment: dict[str, Any]) -> list[Cell]:
-    """Sample every cell; VBench, which runs elsewhere, must have scored them."""
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
-    columns = _columns(cfg, experiment, backbone)
-    _check_same_table(Path(cfg.out), "vbench", next(iter(columns[0][2].values())))
-    _generate(cfg, columns, backbone, device)
+def _cells(
+    cfg: DictConfig, experiment: dict[str, Any], columns: list[dry_run.Column]
+) -> list[PlannedCell]:
+    """Every cell with its folder and, of what is scored here, the path of its record."""
+    scored = experiment["kind"] in ("table", "cutoffs")
+    return [
+        PlannedCell(
+            row,
+            steps,
+            job,
+            size,
+            job.folder / f"evaluation-{cfg.metrics.name}-{size.num_samples}.json" if scored else None,
+        )
+        for steps, size, jobs in columns
+        for row, job in jobs.items()
+    ]  # fmt: skip
+
+
+def _wanted(cfg: DictConfig, columns: list[dry_run.Column]) -> list[dry_run.Column]:
+    """The columns that this command works on."""
+    if cfg.only is None:
+        return columns
+    if cfg.stage not in ("sample", "evaluate"):
+        raise ValueError("only= is for stage=sample or stage=evaluate: for a table of fewer columns "
+                         "set experiment.steps")  # fmt: skip
+    only = plain(cfg.only) if not isinstance(cfg.only, int) else [cfg.only]
+    known = [steps for steps, _, _ in columns]
+    if unknown := [steps for steps in only if steps not in known]:
+        raise ValueError(
+            f"only={unknown} is no step count of this experiment: choose among {known}"
+        )
+    return [column for column in columns if column[0] in only]
+
+
+def _check_complete(cells: list[PlannedCell]) -> None:
+    for cell in cells:
+        if not is_complete(cell.job, cell.size):
+            raise FileNotFoundError(
+                f"{cell.row} at {cell.steps} steps is not complete in {cell.job.folder}: "
+                "run stage=sample first (make status shows what is missing)"
+            )
+
+
+def _score(
+    cfg: DictConfig,
+    experiment: dict[str, Any],
+    cells: list[PlannedCell],
+    evaluator: Evaluator | None,
+) -> list[Cell]:
+    """Evaluate cells, or find that done; none for videos that only another table needs."""
+    if evaluator is None:
+        return _videos(cfg, experiment, cells)
+    scored = []
+    for cell in cells:
+        assert cell.record is not None
+        n = cell.size.num_samples
+        if cfg.stage == "render":
+            record = evaluator.stored(cell.job.folder, cell.record, num_samples=n)
+            if record is None:
+                raise FileNotFoundError(
+                    f"{cell.row} at {cell.steps} steps is not evaluated: run stage=evaluate first"
+                )
+        else:
+            record = evaluator.record(cell.job.folder, cell.record, num_samples=n)
+        scored.append(Cell(cell.row, cell.steps, record))
+    return scored
+
+
+def _videos(cfg: DictConfig, experiment: dict[str, Any], cells: list[PlannedCell]) -> list[Cell]:
+    """VBench, which has an environment of its own, scores when asked to; else it must have."""
     if not experiment["metrics"]:
-        return []
-    folders = [job.folder for _, _, jobs in columns for job in jobs.values()]
-    unscored = " ".join(str(folder) for folder in folders if not result_files(folder))
-    if unscored:
+        return []  # only sampled, for another table
+    unscored = [cell.job.folder for cell in cells if not result_files(cell.job.folder)]
+    if cfg.stage == "evaluate":
+        run_vbench([cell.job.folder for cell in cells])
+    elif unscored:
+        names = " ".join(map(str, unscored))
         raise FileNotFoundError(
-            f"VBench has not scored {unscored}: on a GPU, `python scripts/vbench.py run {unscored}` "
+            f"VBench has not scored {names}: on a GPU, `python scripts/vbench.py run {names}` "
             "does, and then the same command renders the table"
         )
-    return [
-        Cell(row, steps, vbench_record(job.folder))
-        for steps, _, jobs in columns
-        for row, job in jobs.items()
-    ]
+    return [Cell(cell.row, cell.steps, vbench_record(cell.job.folder)) for cell in cells]
 
 
 def _check_same_table(out: Path, protocol: str, job: Job) -> None:
@@ -158,15 +270,14 @@ def _check_same_table(out: Path, protocol: str, job: Job) -> None:
             )
 
 
-def _pictures(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+def _pictures(
+    cfg: DictConfig,
+    experiment: dict[str, Any],
+    backbone: Backbone,
+    columns: list[dry_run.Column],
+) -> None:
     """A labelled grid: one row of pictures a step count and sampler, the same ids in all."""
-    if cfg.render_only:
-        raise ValueError("pictures are rendered from samples, not from records: leave render_only")
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
     rows, out = [], Path(cfg.out)
-    columns = _columns(cfg, experiment, backbone)
-    _generate(cfg, columns, backbone, device)
     for steps, size, jobs in columns:
         for row, job in jobs.items():
             manifest = read_manifest(job.folder)
@@ -246,10 +357,18 @@ def _columns(
 
 
 def _generate(
-    cfg: DictConfig, columns: list[dry_run.Column], backbone: Backbone, device: torch.device
-) -> None:
-    """Sample what is missing; of several processes, only the one that ends last returns."""
-    rank, world = distributed_rank()
+    cfg: DictConfig,
+    columns: list[dry_run.Column],
+    backbone: Backbone,
+    device: torch.device,
+    tracker: Tracker,
+) -> bool:
+    """Sample what is missing of this process's share; whether everything is complete then.
+
+    Of processes that torchrun started, all learn that together; of others, the one that ends last
+    does.
+    """
+    rank, world = share(cfg.part, cfg.parts)
 
     def complete(size: Size, jobs: dict[str, Job]) -> bool:
         return generate(
@@ -261,15 +380,22 @@ def _generate(
             device=device,
             rank=rank,
             world=world,
+            watch=tracker.sampling if rank == 0 else None,
         )
 
     for steps, size, jobs in columns:
-        print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
-        complete(size, jobs)
+        if rank == 0:
+            print(f"{steps} steps, {size.num_samples} samples: {', '.join(jobs)}", flush=True)
+        if complete(size, jobs):
+            tracker.sampled(list(jobs.values()))
+    wait_for_all()
     # A column that others were still sampling then may be complete now.
-    if not all(complete(size, jobs) for _, size, jobs in columns):
-        print("this process is done: the one that ends last goes on")
-        raise SystemExit(0)
+    done = False
+    if worker()[0] == 0 or not connected():
+        finished = [complete(size, jobs) for _, size, jobs in columns]
+        done = all(finished)
+        tracker.sampled([job for _, _, jobs in columns for job in jobs.values()])
+    return agree(done)
 
 
 if __name__ == "__main__":

@@ -3,19 +3,24 @@
     python sample.py model=digits sampler=mix steps=50 num_samples=64
 
 Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
-the same command again continues, or does nothing when all is there.
+the same command again continues, or does nothing when all is there.  Under torchrun or srun the
+processes share the shards.
 """
 
 from omegaconf import DictConfig
 
 from eval.files import load_samples
 from scripts.commands import load_backbone, make_job, pick_device, plain, run_command
-from scripts.generate import Size, distributed_rank, export_png, generate
+from scripts.distributed import share
+from scripts.generate import Size, export_png, generate
+from scripts.tracking import tracker_named
 
 
 def main(cfg: DictConfig) -> None:
     if cfg.format not in ("npz", "png"):
         raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
+    rank, world = share(cfg.part, cfg.parts)
+    tracker = tracker_named(cfg.logger, cfg.model.name)
     device = pick_device(cfg.device)
     backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
     count = cfg.num_samples
@@ -35,7 +40,6 @@ def main(cfg: DictConfig) -> None:
     )
     if cfg.show_plan:
         print(job.plan)
-    rank, world = distributed_rank()
     complete = generate(
         [job],
         backbone,
@@ -45,10 +49,12 @@ def main(cfg: DictConfig) -> None:
         device=device,
         rank=rank,
         world=world,
+        watch=tracker.sampling if rank == 0 else None,
     )
     if not complete:
         print(f"this process is done; others still sample into {job.folder}")
         return
+    tracker.sampled([job])
     if cfg.format == "png" and backbone.fps is None:
         export_png(job.folder, load_samples(job.folder).images)
     twice = " (two evaluations a call)" if backbone.evaluations_per_call == 2 else ""

@@ -46,10 +46,12 @@ class Extractor(Protocol):
     """Images uint8 [N, H, W, C] -> features and logits; `digest` identifies the weights.
 
     `knows_labels` says that logit k is for the label k that samples are made for.  The images may
-    be any sequence with `shape` and `dtype` whose slices are such arrays.
+    be any sequence with `shape` and `dtype` whose slices are such arrays.  `batch_size` images are
+    seen at a time.
     """
 
     name: str
+    batch_size: int
     num_features: int
     digest: str
     knows_labels: bool
@@ -87,6 +89,7 @@ class DigitsExtractor:
     """
 
     name = "digits"
+    batch_size = 500
     num_features = 64
     knows_labels = True
 
@@ -107,7 +110,7 @@ class DigitsExtractor:
         self.device = device
         self.digest = _digest(self.net)
 
-    def __call__(self, images: Images, batch_size: int = 500) -> Extracted:
+    def __call__(self, images: Images, batch_size: int = batch_size) -> Extracted:
         _check_images(images)
         if images.shape[1:3] != (28, 28):
             raise ValueError(f"digits features need 28 x 28 images, got {images.shape[1:]}")
@@ -134,6 +137,7 @@ class InceptionExtractor:
     """
 
     name = "inception"
+    batch_size = 50
     num_features = 2048
     knows_labels = False  # its 1008 classes are in another order than ImageNet's 1000
 
@@ -156,7 +160,7 @@ class InceptionExtractor:
     def _keep_spatial(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         self._spatial = output[:, :7].permute(0, 2, 3, 1).flatten(1)
 
-    def __call__(self, images: Images, batch_size: int = 50) -> Extracted:
+    def __call__(self, images: Images, batch_size: int = batch_size) -> Extracted:
         _check_images(images)
         return _extract(self.forward, images, batch_size, self.device, self.name)
 
@@ -173,6 +177,7 @@ class TorchFidelityExtractor:
     """
 
     name = "torch_fidelity"
+    batch_size = 50
     num_features = 2048
     knows_labels = False
 
@@ -187,7 +192,7 @@ class TorchFidelityExtractor:
         both = self.inception.digest + _digest(self.vgg16)
         self.digest = hashlib.sha256(both.encode()).hexdigest()
 
-    def __call__(self, images: Images, batch_size: int = 50) -> Extracted:
+    def __call__(self, images: Images, batch_size: int = batch_size) -> Extracted:
         _check_images(images)
         return _extract(self._forward, images, batch_size, self.device, self.name)
 
@@ -208,6 +213,7 @@ class CleanExtractor:
     once.  Raises FileNotFoundError when that fails, ValueError for another mode.
     """
 
+    batch_size = 50
     num_features = 2048
     knows_labels = False
 
@@ -249,7 +255,7 @@ class CleanExtractor:
         self.device = device
         self.digest = _digest(self.net)
 
-    def __call__(self, images: Images, batch_size: int = 50) -> Extracted:
+    def __call__(self, images: Images, batch_size: int = batch_size) -> Extracted:
         _check_images(images)
         return _extract(self._forward, images, batch_size, self.device, self.name)
 
@@ -282,6 +288,7 @@ class ClipExtractor:
     had.
     """
 
+    batch_size = 64
     knows_labels = False
 
     def __init__(
@@ -332,7 +339,7 @@ class ClipExtractor:
         self.device = device
         self.digest = _digest(self.net)
 
-    def __call__(self, images: Images, batch_size: int = 64) -> Extracted:
+    def __call__(self, images: Images, batch_size: int = batch_size) -> Extracted:
         _check_images(images)
         return _extract(self._forward, images, batch_size, self.device, self.name)
 

@@ -8,26 +8,40 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+PARTIAL = ".part-"  # begins the name of a file that is being written
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` produce the file, then rename it into place.
 
     Whatever happens in between (Ctrl-C, a full disk), `path` is the old file or the whole new
-    one.  The temporary name keeps the suffix, on which some writers insist.
+    one.  The temporary name keeps the suffix, on which some writers insist, and is like no other's,
+    on this machine or on others that share the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".part-{os.getpid()}-{path.name}")
+    partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     try:
         write(partial)
-        os.replace(partial, path)
+        try:
+            os.replace(partial, path)
+        except FileNotFoundError:  # `remove_partial` of another process took it for a dead one's
+            write(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left in a folder half-written."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 class Samples(NamedTuple):

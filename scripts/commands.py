@@ -7,6 +7,7 @@ import functools
 import hashlib
 import inspect
 import os
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from eval.files import read_prompts
 from models.backbone import Backbone
 from models.checkpoints import read_card
 from sampling import Schedule, named, timesteps
+from scripts.distributed import local_rank
 from scripts.generate import Job
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,12 +35,27 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     """Compose configs/<config>.yaml with the command line's overrides and call `main`.
 
     What a user can mend ends in one line that starts with `error:` and exit status 2;
-    set TRACEBACK=1 for where it came from.  Ctrl-C exits with 130.
+    set TRACEBACK=1 for where it came from.  Ctrl-C exits with 130, SIGTERM with 143.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminated)
     register_resolvers()
-    wrapped = functools.wraps(main)(lambda cfg: reported(main, cfg))
+    wrapped = functools.wraps(main)(lambda cfg: call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+
+
+def call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """Call `main` as the command itself, as one of a multirun, or on a node that SLURM chose."""
+    register_resolvers()
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        main(cfg)  # submitit brings errors back to the command that waits
+    else:
+        reported(main, cfg)
+
+
+def _terminated(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)  # unlike the default, this removes what is half-written
 
 
 def register_resolvers() -> None:
@@ -59,11 +76,21 @@ def reported(function: Callable[..., None], *args: Any) -> None:
         print(f"error: out of memory ({_one_line(error)}): lower batch_size, or use a device with "
               "more memory", file=sys.stderr)  # fmt: skip
         sys.exit(2)
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as error:
-        if os.environ.get("TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
             raise
         print(f"error: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend; also those of a launcher whose SLURM job failed."""
+    errors = (HydraException, OmegaConfBaseException, ValueError, OSError)
+    if "submitit" not in sys.modules:
+        return errors
+    from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+
+    return (*errors, FailedJobError, FailedSubmissionError, UncompletedJobError)
 
 
 def _one_line(error: BaseException) -> str:
@@ -84,7 +111,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process (LOCAL_RANK) if there is one, else the CPU.
+    """`auto` is the GPU of this process (its local rank) if there is one, else the CPU.
 
     Also switches TF32 off, which by default rounds a GPU's float32 convolutions to 10 bits of
     mantissa: networks and Inception would then differ from the numbers they are checked against.
@@ -96,7 +123,8 @@ def pick_device(name: str) -> torch.device:
         except (RuntimeError, AssertionError):
             raise ValueError(f"device={name} is not available here: use auto or cpu") from None
     if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        # Where SLURM gives each process its own GPU, that is the only one it sees.
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     return torch.device("cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from eval.reference import (
 )
 from models.backbone import file_sha256
 from scripts.commands import CONFIGS, ROOT, plain
+from scripts.distributed import agree, connected, gather, worker
 from scripts.generate import read_manifest
 
 
@@ -154,51 +156,106 @@ class Evaluator:
         """Evaluate the samples at `path` and store the record at `out`.
 
         `prompts` are a file of those that the samples were made for, if that is not beside them.
+        Under torchrun each process extracts the features of its part of the images and the first
+        one computes the scores, from the same features in the same order as one process would.
 
         A record that is there already is returned instead if it says just what a new one would;
         only a run's folder, whose manifest tells what its samples are, can be so trusted.
         """
         if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
+        first = not connected() or worker()[0] == 0
+        stored = None
+        if first:
+            stored = self.stored(
+                path, out, num_samples=num_samples, use_labels=use_labels, prompts=prompts
+            )
+        stored = agree(stored)
+        if stored:
+            return stored
+        samples = load_samples(path)
+        if num_samples is not None and num_samples > len(samples.images):
+            raise ValueError(f"{path} has {len(samples.images)} samples, not {num_samples}")
+        n = num_samples or len(samples.images)
+        if first:
+            _ = self.reference  # refuse a missing one before the long work
+        extracted = self._extract(samples.images[:n])
+        record = None
+        if extracted is not None:
+            record = self._scored(path, extracted, samples.labels, n, use_labels, prompts)
+            save_records(out, record)
+        agreed = agree(record)
+        assert agreed is not None
+        return agreed
+
+    def stored(
+        self,
+        path: Path,
+        out: Path,
+        *,
+        num_samples: int | None = None,
+        use_labels: bool = True,
+        prompts: Path | None = None,
+    ) -> Record | None:
+        """The record at `out` if it says just what a new one of these samples would, or None."""
         manifest = read_manifest(path) if path.is_dir() else None
         n = num_samples or (manifest or {}).get("num_samples")
         if manifest and manifest["complete"] and n is not None and out.is_file():
             stored: Record = load_records(out)
             if protocol(stored) == self._protocol(n, manifest, use_labels, prompts):
                 return stored
-        samples = load_samples(path)
-        if num_samples is not None and num_samples > len(samples.images):
-            raise ValueError(f"{path} has {len(samples.images)} samples, not {num_samples}")
-        n = num_samples or len(samples.images)
-        balanced = manifest is not None and manifest["config"]["label"] == "balanced"
-        labels = None if samples.labels is None else samples.labels[:n]
-        reference = self.reference  # refuse a missing one before the long work
-        text = self._text(path, prompts, samples.labels, n)
-        images: Any = samples.images[:n]
+        return None
+
+    def _extract(self, images: NDArray[np.uint8]) -> Extracted | None:
+        """Features of all images; of connected processes the first one has them, others None.
+
+        Each takes whole batches, so that every batch is what it would be in one process.
+        """
+        rank, world = worker() if connected() else (0, 1)
+        size = self.extractor.batch_size
+        share = math.ceil(len(images) / size / world) * size
+        mine: Any = images[rank * share : (rank + 1) * share]
         if self.preprocessing:
-            images = Preprocessed(images, self.preprocessing)
+            mine = Preprocessed(mine, self.preprocessing)
+        parts = gather(self.extractor(mine) if len(mine) else None)
+        if parts is None:
+            return None
+        columns = zip(*[part for part in parts if part is not None], strict=True)
+        joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
+        return Extracted(*joined)
+
+    def _scored(
+        self,
+        path: Path,
+        extracted: Extracted,
+        all_labels: NDArray[np.int64] | None,
+        n: int,
+        use_labels: bool,
+        prompts: Path | None,
+    ) -> Record:
+        manifest = read_manifest(path) if path.is_dir() else None
+        balanced = manifest is not None and manifest["config"]["label"] == "balanced"
+        labels = None if all_labels is None else all_labels[:n]
         scores = evaluate(
-            self.extractor(images)._replace(text=text),
-            reference,
+            extracted._replace(text=self._text(path, prompts, all_labels, n)),
+            self.reference,
             labels=labels if self._agrees(use_labels) else None,
             metrics=self.scores,
             strata=labels if balanced else None,
             **self.options,
         )
-        record = make_record(
+        return make_record(
             scores,
             self.floor(n, balanced),
             protocol=self.name,
             n=n,
             extractor=self.extractor,
-            reference=reference,
+            reference=self.reference,
             options=self.options,
             cell=_cell(manifest),
             run=_run(manifest),
             more=self._more(prompts),
         )
-        save_records(out, record)
-        return record
 
     def _agrees(self, use_labels: bool) -> bool:
         """Whether label agreement is among the scores, if the samples have labels."""
@@ -260,7 +317,7 @@ def _cell(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
     """What making them took, and with what."""
-    if manifest is None or "seconds" not in manifest:
+    if manifest is None or manifest.get("seconds") is None:
         return None
     per_sample = manifest["seconds"] / manifest["num_samples"]
     return {"seconds_per_sample": round(per_sample, 5), "versions": manifest["versions"]}

@@ -2,8 +2,12 @@
 
 Sample i of a folder is a function of (seed, i) and the folder's config alone.  Shard k holds
 the samples k * shard_size .. (k + 1) * shard_size - 1 and is written whole; running the same
-command again makes only what is missing, and asking for more samples adds to what is there.  Folders whose plans begin alike are sampled as one
-tree, so that shared network calls are made once.
+command again makes only what is missing, and asking for more samples adds to what is there.
+Folders whose plans begin alike are sampled as one tree, so that shared network calls are made once.
+
+Processes that share a folder need not know of each other: whoever samples shard k writes the same
+bytes, and nothing depends on a clock.  What differs from run to run (seconds, host, memory) lies
+beside each shard, in a .json file.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ import hashlib
 import json
 import math
 import os
+import socket
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,12 +33,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.files import write_atomic
+from eval.files import remove_partial, write_atomic
 from models.backbone import Backbone
 from sampling import Plan, SampleNoise, count_calls, run_tree, sample_labels
 from scripts.video import read_mp4, write_mp4
 
+try:
+    import fcntl
+except ImportError:  # not on this system
+    fcntl = None  # type: ignore[assignment]
+
 Shard = dict[str, NDArray[Any]]
+
+LOCK = ".lock-"  # begins the name of the file that a process at work holds
 
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 
@@ -53,6 +66,10 @@ class Job:
 
     def shard(self, k: int) -> Path:
         return self.folder / "shards" / f"shard-{k:05d}.npz"
+
+    def facts(self, k: int) -> Path:
+        """How shard k was made: the file beside it."""
+        return self.shard(k).with_suffix(".json")
 
     @property
     def manifest(self) -> Path:
@@ -91,6 +108,7 @@ def generate(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
+    watch: Callable[[Sequence[Job], Size, int], None] | None = None,
 ) -> bool:
     """Make every missing shard of every job, then each job's samples.npz, grid and manifest.
 
@@ -98,6 +116,7 @@ def generate(
 
     All jobs share model, seed, labels and size, and are run as one tree.  Of `world`
     processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
+    `watch(jobs, size, k)` is called after shard k of these jobs was written.
     Raises ValueError if a folder holds samples of another config, or samples are not finite.
     """
     # Refuse bad settings before anything is made.
@@ -109,25 +128,64 @@ def generate(
         _claim(job, size)
         if backbone.prompts is not None:
             _write_prompts(job.folder / "prompts.txt", backbone.prompts)
-    jobs = [job for job in jobs if not _is_complete(job, size)]
-    missing = {
-        k: [job for job in jobs if _read_shard(job, k, size) is None]
-        for k in range(rank, size.num_shards, world)
-    }
+    jobs = [job for job in jobs if not is_complete(job, size)]
+    mine = range(rank, size.num_shards, world)
+    found = {(k, job.folder): _stamp(job.shard(k)) for k in mine for job in jobs}
+    missing = {k: [job for job in jobs if _read_shard(job, k, size) is None] for k in mine}
     missing = {k: todo for k, todo in missing.items() if todo}
-    total = sum(
-        count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()
-    )
+
+    def still_missing(job: Job, k: int) -> bool:
+        """Whether no other process has made the shard since."""
+        unchanged = _stamp(job.shard(k)) == found[k, job.folder]
+        return unchanged or _read_shard(job, k, size) is None
+
+    calls = {k: count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()}  # fmt: skip
     batch_size = size.batch_size
-    bar = tqdm(total=total, unit="image call", unit_scale=True, disable=total == 0, mininterval=0.5)
-    with bar:
-        for k, todo in missing.items():
+    bar = tqdm(total=sum(calls.values()), unit="image call", unit_scale=True, mininterval=0.5,
+               disable=not missing or rank > 0)  # fmt: skip
+    with bar, _order(list(missing), jobs, rank, world) as order:
+        for k in order:
             bar.set_description(f"shard {k + 1}/{size.num_shards}")
+            todo = [job for job in missing[k] if still_missing(job, k)]
+            if len(todo) < len(missing[k]):
+                saved = calls[k] - count_calls([j.plan for j in todo]) * len(size.ids(k))
+                bar.total = (bar.total or 0) - saved
+            if not todo:
+                continue
             ids = size.ids(k)
             labels = batch_labels(seed, ids, backbone, label)
             batch_size = _make_shard(k, todo, backbone, ids, labels, batch_size, seed, device, bar)
+            if watch:
+                watch(todo, size, k)
     finished = [_finish(job, size) for job in jobs]
     return all(finished)
+
+
+@contextmanager
+def _order(shards: list[int], jobs: Sequence[Job], rank: int, world: int) -> Iterator[list[int]]:
+    """The order in which this process makes its shards.
+
+    If another one, started by the same command, is at work on them, the last come first: the two
+    meet in the middle.  Whether there is one, a lock tells, which ends with the process that holds
+    it.  Where the file system has no locks, both do all of the work, with the same result.
+    """
+    if not shards or fcntl is None:
+        yield shards
+        return
+    path = jobs[0].folder / f"{LOCK}{rank}-of-{world}"
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{jobs[0].folder} is being sampled by another process: sharing the work")
+            yield shards[::-1]
+            return
+        except OSError:  # no locks here
+            pass
+        try:
+            yield shards
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _make_shard(
@@ -147,6 +205,9 @@ def _make_shard(
     """
     plans = [job.plan for job in jobs]
     kept: list[list[NDArray[Any]]] = [[] for _ in jobs]
+    cuda = torch.device(device).type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
     start, first = time.perf_counter(), 0
     while first < len(ids):
         part = slice(first, first + batch_size)
@@ -173,9 +234,25 @@ def _make_shard(
         if labels is not None:
             shard["arr_1"] = labels.numpy()
         shard["config"] = np.array(job.digest)
-        shard["seconds"] = np.array(seconds * len(job.plan) / nfe)
+        facts = {
+            "seconds": round(seconds * len(job.plan) / nfe, 3),
+            "samples": len(ids),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+            "memory": torch.cuda.max_memory_allocated(device) if cuda else None,
+        }
+        write_atomic(job.facts(k), lambda p, f=facts: p.write_text(json.dumps(f) + "\n"))  # type: ignore[misc]
         write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
     return batch_size
+
+
+def read_facts(job: Job, k: int) -> dict[str, Any] | None:
+    """How shard k was made (seconds, samples, worker, device, memory), or None if that is lost."""
+    try:
+        facts: dict[str, Any] = json.loads(job.facts(k).read_text())
+        return facts
+    except (OSError, ValueError):
+        return None
 
 
 def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
@@ -313,7 +390,11 @@ def _check_finite(x: Tensor, ids: Sequence[int]) -> None:
 
 def _claim(job: Job, size: Size) -> None:
     """Make the folder ours, or refuse: it may hold only samples of the same config."""
-    old = read_manifest(job.folder)
+    try:
+        old = read_manifest(job.folder)
+    except ValueError:  # every shard tells its config, too
+        tqdm.write(f"{job.manifest} is damaged: writing it anew")
+        old = None
     if old is None or not any((job.folder / "shards").glob("shard-*")):
         (job.folder / "shards").mkdir(parents=True, exist_ok=True)
         _write_manifest(job, size, {"complete": False})
@@ -341,7 +422,7 @@ def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run's folder, or None if there is none."""
+    """The manifest of a run's folder, or None if there is none.  ValueError if it is damaged."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
@@ -352,7 +433,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             for key in ("config", "plan", "nfe", "num_samples", "shard_size", "complete")
         ]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: remove that folder and sample it again") from None
+        raise ValueError(f"{path} is damaged: the command that sampled it mends it") from None
     return manifest
 
 
@@ -386,7 +467,8 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
     return "no difference"
 
 
-def _is_complete(job: Job, size: Size) -> bool:
+def is_complete(job: Job, size: Size) -> bool:
+    """Whether the folder holds so many samples, joined; of videos, whether all are there."""
     manifest = read_manifest(job.folder)
     if manifest and manifest["complete"] and manifest.get("videos"):
         return all(_read_shard(job, k, size) is not None for k in range(size.num_shards))
@@ -397,6 +479,15 @@ def _is_complete(job: Job, size: Size) -> bool:
         and (job.folder / "samples.npz").is_file()
         and (job.folder / "samples.npz").stat().st_size == manifest["bytes"]
     )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Changes whenever another file takes the place of this one; None without one."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _read_shard(job: Job, k: int, size: Size) -> Shard | None:
@@ -435,46 +526,73 @@ def _videos_are_whole(job: Job, shard: Shard) -> bool:
 
 def _finish(job: Job, size: Size) -> bool:
     """When every shard is there: samples.npz, grid.png, and a manifest that says complete."""
-    if any(_read_shard(job, k, size) is None for k in range(size.num_shards)):
+    if not all(job.shard(k).exists() for k in range(size.num_shards)):
         return False  # other ranks are still at work; the last one to end finishes the folder
+    try:
+        whole = _read_all(job, size)
+    except _ShardMissing:
+        return False
+    seconds = [(read_facts(job, k) or {}).get("seconds") for k in range(size.num_shards)]
+    known = [s for s in seconds if s is not None]
+    total = round(sum(known), 3) if len(known) == len(seconds) else None
+    facts = {"complete": True, "seconds": total}
+    _write_manifest(job, size, {**facts, **whole})
+    for folder in (job.folder, job.folder / "shards", job.folder / "videos"):
+        remove_partial(folder)
+    for path in job.folder.glob(f"{LOCK}*"):  # of killed processes
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _read_all(job: Job, size: Size) -> dict[str, Any]:
+    """Join the shards into samples.npz unless they are videos, and write grid.png.
+
+    Returns what the manifest says of it.  Raises _ShardMissing for a shard that is not whole.
+    """
     videos = "names" in next(_shards(job, size))
-    if not videos:
+    facts: dict[str, Any]
+    if videos:
+        count = sum(int(shard["bytes"].sum()) for shard in _shards(job, size))
+        facts = {"videos": True, "bytes": count}
+    else:
         write_atomic(job.folder / "samples.npz", lambda p: _join(job, size, p))
+        facts = {"bytes": (job.folder / "samples.npz").stat().st_size}
     images = _first_images(job, size, 16 if videos else 64)
     write_atomic(job.folder / "grid.png", lambda p: save_grid(images, p))
-    seconds = sum(float(shard["seconds"]) for shard in _shards(job, size))
-    facts: dict[str, Any] = {"complete": True, "seconds": round(seconds, 3)}
-    if videos:
-        facts["videos"] = True
-        facts["bytes"] = sum(int(shard["bytes"].sum()) for shard in _shards(job, size))
-    else:
-        facts["bytes"] = (job.folder / "samples.npz").stat().st_size
-    _write_manifest(job, size, facts)
-    return True
+    return facts
+
+
+class _ShardMissing(Exception):
+    pass
 
 
 def _shards(job: Job, size: Size) -> Iterator[Shard]:
     for k in range(size.num_shards):
         shard = _read_shard(job, k, size)
         if shard is None:
-            raise ValueError(f"{job.shard(k)} vanished or changed: run the same command again")
+            raise _ShardMissing
         yield shard
 
 
 def _join(job: Job, size: Size, path: Path) -> None:
     """Stream all shards into one .npz, one shard in memory at a time."""
-    first = next(_shards(job, size))
+    first = next(_shards(job, size))["arr_0"]
+    labels: list[NDArray[np.int64]] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name in [n for n in ("arr_0", "arr_1") if n in first]:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(first[name].dtype),
-                "fortran_order": False,
-                "shape": (size.num_samples, *first[name].shape[1:]),
-            }
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_1_0(file, header)
-                for shard in _shards(job, size):
-                    file.write(np.ascontiguousarray(shard[name]).tobytes())
+        header = {
+            "descr": np.lib.format.dtype_to_descr(first.dtype),
+            "fortran_order": False,
+            "shape": (size.num_samples, *first.shape[1:]),
+        }
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for shard in _shards(job, size):
+                file.write(np.ascontiguousarray(shard["arr_0"]).tobytes())
+                if "arr_1" in shard:
+                    labels.append(shard["arr_1"])
+        if labels:
+            with archive.open("arr_1.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.concatenate(labels), allow_pickle=False)
 
 
 def _first_images(job: Job, size: Size, count: int) -> NDArray[np.uint8]:
@@ -516,8 +634,3 @@ def export_png(folder: Path, images: NDArray[np.uint8]) -> None:
         if not path.exists():
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             write_atomic(path, picture.save)
-
-
-def distributed_rank() -> tuple[int, int]:
-    """(rank, world) from torchrun's environment; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

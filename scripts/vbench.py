@@ -99,42 +99,66 @@ def result_files(run: Path) -> list[Path]:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run VBench on every dimension that has no result yet, one at a time on each GPU."""
-    program = args.env / "bin/vbench"
+    run_vbench(
+        args.runs,
+        args.flickering,
+        gpus=args.gpus,
+        dimensions=args.dimensions,
+        env=args.env,
+        info=args.info,
+    )
+
+
+def run_vbench(
+    runs: list[Path],
+    flickering: list[Path] | None = None,
+    *,
+    gpus: str | None = None,
+    dimensions: list[str] | None = None,
+    env: Path | None = None,
+    info: Path | None = None,
+) -> None:
+    """Run VBench on every dimension that has no result yet, one at a time on each GPU.
+
+    `flickering` are for each run one with 25 videos a prompt; `gpus` defaults to those of this
+    process.  Raises FileNotFoundError without VBench, ValueError for unfit runs, OSError if it fails.
+    """
+    home = downloads() / "vbench"
+    gpus = gpus or os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+    program = (env or home / "env") / "bin/vbench"
     if not program.is_file():
         raise FileNotFoundError(f"{program} is missing: run `python scripts/vbench.py setup`")
-    flickering = args.flickering or args.runs
-    if len(flickering) != len(args.runs):
-        raise ValueError(f"give as many --flickering folders as runs, {len(args.runs)}")
-    for folder in {*args.runs, *flickering}:
+    flickering = flickering or runs
+    if len(flickering) != len(runs):
+        raise ValueError(f"give as many --flickering folders as runs, {len(runs)}")
+    for folder in {*runs, *flickering}:
         _check_run(folder)
-    wanted = args.dimensions or list(DIMENSIONS)
+    wanted = dimensions or list(DIMENSIONS)
     if unknown := sorted(set(wanted) - set(DIMENSIONS)):
         raise ValueError(f"unknown dimension {', '.join(unknown)}: choose {', '.join(DIMENSIONS)}")
     todo = []
-    for folder, other in zip(args.runs, flickering, strict=True):
+    for folder, other in zip(runs, flickering, strict=True):
         done = read_results(result_files(folder))
         todo += [
             (folder, name, other if name == "temporal_flickering" else folder)
             for name in wanted
             if name not in done
         ]
-    gpus = args.gpus.split(",")
     free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for gpu in gpus:
+    for gpu in gpus.split(","):
         free.put(gpu)
 
     def one(task: tuple[Path, str, Path]) -> None:
         gpu = free.get()
         try:
-            _evaluate(program, args.info, gpu, *task)
+            _evaluate(program, info or home / INFO, gpu, *task)
         finally:
             free.put(gpu)
 
-    with ThreadPoolExecutor(len(gpus)) as pool:
+    with ThreadPoolExecutor(len(gpus.split(","))) as pool:
         for _ in tqdm(pool.map(one, todo), total=len(todo), desc="dimensions", disable=not todo):
             pass
-    for folder in args.runs:
+    for folder in runs:
         print(folder)
         score(argparse.Namespace(run=folder, partial=True))
 
@@ -236,7 +260,7 @@ def main() -> None:
     ran.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     ran.add_argument("--flickering", type=Path, nargs="+", metavar="RUN2",
                      help="for each RUN one of flickering.txt, 25 videos a prompt")  # fmt: skip
-    ran.add_argument("--gpus", default="0", help="for instance 0,1,2,3")
+    ran.add_argument("--gpus", help="for instance 0,1,2,3; default: those of this process, or 0")
     ran.add_argument("--dimensions", nargs="*", help="default: all 16")
     scored = commands.add_parser("score", help="print the scores")
     scored.add_argument("run", type=Path)

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from eval.files import remove_partial, write_atomic
 from models.backbone import Backbone, to_uint8
 from sampling import Schedule, ddim, ddpm, mix, skipped, timesteps
 from scripts.generate import Job, Size, batch_labels, export_png, generate, read_manifest, save_grid
@@ -195,12 +196,88 @@ def test_damaged_shard_is_noticed_and_made_again(tmp_path, damage, capsys):
     assert np.array_equal(samples(a)[0], samples(b)[0])
 
 
-def test_damaged_manifest_is_an_error_with_the_remedy(tmp_path):
+def test_a_damaged_manifest_costs_no_sample(tmp_path, capsys):
     j = job(tmp_path)
     make([j])
+    before = json.loads(j.manifest.read_text())
     j.manifest.write_text("{")
-    with pytest.raises(ValueError, match=r"manifest.json is damaged"):
-        make([j])
+    counter = CountingDenoiser()
+    make([j], denoiser=counter)
+    assert counter.calls == 0
+    assert "manifest.json is damaged: writing it anew" in capsys.readouterr().out
+    assert json.loads(j.manifest.read_text()) == before
+    j.manifest.write_text("{")
+    with pytest.raises(ValueError, match="is of another config"):
+        make([job(tmp_path, steps=11)])
+
+
+def test_two_processes_that_make_the_same_shards_share_them(tmp_path, monkeypatch, capsys):
+    """The second one starts in the middle of the first one's work, from the other end."""
+    alone, shared = job(tmp_path / "alone"), job(tmp_path / "shared")
+    make([alone])
+    made = []
+
+    def second(jobs, size, k):
+        if not made:
+            made.append(k)
+            counter = CountingDenoiser(fail_at=2 * 16)
+            with pytest.raises(KeyboardInterrupt):
+                make([shared], denoiser=counter, watch=lambda jobs, size, k: made.append(k))
+
+    counter = CountingDenoiser()
+    make([shared], denoiser=counter, watch=second)
+    assert made == [0, 3]
+    assert counter.calls == 3 * 3 * 10  # the last shard, of two samples, was the second one's
+    assert "is being sampled by another process: sharing the work" in capsys.readouterr().out
+    assert same_files(alone, shared)
+    assert leftovers(shared) == []
+
+
+def same_files(a, b):
+    """Shards and samples byte for byte."""
+    names = [sorted(p.name for p in j.folder.rglob("*.npz")) for j in (a, b)]
+    return names[0] == names[1] and all(
+        path.read_bytes() == (b.folder / path.relative_to(a.folder)).read_bytes()
+        for path in a.folder.rglob("*.npz")
+    )
+
+
+def leftovers(j):
+    return [p for p in j.folder.rglob(".*") if p.is_file()]
+
+
+def test_what_killed_processes_left_is_removed_when_the_folder_is_complete(tmp_path):
+    j = job(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        make([j], denoiser=CountingDenoiser(fail_at=77))
+    (j.folder / "shards" / ".part-0123abcd-shard-00002.npz").write_bytes(b"half")
+    (j.folder / ".lock-0-of-1").touch()
+    make([j])
+    assert leftovers(j) == []
+
+
+def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
+    written = []
+
+    def write(path):
+        path.write_text("whole")
+        if not written:
+            written.append(path)
+            remove_partial(tmp_path)
+
+    write_atomic(tmp_path / "file.txt", write)
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    assert (tmp_path / "file.txt").read_text() == "whole"
+
+
+def test_a_shard_holds_nothing_that_differs_from_run_to_run(tmp_path):
+    a, b = job(tmp_path / "a"), job(tmp_path / "b")
+    make([a])
+    make([b], batch_size=5)
+    assert same_files(a, b)
+    facts = json.loads(a.facts(0).read_text())
+    assert set(facts) == {"seconds", "samples", "worker", "device", "memory"}
+    assert facts["samples"] == 16
 
 
 def test_full_disk_leaves_nothing_half_written_and_resumes(tmp_path):
@@ -406,6 +483,7 @@ import json, resource, sys, torch
 from pathlib import Path
 from models.backbone import Backbone, to_uint8
 from sampling import Schedule, skipped, timesteps
+from eval.files import remove_partial, write_atomic
 from scripts.generate import Job, Size, generate
 torch.set_num_threads(1)
 conv = torch.nn.Conv2d(3, 3, 1)

@@ -1,0 +1,88 @@
+"""Which of several processes this is, and the few things they tell each other.
+
+Sampling needs none of it but the rank: shards are files.  Under torchrun the processes also wait
+for each other before evaluation, and bring the features of their part of the images together; on
+the CPU (gloo), because that is where the scores are computed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+
+# Ranks may end sampling days apart, and one that waits must not give up before.
+PATIENCE = timedelta(days=30)
+
+T = TypeVar("T")
+
+
+def worker() -> tuple[int, int]:
+    """(rank, world) from torchrun's or srun's environment; (0, 1) without them.
+
+    A batch script that calls the command without srun is one process, whatever SLURM_NTASKS says.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+    if "SLURM_STEP_NUM_TASKS" in os.environ:
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return 0, 1
+
+
+def local_rank() -> int:
+    """The place of this process among those of its machine, which picks its GPU."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+
+
+def share(part: int, parts: int) -> tuple[int, int]:
+    """(rank, world) of this process when the work is also cut into `parts` commands.
+
+    Raises ValueError unless 0 <= part < parts.
+    """
+    if type(parts) is not int or parts < 1:
+        raise ValueError(f"parts must be an integer of at least 1, got {parts!r}")
+    if type(part) is not int or not 0 <= part < parts:
+        raise ValueError(f"part must be in 0..{parts - 1} (parts={parts}), got {part!r}")
+    rank, world = worker()
+    return part * world + rank, parts * world
+
+
+def connected() -> bool:
+    """Whether the processes can talk to each other: torchrun started several of them.
+
+    Waits for all of them when first called.
+    """
+    if worker()[1] == 1 or "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
+        return False
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        atexit.register(dist.destroy_process_group)
+    return True
+
+
+def wait_for_all() -> None:
+    """Return when every connected process has come here."""
+    if connected():
+        dist.barrier()
+
+
+def agree(value: T) -> T:
+    """The first process's value, in all connected processes."""
+    if not connected():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: T) -> list[T] | None:
+    """The values of all connected processes by rank, in the first one; None in the others."""
+    if not connected():
+        return [value]
+    rank, world = worker()
+    values: list[Any] | None = [None] * world if rank == 0 else None
+    dist.gather_object(value, values, dst=0)
+    return cast(list[T] | None, values)

@@ -1,0 +1,186 @@
+"""How far the tables and figures are, read from their folders.
+
+    python scripts/status.py            # make status
+    python scripts/status.py --runs DIR
+
+reproduce.py leaves a plan of its cells in runs/plans; their shards tell the rest, wherever and by
+whomever they are made.  `running` means that a shard came lately.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from eval.files import write_atomic
+from scripts.commands import reported
+from scripts.generate import Job, Size
+
+PLANS = Path("runs", "plans")
+PATIENCE = 600  # seconds without a shard after which a cell no longer counts as running, at least
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell of a table, where its samples lie, and where its record will; None if not here."""
+
+    row: str
+    steps: int
+    job: Job
+    size: Size
+    record: Path | None
+
+
+def write_plan(model: str, experiment: str, cells: Sequence[PlannedCell]) -> None:
+    """Leave a note of what an experiment consists of, for `make status`."""
+    plan = {
+        "model": model,
+        "experiment": experiment,
+        "cells": [
+            {
+                "row": cell.row,
+                "steps": cell.steps,
+                "nfe": len(cell.job.plan),
+                "folder": str(cell.job.folder),
+                "num_samples": cell.size.num_samples,
+                "shard_size": cell.size.shard_size,
+                "record": cell.record and str(cell.record),
+            }
+            for cell in cells
+        ],
+    }
+    text = json.dumps(plan, indent=1) + "\n"
+    path = PLANS / f"{model}-{experiment}.json"
+    if not path.is_file() or path.read_text() != text:
+        write_atomic(path, lambda p: p.write_text(text))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One cell: shards made of all, image calls still to do, seconds they took, who made them lately."""
+
+    row: str
+    steps: int
+    made: int
+    shards: int
+    calls_done: int
+    calls_left: int
+    seconds: float
+    workers: frozenset[str]
+    sampled: bool
+    scored: bool | None
+
+    @property
+    def state(self) -> str:
+        if self.scored:
+            return "done"
+        if self.sampled:
+            return "sampled" if self.scored is False else "done"
+        if self.made == 0:
+            return "missing"
+        return f"{'running' if self.workers else 'stopped'} {self.made}/{self.shards}"
+
+
+def progress(cell: dict[str, Any], now: float) -> Progress:
+    """Look into a cell's folder.  `now` is by the clock that dates its files."""
+    folder = Path(cell["folder"])
+    n, size = cell["num_samples"], cell["shard_size"]
+    shards = -(-n // size)
+    made, calls, seconds, workers, slowest = 0, 0, 0.0, set(), 0.0
+    lately: list[tuple[float, str]] = []
+    for k in range(shards):
+        path = folder / "shards" / f"shard-{k:05d}.npz"
+        try:
+            age = now - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        made += 1
+        try:
+            facts = json.loads(path.with_suffix(".json").read_text())
+        except (OSError, ValueError):
+            continue
+        calls += facts["samples"] * cell["nfe"]
+        seconds += facts["seconds"]
+        slowest = max(slowest, facts["seconds"])
+        lately.append((age, facts["worker"]))
+    workers = {worker for age, worker in lately if age < max(PATIENCE, 3 * slowest)}
+    left = sum(
+        min(size, n - k * size) * cell["nfe"]
+        for k in range(shards)
+        if not (folder / "shards" / f"shard-{k:05d}.npz").exists()
+    )
+    scored = None if cell["record"] is None else Path(cell["record"]).is_file()
+    return Progress(
+        cell["row"], cell["steps"], made, shards, calls, left, seconds,
+        frozenset(workers) if left else frozenset(), left == 0, scored,
+    )  # fmt: skip
+
+
+def table(plan: dict[str, Any], now: float) -> str:
+    """The cells of one plan, rows by step counts, and when it will be sampled."""
+    cells = [progress(cell, now) for cell in plan["cells"]]
+    columns = sorted({cell.steps for cell in cells}, reverse=True)
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    states = {(cell.row, cell.steps): cell.state for cell in cells}
+    done = sum(cell.state == "done" for cell in cells)
+    width = max(14, *(len(row) + 2 for row in rows))
+    lines = [f"{plan['experiment']} on {plan['model']}: {done} of {len(cells)} cells done"]
+    lines.append(" " * width + "".join(f"{f'{steps} steps':>20}" for steps in columns))
+    for row in rows:
+        lines.append(
+            f"{row:<{width}}" + "".join(f"{states.get((row, s), '-'):>20}" for s in columns)
+        )
+    left, calls = sum(c.calls_left for c in cells), sum(c.calls_done for c in cells)
+    if left:
+        lines.append(_eta(left, calls, sum(c.seconds for c in cells),
+                          len(frozenset().union(*(c.workers for c in cells)))))  # fmt: skip
+    return "\n".join(lines)
+
+
+def _eta(left: int, calls: int, seconds: float, workers: int) -> str:
+    if not calls:
+        return f"{left:,} image calls to do; no shard has told yet how long they take"
+    device_seconds = left * seconds / calls
+    text = f"{left:,} image calls to do, about {_duration(device_seconds)} of one process"
+    if not workers:
+        return f"{text}; none is at work"
+    return f"{text}: {_duration(device_seconds / workers)} with the {workers} that are at work"
+
+
+def _duration(seconds: float) -> str:
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def file_clock(folder: Path) -> float:
+    """Now, by the clock that dates files there: a file server's may differ from ours."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        return os.stat(file.name).st_mtime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser.add_argument("--runs", type=Path, help="the folder above runs/ (default: here)", default=Path())  # fmt: skip
+    args = parser.parse_args()
+    os.chdir(args.runs)
+    plans = sorted(PLANS.glob("*.json"))
+    if not plans:
+        raise FileNotFoundError(
+            "no tables were begun here: start one with make table1 MODEL=digits"
+        )
+    now = file_clock(PLANS)
+    print("\n\n".join(table(json.loads(plan.read_text()), now) for plan in plans))
+
+
+if __name__ == "__main__":
+    reported(main)
