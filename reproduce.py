@@ -82,7 +82,7 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     tracker = tracker_named(cfg.logger, f"{cfg.model.name}-{experiment['name']}")
     cells = _cells(cfg, experiment, columns)
     if worker()[0] == 0:
-        write_plan(cfg.model.name, experiment["name"], cells)
+        write_plan(cfg, cells)
     mine = _wanted(cfg, columns)
     if cfg.stage in ("all", "sample"):
         complete = _generate(cfg, mine, backbone, device, tracker)

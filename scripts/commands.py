@@ -17,6 +17,7 @@ from typing import Any, cast
 import hydra
 import torch
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -52,6 +53,19 @@ def call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
         main(cfg)  # submitit brings errors back to the command that waits
     else:
         reported(main, cfg)
+
+
+class Announce(Callback):
+    """Hydra's callback that says what a multirun on SLURM does while nothing seems to happen."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if "Slurm" in config.hydra.launcher._target_:
+            print(f"SLURM jobs, logs in {config.hydra.sweep.dir}; squeue shows them.  Waiting for all: "
+                  "Ctrl-C ends the waiting, not the jobs", flush=True)  # fmt: skip
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if "Slurm" in config.hydra.launcher._target_:
+            print("all jobs have ended")
 
 
 def _terminated(number: int, frame: object) -> None:

@@ -10,6 +10,7 @@ whomever they are made.  `running` means that a shard came lately.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -21,8 +22,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from omegaconf import DictConfig
+
 from eval.files import write_atomic
-from scripts.commands import reported
+from scripts.commands import plain, reported
 from scripts.generate import Job, Size
 
 PLANS = Path("runs", "plans")
@@ -40,11 +43,12 @@ class PlannedCell:
     record: Path | None
 
 
-def write_plan(model: str, experiment: str, cells: Sequence[PlannedCell]) -> None:
-    """Leave a note of what an experiment consists of, for `make status`."""
+def write_plan(cfg: DictConfig, cells: Sequence[PlannedCell]) -> None:
+    """Leave a note of what an experiment consists of, for `make status` and scripts/slurm.py."""
     plan = {
-        "model": model,
-        "experiment": experiment,
+        "model": cfg.model.name,
+        "experiment": cfg.experiment.name,
+        "config": _config_digest(cfg),
         "cells": [
             {
                 "row": cell.row,
@@ -59,9 +63,38 @@ def write_plan(model: str, experiment: str, cells: Sequence[PlannedCell]) -> Non
         ],
     }
     text = json.dumps(plan, indent=1) + "\n"
-    path = PLANS / f"{model}-{experiment}.json"
+    path = _plan_file(cfg)
     if not path.is_file() or path.read_text() != text:
         write_atomic(path, lambda p: p.write_text(text))
+
+
+def sampled_and_scored(cfg: DictConfig) -> dict[int, tuple[bool, bool]]:
+    """By step count, whether the experiment's cells are all sampled, and all scored.
+
+    Empty if it was never begun with just this config.
+    """
+    if not _plan_file(cfg).is_file():
+        return {}
+    plan = json.loads(_plan_file(cfg).read_text())
+    if plan["config"] != _config_digest(cfg):
+        return {}
+    cells = [progress(cell, 0.0) for cell in plan["cells"]]
+    columns: dict[int, tuple[bool, bool]] = {}
+    for cell in cells:
+        sampled, scored = columns.get(cell.steps, (True, True))
+        columns[cell.steps] = (sampled and cell.sampled, scored and bool(cell.scored))
+    return columns
+
+
+def _plan_file(cfg: DictConfig) -> Path:
+    return PLANS / f"{cfg.model.name}-{cfg.experiment.name}.json"
+
+
+def _config_digest(cfg: DictConfig) -> str:
+    """Of all settings but those of who does the work, where, and how it is watched."""
+    left_out = ("stage", "only", "part", "parts", "logger", "device", "batch_size", "out", "hydra")
+    kept = {key: value for key, value in plain(cfg).items() if key not in left_out}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

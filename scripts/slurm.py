@@ -1,0 +1,165 @@
+"""Submit a table or figure to SLURM, and come back at once.
+
+    python scripts/slurm.py experiment=table1 parts=8             # make slurm-table1 ARGS=parts=8
+    python scripts/slurm.py experiment=table1 model=digits --dry  # what would be submitted
+
+Takes the settings of reproduce.py; configs/site/default.yaml says what to ask of the cluster.
+Each step count is sampled by an array of `parts` jobs; when it is complete, it is evaluated; when
+all are, the table is rendered.  A job that is pre-empted or runs out of time goes on by itself.
+What is done is not submitted again, so the same command continues after a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from scripts.commands import CONFIGS, plain, register_resolvers, reported
+from scripts.status import sampled_and_scored
+
+
+class Stage:
+    """A call of reproduce.py that SLURM may start again from the beginning, as often as it must."""
+
+    def __init__(self, overrides: list[str]):
+        self.overrides = overrides
+
+    def __call__(self) -> None:
+        import reproduce  # on the node, not where it is submitted
+
+        reproduce.main(composed(self.overrides))
+
+    def checkpoint(self) -> Any:
+        """What submitit runs next after a pre-emption or a time-out: the same."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def __str__(self) -> str:
+        return f"reproduce.py {' '.join(self.overrides)}"
+
+
+def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
+    """The config of reproduce.py, with Hydra's own part if wanted."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(CONFIGS, version_base="1.3"):
+        return compose("reproduce", overrides, return_hydra_config=hydra)
+
+
+class Queue:
+    """Submits stages with the site's settings, or says what it would submit."""
+
+    def __init__(self, launcher: dict[str, Any], folder: Path, dry: bool):
+        self.launcher = {k: v for k, v in launcher.items() if k != "_target_" and v is not None}
+        self.folder, self.dry = folder, dry
+
+    def submit(self, name: str, stages: list[Stage], after: list[str], gpu: bool = True) -> str:
+        """One array of jobs that starts when those of `after` have ended well; its id."""
+        print(f"{name}: {len(stages)} job{'s' * (len(stages) > 1)}"
+              f"{', after ' + ', '.join(after) if after else ''}")  # fmt: skip
+        if self.dry:
+            print("\n".join(f"    {stage}" for stage in stages))
+            return f"<{name}>"
+        from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
+        from submitit import AutoExecutor
+
+        options = {**self.launcher, "name": name}
+        more = dict(options.pop("additional_parameters", {}))
+        if after:
+            more |= {"dependency": f"afterok:{':'.join(after)}", "kill-on-invalid-dep": "yes"}
+        if not gpu:
+            options.pop("gpus_per_node", None)
+            options |= {"tasks_per_node": 1}
+        del options["submitit_folder"]
+        executor = AutoExecutor(
+            self.folder / "%j",
+            cluster="slurm",
+            slurm_max_num_timeout=options.pop("max_num_timeout"),
+        )
+        unprefixed = {field.name for field in fields(BaseQueueConf)}
+        executor.update_parameters(
+            **{k if k in unprefixed else f"slurm_{k}": v for k, v in options.items()},
+            slurm_additional_parameters=more,
+        )
+        with executor.batch():
+            jobs = [executor.submit(stage) for stage in stages]
+        return str(jobs[0].job_id.partition("_")[0])
+
+
+def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
+    """Submit the three stages of one experiment; returns the ids of its sampling arrays."""
+    cfg = composed(overrides)
+    experiment, name = plain(cfg.experiment), f"{cfg.model.name}-{cfg.experiment.name}"
+    rows = experiment.get("rows") or experiment["cutoffs"]
+    done = sampled_and_scored(cfg)
+    sampling, before_rendering = [], []
+    for steps in sorted(experiment["steps"]):
+        sampled, scored = done.get(steps, (False, False))
+        only, first = [*overrides, f"only={steps}"], list(after)
+        if not sampled:
+            first = [
+                queue.submit(f"{name}-{steps}-sample", _array(only, "sample", cfg.parts), after)
+            ]
+            sampling += first
+        if experiment["kind"] == "samples" or not experiment["metrics"]:
+            before_rendering += first
+        elif not scored:
+            stages = _array(only, "evaluate", min(cfg.parts, len(rows)))
+            before_rendering.append(queue.submit(f"{name}-{steps}-evaluate", stages, first))
+    if experiment.get("metrics") != []:
+        last = Stage([*overrides, "stage=render"])
+        queue.submit(f"{name}-render", [last], before_rendering, gpu=False)
+    return sampling
+
+
+def _array(overrides: list[str], stage: str, parts: int) -> list[Stage]:
+    return [
+        Stage([*overrides, f"stage={stage}", f"part={part}", f"parts={parts}"])
+        for part in range(parts)
+    ]
+
+
+def main() -> None:
+    words = [word for word in sys.argv[1:] if word != "--dry"]
+    if not words or {"-h", "--help"} & set(words):
+        print(__doc__)
+        return
+    dry = len(words) < len(sys.argv) - 1
+    if not dry and shutil.which("sbatch") is None:
+        raise FileNotFoundError("no sbatch here: submit from a login node of a SLURM cluster")
+    if reserved := [w for w in words if w.split("=")[0] in ("stage", "only", "part", "dry")]:
+        raise ValueError(f"{reserved[0]} is what this script sets by itself: leave it out")
+    ours = [w for w in words if w.startswith(("hydra", "parts=", "experiment="))]
+    names = next((w for w in ours if w.startswith("experiment=")), "experiment=table1")
+    overrides = [w for w in words if w not in ours]
+    parts = [w for w in ours if w.startswith("parts=")]
+    hydra_words = ["hydra/launcher=slurm", *(w for w in ours if w.startswith("hydra"))]
+    after: list[str] = []
+    for experiment in names.partition("=")[2].split(","):
+        mine = [f"experiment={experiment}", *overrides]
+        cfg = composed([*mine, *hydra_words], hydra=True)
+        folder = Path("runs", "slurm", f"{cfg.model.name}-{experiment}").absolute()
+        queue = Queue(plain(cfg.hydra.launcher), folder, dry)
+        # Experiments of one command may share samples: they come one after another.
+        after = submit([*mine, *parts], queue, after) or after
+    if not dry:
+        print(f"logs: {Path('runs', 'slurm')}; progress: make status; jobs: squeue -u {_user()}")
+
+
+def _user() -> str:
+    return os.environ.get("USER", "$USER")
+
+
+if __name__ == "__main__":
+    reported(main)

@@ -1,0 +1,171 @@
+"""A real SLURM on this machine: jobs cancelled, requeued and pre-empted, and the same table.
+
+Skipped where SLURM and its accounting are not installed; `.ci/run` installs them on Debian.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+NEEDED = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
+ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}"),
+]
+
+SITE = [
+    "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.cpus_per_task=1",
+    "hydra.launcher.mem_gb=2",
+]
+TABLE = [
+    "experiment=table1",
+    "model=digits",
+    "experiment.steps=[8,20]",
+    "num_samples=150",
+    "shard_size=15",
+    "metrics.options.kid_subset_size=50",
+    "metrics.options.bootstrap=20",
+    "out=out",
+]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """The environment in which commands find a cluster of their own, one node of 4 make-believe CPUs."""
+    folder = f"/tmp/skipped-step-slurm-{os.getpid()}"
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "LOCAL_SLURM_DIR": folder,
+        "LOCAL_SLURM_PORT": str(20000 + os.getpid() % 10000),
+        "LOCAL_SLURM_CPUS": "4",
+        "LOCAL_SLURM_ACCOUNTING": "1",
+    }
+    scripts = ROOT / "tests" / "slurm"
+    try:
+        subprocess.run([scripts / "start-local-slurm.sh"], env=env, check=True, timeout=120)
+        yield {**env, "SLURM_CONF": f"{folder}/etc/slurm.conf"}
+    finally:
+        subprocess.run([scripts / "stop-local-slurm.sh"], env=env, check=True, timeout=120)
+
+
+def python(script: str, *words: str, cwd: Path, env: dict[str, str], prefix=()) -> str:
+    """Run one of our commands, which must succeed; its output."""
+    command = [*prefix, sys.executable, str(ROOT / script), *words]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def slurm(*words: str, env: dict[str, str]) -> str:
+    return subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
+
+
+def wait_until(condition, seconds: float = 200):
+    """The first true value of the condition."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.3)
+    return value
+
+
+def running(env, name: str) -> list[str]:
+    """Ids of the running jobs (of an array, job_task) of that name."""
+    lines = slurm("squeue", "-h", "-r", "-t", "R", "-o", "%i %j", env=env).splitlines()
+    return [line.split()[0] for line in lines if line.split()[1] == name]
+
+
+def same_samples(a: Path, b: Path) -> None:
+    """All shards and joined samples, byte for byte, and nothing half-written."""
+    names = {p.relative_to(a) for p in a.rglob("*.npz")}
+    assert names == {p.relative_to(b) for p in b.rglob("*.npz")}
+    assert len(names) > 0
+    for name in names:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    assert not list(b.rglob(".part-*"))
+
+
+def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_path):
+    here, there = tmp_path / "without", tmp_path / "with"
+    here.mkdir()
+    there.mkdir()
+    submit = ["scripts/slurm.py", *TABLE, "parts=2", *SITE]
+    out = python(*submit, cwd=there, env=cluster)
+    assert "digits-table1-render: 1 job, after" in out
+    runs = there / "runs"
+
+    # One job is put back into the queue, one gets SLURM's signals of a pre-emption, one is ended.
+    wait_until(lambda: list(runs.glob("digits/*-20steps-*/shards/*.npz")))
+    large = running(cluster, "digits-table1-20-sample")
+    slurm("scontrol", "requeue", large[0], env=cluster)
+    for signal in ("TERM", "USR2"):
+        slurm("scancel", f"--signal={signal}", large[1], env=cluster)
+    small = wait_until(lambda: running(cluster, "digits-table1-8-sample")
+                       or running(cluster, "digits-table1-8-evaluate"))  # fmt: skip
+    slurm("scancel", small[0], env=cluster)
+
+    python("reproduce.py", *TABLE, cwd=here, env=cluster)  # meanwhile, without SLURM
+    assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
+    assert not (there / "out" / "table.md").exists()  # it waited for the cancelled job
+    status = python("scripts/status.py", cwd=there, env=cluster)
+    assert "table1 on digits:" in status and "8 of 8" not in status
+    logs = "".join(p.read_text() for p in runs.glob("slurm/**/*_log.*"))
+    assert "preempted" in logs and "Requeued job" in logs
+
+    out = python(*submit, cwd=there, env=cluster)  # submits what is missing
+    assert "-20-sample" not in out
+    assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
+    assert "8 of 8 cells done" in python("scripts/status.py", cwd=there, env=cluster)
+    same_samples(here / "runs", runs)
+    for name in ("table.md", "table.csv"):
+        assert (there / "out" / name).read_text() == (here / "out" / name).read_text()
+
+
+def test_a_multirun_is_one_array_and_an_error_comes_back(cluster, tmp_path):
+    small = ["num_samples=30", "shard_size=10"]
+    sweep = ["-m", "sampler=ddim,mix", "steps=2,3", *small, "hydra/launcher=slurm", *SITE]
+    out = python("sample.py", *sweep, cwd=tmp_path, env=cluster)
+    assert "all jobs have ended" in out
+    manifests = list(tmp_path.glob("runs/digits/*/manifest.json"))
+    assert len(manifests) == 4
+    assert all('"complete": true' in m.read_text() for m in manifests)
+    wrong = ["-m", "steps=2,2000", "hydra/launcher=slurm", *small, *SITE]
+    command = [sys.executable, str(ROOT / "sample.py"), *wrong]
+    done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: steps must be between 1 and T = 1000, got 2000" in done.stderr
+
+
+def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluster, tmp_path):
+    words = ["sampler=ddim", "steps=2", "num_samples=60", "shard_size=10"]
+    python("sample.py", *words, "out=one", cwd=tmp_path, env=cluster)
+    python("sample.py", *words, "out=two", cwd=tmp_path, env=cluster, prefix=("srun", "-n2"))
+    same_samples(tmp_path / "one", tmp_path / "two")
+    workers = {p.read_text().split('"worker": ')[1].split(",")[0]
+               for p in (tmp_path / "two").glob("shards/*.json")}  # fmt: skip
+    assert len(workers) == 2
+    script = tmp_path / "batch.sh"
+    call = " ".join([sys.executable, str(ROOT / "sample.py"), *words, "out=batch"])
+    script.write_text(f"#!/bin/bash\n#SBATCH --ntasks=2\n{call}\n")
+    slurm("sbatch", "-W", "-D", str(tmp_path), str(script), env=cluster)
+    same_samples(tmp_path / "one", tmp_path / "batch")
+
+
+def test_nothing_is_submitted_by_a_dry_run_or_with_settings_of_its_own(tmp_path):
+    out = python("scripts/slurm.py", *TABLE, "parts=3", "--dry", cwd=tmp_path, env={**os.environ})
+    assert out.count("stage=sample") == out.count("stage=evaluate") == 6
+    assert "stage=render" in out
+    assert not (tmp_path / "runs").exists()
