@@ -96,7 +96,8 @@ class WandbTracker(Tracker):
         self.wandb = wandb
         self.mode, self.group, self.folder = mode, group, Path(dir)
         self.broken = False
-        self.options = {"project": project, "entity": entity, "group": group, "dir": dir}
+        self.options = {"project": project, "entity": entity, "group": group}
+        self.options["dir"] = str(self.folder.absolute())
         self._live: dict[str, Any] = {}  # runs of cells that are being sampled
         self.folder.mkdir(parents=True, exist_ok=True)
         if mode == "online" and not self._has_key():

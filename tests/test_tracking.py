@@ -1,0 +1,229 @@
+"""W&B: what its offline files hold, that nothing is told twice, and that it can fail."""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2 as pb
+
+import evaluate
+import reproduce
+import sample
+from scripts import tracking
+
+OFFLINE = ["logger=wandb", "logger.mode=offline"]
+SMALL = ["num_samples=70", "shard_size=25", "metrics.options.kid_subset_size=50", "metrics.options.bootstrap=10", "out=out"]  # fmt: skip
+TABLE = ["experiment=table1", "model=digits", "experiment.steps=[2,3]", *SMALL]
+FIGURE = ["experiment=figure4", "model=digits", "experiment.steps=[4]", "experiment.cutoffs=[0,400,1000]", *SMALL]  # fmt: skip
+
+
+def records(path: Path):
+    """The records of a .wandb file: blocks of 32 KiB, in which chunks have a header of 7 bytes."""
+    data, place, whole = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # the record's only chunk, or its last
+            record = pb.Record()
+            record.ParseFromString(whole)
+            yield record
+            whole = b""
+
+
+class Stored:
+    """One offline run, read back from its file."""
+
+    def __init__(self, folder: Path):
+        (self.file,) = folder.glob("run-*.wandb")
+        self.media = sorted((folder / "files" / "media").rglob("*.*"))
+        self.rows, self.summary, self.config, self.axes = [], {}, {}, {}
+        for record in records(self.file):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                self.run = record.run
+                self.config = {u.key: json.loads(u.value_json) for u in record.run.config.update}
+            elif kind == "history":
+                items = record.history.item
+                self.rows.append({"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})  # fmt: skip
+            elif kind == "metric":
+                self.axes[record.metric.glob_name or record.metric.name] = record.metric.step_metric
+
+
+def stored_runs(folder: Path) -> dict[str, list[Stored]]:
+    """By job type."""
+    runs: dict[str, list[Stored]] = {}
+    for path in sorted(folder.glob("runs/wandb/wandb/offline-run-*")):
+        run = Stored(path)
+        runs.setdefault(run.run.job_type, []).append(run)
+    return runs
+
+
+def test_a_table_in_offline_files(command, tmp_path):
+    status, _, err = command(reproduce, *TABLE, *OFFLINE)
+    assert status == 0, err
+    runs = stored_runs(tmp_path)
+    assert {kind: len(found) for kind, found in runs.items()} == {
+        "sample": 8,
+        "eval": 8,
+        "report": 1,
+    }
+    every = [run for found in runs.values() for run in found]
+    assert len({run.run.run_id for run in every}) == 17
+    assert {run.run.run_group for run in every} == {"digits-table1"}
+
+    for run in runs["sample"]:
+        assert run.config["sampler"]["name"] in ("ddpm", "ddim", "skipped", "mix")
+        assert [row["samples"] for row in run.rows] == [25, 50, 70]
+        assert [row["_step"] for row in run.rows] == [25, 50, 70]
+        assert all(row["samples_per_second"] > 0 for row in run.rows)
+        assert all(row["ms_per_image_call"] > 0 for row in run.rows)
+        (picture,) = run.media
+        assert run.rows[-1]["grid/_type"] == "image-file"
+        manifests = [json.loads(p.read_text()) for p in tmp_path.glob("runs/digits/*/manifest.json")]  # fmt: skip
+        assert any(m["config"]["sampler"] == run.config["sampler"] for m in manifests)
+        assert picture.suffix == ".png"
+
+    local = json.loads((tmp_path / "out" / "records.json").read_text())
+    told = {(r["cell"]["config"]["sampler"]["name"], r["cell"]["nfe"]): r["scores"] for r in local}
+    for run in runs["eval"]:
+        assert run.axes == {"*": "nfe"}
+        (row,) = run.rows
+        scores = told[run.config["sampler"]["name"], row["nfe"]]
+        assert row["fid"] == scores["fid"]["value"]
+        assert row["fid_ci95"] == pytest.approx(1.96 * scores["fid"]["se"])
+        assert {"is", "kid", "precision", "recall"} <= set(row)
+
+    (report,) = runs["report"]
+    tables = [json.loads(p.read_text()) for p in report.media]
+    (table,) = [t for t in tables if "sampler" in t["columns"]]
+    assert len(table["data"]) == 8
+    row = dict(zip(table["columns"], table["data"][0], strict=True))
+    assert row["sampler"] == "DDPM" and row["fid"] == told["ddpm", row["nfe"]]["fid"]["value"]
+    plots = [t for t in tables if "sampler" not in t["columns"]]
+    assert len(plots) == len(local[0]["scores"])
+
+
+def test_the_same_is_told_once_and_new_results_again(command, tmp_path):
+    assert command(reproduce, *FIGURE, *OFFLINE)[0] == 0
+    first = stored_runs(tmp_path)
+    (report,) = first["report"]
+    shown = {key.split("/")[1] for key in report.rows[0] if key.startswith("plot/")}
+    scores = ("fid", "is", "kid", "precision", "recall", "label_agreement")
+    assert shown == {f"{score}_table" for score in scores}
+    local = json.loads((tmp_path / "out" / "records.json").read_text())
+    points = {(r["cell"]["config"]["sampler"]["cutoff"], "4 steps", r["scores"]["fid"]["value"]) for r in local}  # fmt: skip
+    tables = [json.loads(p.read_text())["data"] for p in report.media]
+    assert points in [{tuple(row) for row in table} for table in tables]
+
+    assert command(reproduce, *FIGURE, *OFFLINE)[0] == 0
+    assert len(list(tmp_path.glob("runs/wandb/wandb/offline-run-*"))) == 7
+    # Other metric options are another record: the cells' runs go on under their old ids.
+    assert command(reproduce, *FIGURE, *OFFLINE, "metrics.options.k=4")[0] == 0
+    again = stored_runs(tmp_path)
+    assert len(again["sample"]) == 3
+    assert len(again["eval"]) == 6
+    assert len({run.run.run_id for run in again["eval"]}) == 3
+    assert len({run.run.run_id for run in again["report"]}) == 1
+
+
+def test_single_runs_and_their_evaluation(command, tmp_path):
+    words = ["sampler=ddim", "steps=3", "num_samples=80", "out=out"]
+    assert command(sample, *words, *OFFLINE)[0] == 0
+    assert command(evaluate, "samples=out", "metrics.options.kid_subset_size=50", *OFFLINE)[0] == 0
+    runs = stored_runs(tmp_path)
+    assert [run.run.run_group for run in runs["sample"]] == ["digits"]
+    assert len(runs["eval"]) == 1
+    assert runs["eval"][0].config["sampler"]["name"] == "ddim"
+
+
+def test_off_by_default_and_disabled_leave_no_trace(command, tmp_path):
+    words = ["sampler=ddim", "steps=2", "num_samples=3", "out=out"]
+    assert command(sample, *words)[0] == 0
+    assert command(sample, *words, "logger=wandb", "logger.mode=disabled")[0] == 0
+    assert not (tmp_path / "runs" / "wandb").exists()
+    status, _, err = command(sample, *words, "logger=wandb", "logger.mode=offlin")
+    assert status == 2
+    assert "unknown logger.mode 'offlin': choose online, offline, disabled" in err
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """No key of the machine's user, and little patience."""
+    monkeypatch.setattr(tracking, "PATIENCE", 2)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+WORDS = ["sampler=ddim", "steps=2", "num_samples=30", "out=out", "logger=wandb"]
+
+
+def test_without_a_key_it_goes_on_offline(nowhere, command, tmp_path):
+    status, out, err = command(sample, *WORDS)
+    assert status == 0
+    assert "there is no key" in err and "wandb sync runs/wandb/wandb/offline-run-*" in err
+    assert "30 samples" in out
+    assert len(stored_runs(tmp_path)["sample"]) == 1
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A W&B server with a bad day: it answers 500, or not at all."""
+
+    hangs = False
+
+    def do_POST(self):
+        if self.hangs:
+            time.sleep(60)
+        self.send_response(500)
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("trouble", ["refused", "500", "hangs"])
+def test_an_outage_does_not_stop_sampling(nowhere, command, monkeypatch, tmp_path, trouble):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Failing)
+    server.daemon_threads = True
+    monkeypatch.setattr(Failing, "hangs", trouble == "hangs")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if trouble != "refused":
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    start = time.monotonic()
+    status, out, err = command(sample, *WORDS)
+    server.shutdown()
+    assert status == 0, err
+    assert time.monotonic() - start < 60
+    assert "30 samples" in out
+    assert "going on offline" in err
+    assert len(stored_runs(tmp_path)["sample"]) == 1
+
+
+def test_a_failure_in_the_middle_is_said_once_and_sampling_goes_on(command, monkeypatch, tmp_path):
+    def fail(*args, **kwargs):
+        raise RuntimeError("the disk of W&B is full\nand more")
+
+    monkeypatch.setattr(wandb.Run, "log", fail)
+    words = ["sampler=ddim", "steps=2", "num_samples=30", "shard_size=5", "out=out"]
+    status, out, err = command(sample, *words, *OFFLINE)
+    assert status == 0 and "30 samples" in out
+    assert err.count("W&B:") == 1
+    assert "stopped (the disk of W&B is full): going on without it" in err
