@@ -7,7 +7,7 @@ PY := .venv/bin/python
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -88,6 +88,24 @@ figure6: .venv/installed ## frames of Open-Sora as shipped and of Mix, prompt by
 figure7: .venv/installed ## as figure6, with the cactus
 	$(PY) reproduce.py experiment=figure7 $(OF_MODEL) $(ARGS)
 
+slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
+	$(PY) scripts/slurm.py experiment=table1 $(OF_MODEL) $(ARGS)
+
+slurm-table2: .venv/installed ## submit table2 to SLURM
+	$(PY) scripts/slurm.py experiment=table2 $(OF_MODEL) $(ARGS)
+
+slurm-table3: .venv/installed ## submit table3 to SLURM
+	$(PY) scripts/slurm.py experiment=table3,table3_clean,table3_clip $(OF_MODEL) $(ARGS)
+
+slurm-table4: .venv/installed ## submit table4 to SLURM, VBench included
+	$(PY) scripts/slurm.py experiment=table4 $(OF_MODEL) $(ARGS)
+
+slurm-figure4: .venv/installed ## submit figure4 to SLURM
+	$(PY) scripts/slurm.py experiment=figure4 $(OF_MODEL) $(ARGS)
+
+status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
+	$(PY) scripts/status.py
+
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
 
@@ -95,7 +113,7 @@ train-digits: .venv/installed ## train the embedded model and its classifier ane
 	$(PY) scripts/train_digits.py classifier
 	$(PY) scripts/train_digits.py unet
 
-bench: .venv/installed ## overheads of the loop and noise; FID and precision/recall at full size
+bench: .venv/installed ## overheads of loop, noise and shards; FID and precision/recall at full size
 	$(PY) scripts/bench.py
 
 clean: ## remove .venv and caches; keeps runs/ and results/

@@ -28,12 +28,14 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     try:
-        write(partial)
-        try:
-            os.replace(partial, path)
-        except FileNotFoundError:  # `remove_partial` of another process took it for a dead one's
+        for attempt in range(5):
             write(partial)
-            os.replace(partial, path)
+            try:
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # another's `remove_partial` took it for a dead process's
+                if attempt == 4:
+                    raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -1,7 +1,8 @@
-"""What the loop, the noise and the tree cost, against the bare network calls; and evaluation.
+"""What the loop, the noise, shards and several processes cost or bring; and evaluation.
 
     make bench
-    python scripts/bench.py loop
+    python scripts/bench.py loop                # against the bare network calls
+    python scripts/bench.py generation          # shards on disk, and two processes against one
     python scripts/bench.py evaluation          # 50,000 x 2048 features against 10,000
     python scripts/bench.py evaluation 50000    # ... against 50,000
 
@@ -11,12 +12,15 @@ timings on a shared machine drift.
 
 from __future__ import annotations
 
+import multiprocessing
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -39,6 +43,7 @@ from sampling import (
     skipped,
     timesteps,
 )
+from scripts.generate import Job, Size, generate
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
 
@@ -123,6 +128,72 @@ def tree() -> None:
           f"instead of {separate}: {calls / separate:.3f}")  # fmt: skip
 
 
+@torch.no_grad()
+def generation() -> None:
+    """What `generate` adds to sampling: shards, checks, joining; digits, 25 steps."""
+    backbone = load()
+    plan = skipped(backbone.schedule, timesteps(1000, STEPS))
+    size = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = (Path(scratch, str(k)) for k in range(1000))
+
+        def bare() -> None:
+            for k in range(size.num_shards):
+                noise = SampleNoise(0, size.ids(k), backbone.shape)
+                y = sample_labels(0, size.ids(k), 10)
+                backbone.decode(run(backbone.denoiser, plan, noise, condition=y, clip=True))
+
+        def sharded() -> None:
+            generate([Job(plan, next(folders), {"label": None})], backbone, size, seed=0)
+
+        seconds = interleaved({"run": bare, "generate": sharded})
+    ratios = [b / a for a, b in zip(seconds["run"], seconds["generate"], strict=True)]
+    low, high = np.quantile(ratios, [0.25, 0.75])
+    print(f"sharding, writing and joining {size.num_samples} samples in {size.num_shards} shards: "
+          f"{100 * statistics.median(ratios):.1f}% of sampling alone [{100 * low:.1f}, {100 * high:.1f}], "
+          f"median of {ROUNDS} interleaved rounds")  # fmt: skip
+    processes(plan)
+
+
+def processes(plan: Plan) -> None:
+    """Two single-threaded processes against one, start-up left out."""
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = [], []
+    for _ in range(2):
+        here, there = context.Pipe()
+        workers.append(context.Process(target=_worker, args=(there, plan), daemon=True))
+        workers[-1].start()
+        pipes.append(here)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = (Path(scratch, str(k)) for k in range(1000))
+
+        def share(world: int) -> None:
+            folder = next(folders)
+            for rank in range(world):
+                pipes[rank].send((folder, rank, world))
+            for rank in range(world):
+                pipes[rank].recv()
+
+        seconds = interleaved({"one": lambda: share(1), "two": lambda: share(2)}, rounds=5)
+    for worker in workers:
+        worker.terminate()
+    ratios = [a / b for a, b in zip(seconds["one"], seconds["two"], strict=True)]
+    print(f"two single-threaded processes: {statistics.median(ratios):.2f} times as fast as one "
+          f"[{min(ratios):.2f}, {max(ratios):.2f}], 5 interleaved rounds, "
+          f"{multiprocessing.cpu_count()} cores")  # fmt: skip
+
+
+def _worker(pipe: Any, plan: Plan) -> None:
+    torch.set_num_threads(1)
+    backbone = load()
+    size = Size(num_samples=8 * BATCH, batch_size=BATCH, shard_size=BATCH)
+    while True:
+        folder, rank, world = pipe.recv()
+        job = Job(plan, folder, {"label": None})
+        generate([job], backbone, size, seed=0, rank=rank, world=world)
+        pipe.send(rank)
+
+
 def evaluation(references: int) -> None:
     """FID two ways, and the time and memory of a 50,000-sample evaluation at 2048 features."""
     rng = np.random.default_rng(0)
@@ -161,10 +232,15 @@ def peak_mib() -> float:
 
 def main() -> None:
     what = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if what not in ("all", "loop", "evaluation"):
-        sys.exit(f"error: unknown benchmark {what!r}: choose loop or evaluation, or none for both")
+    if what not in ("all", "loop", "generation", "evaluation"):
+        sys.exit(
+            f"error: unknown benchmark {what!r}: choose loop, generation or evaluation, or none "
+            "for all"
+        )
     if what in ("all", "loop"):
         loop()
+    if what in ("all", "generation"):
+        generation()
     if what in ("all", "evaluation"):
         evaluation(int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
 

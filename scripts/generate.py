@@ -128,6 +128,8 @@ def generate(
         _claim(job, size)
         if backbone.prompts is not None:
             _write_prompts(job.folder / "prompts.txt", backbone.prompts)
+        if is_complete(job, size):
+            _sweep(job)
     jobs = [job for job in jobs if not is_complete(job, size)]
     mine = range(rank, size.num_shards, world)
     found = {(k, job.folder): _stamp(job.shard(k)) for k in mine for job in jobs}
@@ -395,7 +397,8 @@ def _claim(job: Job, size: Size) -> None:
     except ValueError:  # every shard tells its config, too
         tqdm.write(f"{job.manifest} is damaged: writing it anew")
         old = None
-    if old is None or not any((job.folder / "shards").glob("shard-*")):
+    made = old and (old["complete"] or any((job.folder / "shards").glob("shard-*")))
+    if old is None or not made:
         (job.folder / "shards").mkdir(parents=True, exist_ok=True)
         _write_manifest(job, size, {"complete": False})
         return
@@ -537,11 +540,16 @@ def _finish(job: Job, size: Size) -> bool:
     total = round(sum(known), 3) if len(known) == len(seconds) else None
     facts = {"complete": True, "seconds": total}
     _write_manifest(job, size, {**facts, **whole})
+    _sweep(job)
+    return True
+
+
+def _sweep(job: Job) -> None:
+    """Remove from a complete folder what killed processes left."""
     for folder in (job.folder, job.folder / "shards", job.folder / "videos"):
         remove_partial(folder)
-    for path in job.folder.glob(f"{LOCK}*"):  # of killed processes
+    for path in job.folder.glob(f"{LOCK}*"):
         path.unlink(missing_ok=True)
-    return True
 
 
 def _read_all(job: Job, size: Size) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,18 @@ def test_a_damaged_manifest_costs_no_sample(tmp_path, capsys):
     assert json.loads(j.manifest.read_text()) == before
     j.manifest.write_text("{")
     with pytest.raises(ValueError, match="is of another config"):
+        make([job(tmp_path, steps=11)])
+
+
+def test_a_complete_folder_stays_so_without_its_shards(tmp_path):
+    """Which may be deleted to save space: samples.npz holds the same."""
+    j = job(tmp_path)
+    make([j])
+    shutil.rmtree(j.folder / "shards")
+    counter = CountingDenoiser()
+    make([j], denoiser=counter)
+    assert counter.calls == 0
+    with pytest.raises(ValueError, match="another config"):
         make([job(tmp_path, steps=11)])
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from conftest import ROOT
+
 from scripts import distributed
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")

@@ -1,0 +1,208 @@
+"""Kill workers at random moments, damage files, skew clocks; then look whether all is as it must be.
+
+    OMP_NUM_THREADS=1 python tests/fault_drill.py --kills 500 --seed 1
+
+Workers sample the digits model into one folder, as ranks of one, two or three, or as two jobs that
+know nothing of each other.  They are killed (SIGKILL, SIGTERM, SIGUSR2 as submitit handles it), or
+their disk is full; between rounds shards are cut or altered, manifests spoilt, and files dated
+years ahead or back.  Whenever a folder is complete it must hold, byte for byte, what an
+undisturbed run makes, each sample once, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from models.digits import load
+from sampling import mix, skipped, timesteps
+from scripts.generate import Job, Size, generate, is_complete
+
+SEED, SIZE = 7, Size(num_samples=57, batch_size=8, shard_size=8)
+TEAMS = [[(0, 1)], [(0, 2), (1, 2)], [(0, 3), (1, 3), (2, 3)], [(0, 1), (0, 1)]]
+WAYS = ["SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR2", "full disk"]
+
+# Forked processes would share tqdm's lock and its thread, which those of a cluster do not.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
+
+BACKBONE = load(device="cpu")
+GRID = timesteps(BACKBONE.schedule.T, 5, "even")
+PLANS = {
+    "mix": mix(BACKBONE.schedule, GRID, cutoff=400),
+    "skipped": skipped(BACKBONE.schedule, GRID),
+}
+
+
+def jobs(folder: Path) -> list[Job]:
+    return [Job(plan, folder / name, {"plan": name, "label": None}) for name, plan in PLANS.items()]
+
+
+def work(folder: Path, rank: int, world: int) -> None:
+    generate(jobs(folder), BACKBONE, SIZE, seed=SEED, rank=rank, world=world)
+
+
+def start(folder: Path, rank: int, world: int, full_at: int | None) -> int:
+    """A worker as a process of its own; it cannot write files beyond `full_at` bytes."""
+    pid = os.fork()
+    if pid:
+        return pid
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as our commands do
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(255))  # as submitit does
+    status, screen = 1, os.dup(2)
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.dup2(2, 1)
+        if full_at is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, full_at))
+        work(folder, rank, world)
+        status = 0
+    except SystemExit as stop:
+        status = int(str(stop.code))
+    except OSError as error:
+        status = 28
+        if full_at is None or error.errno != errno.EFBIG:
+            os.write(screen, traceback.format_exc().encode())
+    except Exception:
+        os.write(screen, traceback.format_exc().encode())
+    finally:
+        os._exit(status)
+
+
+def round_of_faults(folder: Path, dice: random.Random, killed: Counter[str]) -> None:
+    """A team at work, each of it ended in its own way at its own time, or spared."""
+    team = dice.choice(TEAMS)
+    fates = [(dice.choice(WAYS), time.monotonic() + dice.uniform(0.0, 0.5)) for _ in team]
+    workers = [
+        start(folder, rank, world, dice.randrange(100, 9000) if way == "full disk" else None)
+        for (rank, world), (way, _) in zip(team, fates, strict=True)
+    ]
+    for pid, (way, when) in sorted(zip(workers, fates, strict=True), key=lambda pair: pair[1][1]):
+        if way != "full disk" and dice.random() < 0.9:
+            time.sleep(max(0.0, when - time.monotonic()))
+            os.kill(pid, getattr(signal, way))
+    for pid, (way, _) in zip(workers, fates, strict=True):
+        _, status = os.waitpid(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        # A signal that came when all was done, or before the handler was there, counts as it is.
+        expected = {
+            "SIGKILL": (-9,),
+            "SIGTERM": (143, -15),
+            "SIGUSR2": (255, -12),
+            "full disk": (28,),
+        }
+        if code in expected[way]:
+            killed[way] += 1
+        elif code != 0:
+            raise SystemExit(f"a worker that was to end by {way} ended with status {code}")
+
+
+def damage(folder: Path, dice: random.Random, done: Counter[str]) -> set[Path]:
+    """What disks and clocks do between two rounds, in folders that are not complete.
+
+    Returns the shards of which a byte was altered.
+    """
+    altered = set()
+    unfinished = [job for job in jobs(folder) if job.folder.exists() and not complete(job)]
+    files = [p for job in unfinished for p in job.folder.rglob("*") if p.is_file()]
+    shards = [p for p in files if p.suffix == ".npz"]
+    if files and dice.random() < 0.5:
+        for path in dice.sample(files, len(files) // 2):
+            moment = time.time() + dice.uniform(-1e8, 1e8)
+            os.utime(path, (moment, moment))
+        done["clock skew"] += 1
+    if shards and dice.random() < 0.3:
+        path = dice.choice(shards)
+        content = bytearray(path.read_bytes())
+        if content and dice.random() < 0.5:
+            content[dice.randrange(len(content))] ^= 0xFF
+            done["altered shard"] += 1
+            altered.add(path)
+        else:
+            content = content[: dice.randrange(len(content) + 1)]
+            done["cut shard"] += 1
+        path.write_bytes(content)
+    manifests = [p for p in files if p.name == "manifest.json"]
+    if manifests and dice.random() < 0.1:
+        path = dice.choice(manifests)
+        path.write_text(path.read_text()[: dice.randrange(50)])
+        done["spoilt manifest"] += 1
+    return altered
+
+
+def complete(job: Job) -> bool:
+    try:
+        return is_complete(job, SIZE)
+    except ValueError:
+        return False
+
+
+def check(folder: Path, undisturbed: Path, altered: set[Path]) -> None:
+    """The folder holds what the undisturbed one does, and each sample once.  SystemExit if not."""
+    for ours, theirs in zip(jobs(folder), jobs(undisturbed), strict=True):
+        names = [sorted(str(p.relative_to(j.folder)) for p in j.folder.rglob("*") if p.is_file())
+                 for j in (ours, theirs)]  # fmt: skip
+        if names[0] != names[1]:
+            raise SystemExit(f"files differ: {sorted({*names[0]} ^ {*names[1]})}")
+        for name in names[0]:
+            a, b = ours.folder / name, theirs.folder / name
+            equal = a.suffix == ".json" or a.read_bytes() == b.read_bytes()
+            # An altered date in a zip header, say, escapes its checksums, and harms nothing.
+            if not equal and not (a in altered and same_arrays(a, b)):
+                raise SystemExit(f"{a} differs")
+        ids = np.concatenate([np.load(ours.shard(k))["ids"] for k in range(SIZE.num_shards)])
+        if ids.tolist() != list(range(SIZE.num_samples)):
+            raise SystemExit(f"samples are missing or double: {ids.tolist()}")
+
+
+def same_arrays(a: Path, b: Path) -> bool:
+    with np.load(a) as ours, np.load(b) as theirs:
+        return ours.files == theirs.files and all(
+            ours[name].dtype == theirs[name].dtype and np.array_equal(ours[name], theirs[name])
+            for name in ours.files
+        )
+
+
+def drill(kills: int, seed: int) -> None:
+    dice, killed, done, folders = random.Random(seed), Counter[str](), Counter[str](), 0
+    with tempfile.TemporaryDirectory() as scratch:
+        undisturbed = Path(scratch, "undisturbed")
+        work(undisturbed, 0, 1)
+        while killed.total() < kills:
+            folder, altered = Path(scratch, f"folder-{folders}"), set[Path]()
+            while killed.total() < kills and not all(complete(job) for job in jobs(folder)):
+                round_of_faults(folder, dice, killed)
+                altered |= damage(folder, dice, done)
+            work(folder, 0, 1)
+            check(folder, undisturbed, altered)
+            folders += 1
+    print(
+        f"seed {seed}: {killed.total()} workers killed in {folders} folders, all whole in the end"
+    )
+    for counts in (killed, done):
+        print("  " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    drill(args.kills, args.seed)

@@ -1,0 +1,82 @@
+"""Faults survived: the drill, briefly; a disk that is full; commands that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+SAMPLE = [sys.executable, str(ROOT / "sample.py"), "sampler=ddim", "num_samples=120", "shard_size=8", "out=out"]  # fmt: skip
+
+
+def test_the_drill():
+    """`python tests/fault_drill.py --kills 1000` is the long one."""
+    drill = [sys.executable, str(ROOT / "tests" / "fault_drill.py"), "--kills", "30", "--seed", "5"]
+    done = subprocess.run(drill, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "all whole in the end" in done.stdout
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*.npz"))}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 300 KB, and what makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(folder)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    if os.getuid() != 0 or not mount("size=300k"):
+        pytest.skip("only root may mount a small disk")
+    yield folder, lambda: mount("remount", "size=30m")
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk, tmp_path):
+    folder, enlarge = small_disk
+    words = [*SAMPLE, "steps=2", "num_samples=600"]
+    done = subprocess.run(words, cwd=folder, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "No space left on device" in done.stderr
+    assert "free some space and run the same command to continue" in done.stderr
+    kept = shards(folder)
+    assert 0 < len(kept) < 75
+    assert not list(folder.rglob(".part-*"))
+    assert enlarge()
+    assert subprocess.run(words, cwd=folder, env=ENV, capture_output=True).returncode == 0
+    assert subprocess.run(words, cwd=tmp_path, env=ENV, capture_output=True).returncode == 0
+    assert shards(folder / "out") == shards(tmp_path / "out")
+    assert kept.items() <= shards(folder).items()
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGKILL", -9), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_command_that_is_killed_continues(tmp_path, number, status):
+    words = [*SAMPLE, "steps=12"]
+    process = subprocess.Popen(words, cwd=tmp_path, env=ENV, stderr=subprocess.DEVNULL,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    end = time.monotonic() + 100
+    while len(shards(tmp_path)) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, number))
+    assert process.wait(timeout=60) == status
+    kept = shards(tmp_path)
+    assert 2 <= len(kept) < 15
+    if number != "SIGKILL":
+        assert not list(tmp_path.rglob(".part-*")) + list(tmp_path.rglob(".lock-*"))
+    done = subprocess.run(words, cwd=tmp_path, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert len(shards(tmp_path)) == 16
+    assert kept.items() <= shards(tmp_path).items()
+    assert not list(tmp_path.rglob(".part-*")) + list(tmp_path.rglob(".lock-*"))

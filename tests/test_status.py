@@ -1,0 +1,89 @@
+"""`make status`: what the folders tell, whatever the clocks say."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts import status
+
+NOW = 1_000_000.0
+
+
+def cell(folder: Path, made: int, *, row="Mix", age=10.0, workers=("a:1",), scored=False):
+    """A cell of 50 samples in shards of 20, at 10 network calls each."""
+    (folder / "shards").mkdir(parents=True)
+    for k in range(made):
+        path = folder / "shards" / f"shard-{k:05d}.npz"
+        path.touch()
+        facts = {"seconds": 4.0, "samples": [20, 20, 10][k], "worker": workers[k % len(workers)]}
+        path.with_suffix(".json").write_text(json.dumps(facts))
+        os.utime(path, (NOW - age, NOW - age))
+    if scored:
+        (folder / "record.json").write_text("{}")
+    return {
+        "row": row,
+        "steps": 10,
+        "nfe": 10,
+        "folder": str(folder),
+        "num_samples": 50,
+        "shard_size": 20,
+        "record": str(folder / "record.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("made", "age", "scored", "state"),
+    [
+        (0, 10, False, "missing"),
+        (1, 10, False, "running 1/3"),
+        (2, 3600, False, "stopped 2/3"),
+        (2, -3600, False, "running 2/3"),  # a file from the future: some clock is wrong
+        (3, 10, False, "sampled"),
+        (3, 3600, True, "done"),
+    ],
+)
+def test_states(tmp_path, made, age, scored, state):
+    assert status.progress(cell(tmp_path, made, age=age, scored=scored), NOW).state == state
+
+
+def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path):
+    cells = [
+        cell(tmp_path / "a", 2, workers=("a:1", "b:1")),
+        cell(tmp_path / "b", 0, row="DDIM"),
+    ]
+    text = status.table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
+    # 400 image calls took 8 s; 100 and 500 are left.
+    assert (
+        "600 image calls to do, about 12 s of one process: 6 s with the 2 that are at work" in text
+    )
+    assert "table1 on digits: 0 of 2 cells done" in text
+    os.utime(tmp_path / "a/shards/shard-00000.npz", (0, 0))
+    os.utime(tmp_path / "a/shards/shard-00001.npz", (0, 0))
+    text = status.table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
+    assert "none is at work" in text
+
+
+def test_a_shard_whose_facts_are_lost_still_counts(tmp_path):
+    planned = cell(tmp_path, 2)
+    (tmp_path / "shards" / "shard-00000.json").unlink()
+    (tmp_path / "shards" / "shard-00001.json").write_text("{")
+    progress = status.progress(planned, NOW)
+    assert (progress.made, progress.calls_left) == (2, 100)
+
+
+def test_the_clock_is_that_of_the_files(tmp_path):
+    before = time.time()
+    assert abs(status.file_clock(tmp_path) - before) < 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_begun_is_an_error_with_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["status.py", "--runs", str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no tables were begun here"):
+        status.main()
