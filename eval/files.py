@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+# What NumPy and zipfile raise for a damaged .npz; a RuntimeError for one that seems encrypted.
+UNREADABLE = (KeyError, ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
 PARTIAL = ".part-"  # begins the name of a file that is being written
 
 
@@ -75,7 +78,7 @@ def load_samples(path: Path | str) -> Samples:
             if images is None:
                 images = file["arr_0"]
             labels = file["arr_1"].astype(np.int64) if "arr_1" in file else None
-    except (KeyError, ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
         ) from None

@@ -33,7 +33,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.files import remove_partial, write_atomic
+from eval.files import UNREADABLE, remove_partial, write_atomic
 from models.backbone import Backbone
 from sampling import Plan, SampleNoise, count_calls, run_tree, sample_labels
 from scripts.video import read_mp4, write_mp4
@@ -236,6 +236,7 @@ def _make_shard(
         if labels is not None:
             shard["arr_1"] = labels.numpy()
         shard["config"] = np.array(job.digest)
+        shard["members"] = np.array(sorted(shard))
         facts = {
             "seconds": round(seconds * len(job.plan) / nfe, 3),
             "samples": len(ids),
@@ -504,10 +505,16 @@ def _read_shard(job: Job, k: int, size: Size) -> Shard | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             shard = {name: file[name] for name in file.files}  # reading checks the CRC
+        # A directory of the file may be damaged so that it lists less than there is.
+        members = shard.pop("members", None)
+        if members is None and "seconds" in shard:  # of a version that wrote no members
+            members = np.array(sorted(shard))
+        if members is None or members.tolist() != sorted(shard):
+            raise KeyError("members")
         if not np.array_equal(shard["ids"][: len(ids)], ids):
             return None  # the folder grows, and this was its last shard
         config = str(shard.pop("config"))
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+    except UNREADABLE:
         tqdm.write(f"{path} is damaged: sampling it again")
         return None
     if config != job.digest:

@@ -376,7 +376,7 @@ def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
 
 
 GROUPS = {
-    "sample": ("model", "sampler", "guidance"),
+    "sample": ("model", "sampler", "guidance", "logger"),
     "evaluate": ("metrics", "reference"),
     "reproduce": ("model", "experiment"),
 }

@@ -21,7 +21,16 @@ from PIL import Image
 from eval.files import remove_partial, write_atomic
 from models.backbone import Backbone, to_uint8
 from sampling import Schedule, ddim, ddpm, mix, skipped, timesteps
-from scripts.generate import Job, Size, batch_labels, export_png, generate, read_manifest, save_grid
+from scripts.generate import (
+    Job,
+    Size,
+    _read_shard,
+    batch_labels,
+    export_png,
+    generate,
+    read_manifest,
+    save_grid,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = Schedule.linear()
@@ -195,6 +204,23 @@ def test_damaged_shard_is_noticed_and_made_again(tmp_path, damage, capsys):
     make([b])
     assert "is damaged: sampling it again" in capsys.readouterr().out
     assert np.array_equal(samples(a)[0], samples(b)[0])
+
+
+def test_any_altered_byte_is_noticed_or_harmless(tmp_path):
+    """A zip file has bytes that say it is encrypted, or compressed in unheard-of ways."""
+    j = job(tmp_path)
+    make([j], num_samples=5)
+    whole, size = j.shard(0).read_bytes(), Size(5, 7, 16)
+    expected = _read_shard(j, 0, size)
+    for place in range(len(whole)):
+        for mask in (0xFF, 0x01):
+            j.shard(0).write_bytes(
+                whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :]
+            )
+            found = _read_shard(j, 0, size)
+            if found is not None:
+                assert sorted(found) == sorted(expected)
+                assert all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_a_damaged_manifest_costs_no_sample(tmp_path, capsys):

@@ -1,6 +1,6 @@
 """A real SLURM on this machine: jobs cancelled, requeued and pre-empted, and the same table.
 
-Skipped where SLURM and its accounting are not installed; `.ci/run` installs them on Debian.
+Those that need it are skipped where it or its accounting is not installed; `.ci/run` installs them on Debian.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
+
+from scripts.slurm import composed
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
 ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
 
-pytestmark = [
-    pytest.mark.slurm,
-    pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}"),
-]
+absent = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 
 SITE = [
     "hydra.launcher.gpus_per_node=null",
@@ -97,6 +97,8 @@ def same_samples(a: Path, b: Path) -> None:
     assert not list(b.rglob(".part-*"))
 
 
+@absent
+@pytest.mark.slurm
 def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_path):
     here, there = tmp_path / "without", tmp_path / "with"
     here.mkdir()
@@ -133,14 +135,34 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
         assert (there / "out" / name).read_text() == (here / "out" / name).read_text()
 
 
-def test_a_multirun_is_one_array_and_an_error_comes_back(cluster, tmp_path):
-    small = ["num_samples=30", "shard_size=10"]
-    sweep = ["-m", "sampler=ddim,mix", "steps=2,3", *small, "hydra/launcher=slurm", *SITE]
-    out = python("sample.py", *sweep, cwd=tmp_path, env=cluster)
+@absent
+@pytest.mark.slurm
+def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path):
+    small = ["num_samples=150", "shard_size=10"]
+    # submitit takes the signal for a time-out if less than 10 minutes were asked for.
+    site = [*SITE, "hydra.launcher.timeout_min=9"]
+    sweep = ["-m", "sampler=ddim,mix", "steps=2,20", *small, "hydra/launcher=slurm", *site]
+    command = [sys.executable, str(ROOT / "sample.py"), *sweep]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: list(tmp_path.glob("runs/digits/*20steps*/shards/*.npz")))
+    jobs = [name for name in running(cluster, "sample") if name.endswith(("_1", "_3"))]
+    slurm("scancel", "--signal=USR2", jobs[0], env=cluster)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
     assert "all jobs have ended" in out
+    logs = "".join(p.read_text() for p in tmp_path.glob("runs/multirun/**/*_log.*"))
+    assert "this job is timed-out" in logs
     manifests = list(tmp_path.glob("runs/digits/*/manifest.json"))
     assert len(manifests) == 4
     assert all('"complete": true' in m.read_text() for m in manifests)
+
+
+@absent
+@pytest.mark.slurm
+def test_an_error_of_a_job_comes_back(cluster, tmp_path):
+    small = ["num_samples=30", "shard_size=10"]
     wrong = ["-m", "steps=2,2000", "hydra/launcher=slurm", *small, *SITE]
     command = [sys.executable, str(ROOT / "sample.py"), *wrong]
     done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True)
@@ -148,6 +170,8 @@ def test_a_multirun_is_one_array_and_an_error_comes_back(cluster, tmp_path):
     assert "error: steps must be between 1 and T = 1000, got 2000" in done.stderr
 
 
+@absent
+@pytest.mark.slurm
 def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluster, tmp_path):
     words = ["sampler=ddim", "steps=2", "num_samples=60", "shard_size=10"]
     python("sample.py", *words, "out=one", cwd=tmp_path, env=cluster)
@@ -163,8 +187,40 @@ def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluste
     same_samples(tmp_path / "one", tmp_path / "batch")
 
 
-def test_nothing_is_submitted_by_a_dry_run_or_with_settings_of_its_own(tmp_path):
+def test_a_dry_run_says_what_would_be_submitted(tmp_path):
     out = python("scripts/slurm.py", *TABLE, "parts=3", "--dry", cwd=tmp_path, env={**os.environ})
     assert out.count("stage=sample") == out.count("stage=evaluate") == 6
-    assert "stage=render" in out
+    assert out.count("stage=render") == 1
+    assert "after <digits-table1-8-evaluate>, <digits-table1-20-evaluate>" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_each_other(tmp_path):
+    words = ["experiment=figure2,figure3", "model=digits", "--dry"]
+    out = python("scripts/slurm.py", *words, cwd=tmp_path, env={**os.environ})
+    assert "stage=evaluate" not in out
+    assert "digits-figure3-100-sample: 1 job, after <digits-figure2-" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["experiment=table1", "model=digits"], "no sbatch here"),
+        (["experiment=table1", "stage=sample", "--dry"], "stage=sample is what this script sets"),
+        (["experiment=table9", "--dry"], "no experiment 'table9': choose one of"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, words, said):
+    env = {**os.environ, "PATH": str(Path(sys.executable).parent)}
+    command = [sys.executable, str(ROOT / "scripts/slurm.py"), *words]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_site_is_in_the_launcher():
+    cfg = composed(["hydra/launcher=slurm"], hydra=True)
+    site = yaml.safe_load((ROOT / "configs/site/default.yaml").read_text())
+    assert {key: cfg.hydra.launcher[key] for key in site} == site
+    assert cfg.hydra.launcher.max_num_timeout > 0
