@@ -39,6 +39,11 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
             except FileNotFoundError:  # another's `remove_partial` took it for a dead process's
                 if attempt == 4:
                     raise
+    except ValueError as error:
+        # zipfile, interrupted between two members, complains of that instead of passing it on.
+        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

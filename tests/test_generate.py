@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import MappingProxyType
 
@@ -307,6 +308,19 @@ def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
     write_atomic(tmp_path / "file.txt", write)
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
     assert (tmp_path / "file.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interruption_in_the_middle_of_a_zip_file_stays_one(tmp_path, stop):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            handle = archive.open("a", "w")
+            handle.write(b"half")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        write_atomic(tmp_path / "a.npz", write)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_holds_nothing_that_differs_from_run_to_run(tmp_path):
