@@ -100,15 +100,16 @@ class WandbTracker(Tracker):
         self.options["dir"] = str(self.folder.absolute())
         self._live: dict[str, Any] = {}  # runs of cells that are being sampled
         self.folder.mkdir(parents=True, exist_ok=True)
-        if mode == "online" and not self._has_key():
-            self._go_offline("there is no key (`wandb login` stores one)")
+        if mode == "online" and (obstacle := self._obstacle()):
+            self._go_offline(obstacle)
 
-    def _has_key(self) -> bool:
-        """Without asking on the terminal."""
+    def _obstacle(self) -> str | None:
+        """Why W&B cannot be reached, found out without asking on the terminal."""
         try:
-            return bool(self.wandb.login(prompt=False))
-        except Exception:
-            return False
+            known = self.wandb.login(prompt=False)  # asks the server, too
+            return None if known else "there is no key (`wandb login` stores one)"
+        except Exception as error:
+            return f"no answer ({_first_line(error)})"
 
     def _go_offline(self, why: str) -> None:
         self.mode = "offline"
@@ -211,9 +212,11 @@ class WandbTracker(Tracker):
         try:
             return start()
         except Exception as error:
-            if self.mode == "offline":
+            # Runs that are under way would end with W&B's process, which remembers the failed id.
+            if self.mode == "offline" or self._live:
                 raise
             self._go_offline(f"no answer ({_first_line(error)})")
+            self.wandb.teardown()
             return start()
 
     def _note(self, job_type: str, identity: str) -> Path:

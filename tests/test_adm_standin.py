@@ -99,8 +99,8 @@ def test_from_download_to_tables(command, site, settings, monkeypatch, tmp_path,
     # Sampled in two shards, interrupted between them, resumed, and as if undisturbed.
     words = [*settings("t64"), "steps=60", "num_samples=12", "shard_size=6", "batch_size=6"]
     args = [sys.executable, str(ROOT / "sample.py"), *words, "out=cut"]
-    interrupt(args, tmp_path, "cut/shards/shard-*")
-    assert len(list(tmp_path.glob("cut/shards/shard-*"))) == 1
+    interrupt(args, tmp_path, "cut/shards/shard-*.npz")
+    assert len(list(tmp_path.glob("cut/shards/shard-*.npz"))) == 1
     assert command(sample, *words, "out=cut")[0] == 0
     assert command(sample, *words, "out=whole")[0] == 0
     with np.load("cut/samples.npz") as cut, np.load("whole/samples.npz") as whole:

@@ -259,7 +259,9 @@ def test_the_text_encoder_is_loaded_only_for_new_prompts(command, parts, tmp_pat
 
 def test_interrupted_and_resumed(command, parts, tmp_path):
     words = words_of(parts, tmp_path, "steps=300", "shard_size=1", "batch_size=1")
-    interrupt([sys.executable, str(ROOT / "sample.py"), *words], tmp_path, "here/shards/shard-*")
+    interrupt(
+        [sys.executable, str(ROOT / "sample.py"), *words], tmp_path, "here/shards/shard-*.npz"
+    )
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "here/videos").glob("[0-9]*.mp4")}
     assert 1 <= len(done) < 3
     status, _, err = command(sample, *words)

@@ -54,7 +54,7 @@ def test_the_python_example_runs_and_prints_what_it_says(capsys):
 
 def test_every_target_is_in_the_makefile():
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z0-9_]+)", README):
+    for target in re.findall(r"\bmake ([a-z0-9_-]+)", README):
         assert re.search(rf"^{target}:", makefile, re.M), target
 
 

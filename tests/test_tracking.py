@@ -213,7 +213,17 @@ def test_an_outage_does_not_stop_sampling(nowhere, command, monkeypatch, tmp_pat
     assert status == 0, err
     assert time.monotonic() - start < 60
     assert "30 samples" in out
-    assert "going on offline" in err
+    assert "W&B: no answer (" in err and "going on offline" in err
+    assert len(stored_runs(tmp_path)["sample"]) == 1
+
+
+def test_an_outage_after_the_key_was_accepted(nowhere, command, monkeypatch, tmp_path):
+    """Here nothing accepts a key, so that question is skipped; the first run finds nobody."""
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setattr(tracking.WandbTracker, "_obstacle", lambda self: None)
+    status, out, err = command(sample, *WORDS)
+    assert status == 0 and "30 samples" in out
+    assert "W&B: no answer (" in err and "going on offline" in err
     assert len(stored_runs(tmp_path)["sample"]) == 1
 
 
