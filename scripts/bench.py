@@ -146,12 +146,12 @@ def generation() -> None:
         def sharded() -> None:
             generate([Job(plan, next(folders), {"label": None})], backbone, size, seed=0)
 
-        seconds = interleaved({"run": bare, "generate": sharded})
+        seconds = interleaved({"run": bare, "generate": sharded}, rounds=7)
     ratios = [b / a for a, b in zip(seconds["run"], seconds["generate"], strict=True)]
     low, high = np.quantile(ratios, [0.25, 0.75])
     print(f"sharding, writing and joining {size.num_samples} samples in {size.num_shards} shards: "
           f"{100 * statistics.median(ratios):.1f}% of sampling alone [{100 * low:.1f}, {100 * high:.1f}], "
-          f"median of {ROUNDS} interleaved rounds")  # fmt: skip
+          f"median of 7 interleaved rounds")  # fmt: skip
     processes(plan)
 
 
@@ -175,8 +175,9 @@ def processes(plan: Plan) -> None:
                 pipes[rank].recv()
 
         seconds = interleaved({"one": lambda: share(1), "two": lambda: share(2)}, rounds=5)
-    for worker in workers:
-        worker.terminate()
+    for pipe, worker in zip(pipes, workers, strict=True):
+        pipe.send(None)
+        worker.join()
     ratios = [a / b for a, b in zip(seconds["one"], seconds["two"], strict=True)]
     print(f"two single-threaded processes: {statistics.median(ratios):.2f} times as fast as one "
           f"[{min(ratios):.2f}, {max(ratios):.2f}], 5 interleaved rounds, "
@@ -186,9 +187,9 @@ def processes(plan: Plan) -> None:
 def _worker(pipe: Any, plan: Plan) -> None:
     torch.set_num_threads(1)
     backbone = load()
-    size = Size(num_samples=8 * BATCH, batch_size=BATCH, shard_size=BATCH)
-    while True:
-        folder, rank, world = pipe.recv()
+    size = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
+    while task := pipe.recv():
+        folder, rank, world = task
         job = Job(plan, folder, {"label": None})
         generate([job], backbone, size, seed=0, rank=rank, world=world)
         pipe.send(rank)
