@@ -63,27 +63,36 @@ def start(folder: Path, rank: int, world: int, full_at: int | None) -> int:
     pid = os.fork()
     if pid:
         return pid
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as our commands do
-    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(255))  # as submitit does
-    status, screen = 1, os.dup(2)
+    status = 1
+    try:  # whatever happens, a worker must not go on as its parent does
+        try:
+            status = worker(folder, rank, world, full_at)
+        finally:
+            os._exit(status)
+    finally:
+        os._exit(status)
+
+
+def worker(folder: Path, rank: int, world: int, full_at: int | None) -> int:
+    """Work in silence until something happens; the exit status that tells what."""
+    screen = os.dup(2)
     try:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as our commands do
+        signal.signal(signal.SIGUSR2, lambda *_: sys.exit(255))  # as submitit does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.dup2(2, 1)
         if full_at is not None:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (full_at, full_at))
         work(folder, rank, world)
-        status = 0
+        return 0
     except SystemExit as stop:
-        status = int(str(stop.code))
-    except OSError as error:
-        status = 28
-        if full_at is None or error.errno != errno.EFBIG:
-            os.write(screen, traceback.format_exc().encode())
-    except Exception:
+        return int(str(stop.code))
+    except Exception as error:
+        if full_at is not None and isinstance(error, OSError) and error.errno == errno.EFBIG:
+            return 28
         os.write(screen, traceback.format_exc().encode())
-    finally:
-        os._exit(status)
+        return 1
 
 
 def round_of_faults(folder: Path, dice: random.Random, killed: Counter[str]) -> None:
