@@ -153,14 +153,35 @@ def _between(low: float, high: float, v: Tensor | None) -> Tensor | float:
     return (high / low) ** ((v + 1) / 2) * low
 
 
-def count_calls(plans: Sequence[Plan]) -> int:
+class Whole(Protocol):
+    """A sampler that is no table: it can be run beside plans, but shares nothing with them."""
+
+    def __len__(self) -> int: ...
+
+    def run(
+        self,
+        denoiser: Denoiser,
+        noise: Noise,
+        *,
+        condition: Any = None,
+        clip: bool = False,
+        gradient: Gradient | None = None,
+        prediction_type: str = "epsilon",
+    ) -> Tensor: ...
+
+
+def count_calls(plans: Sequence[Plan | Whole]) -> int:
     """Network calls that `run_tree` makes for these plans: their distinct prefixes of rows."""
     trie: dict[tuple[int, bytes], int] = {}
+    alone = 0
     for plan in plans:
+        if not isinstance(plan, Plan):
+            alone += len(plan)
+            continue
         node = 0
         for row in plan.rows():
             node = trie.setdefault((node, _key(row)), len(trie) + 1)
-    return len(trie)
+    return len(trie) + alone
 
 
 def _key(row: Row) -> bytes:
@@ -178,7 +199,7 @@ class Tree(NamedTuple):
 
 def run_tree(
     denoiser: Denoiser,
-    plans: Sequence[Plan],
+    plans: Sequence[Plan | Whole],
     noise: Noise,
     *,
     condition: Any = None,
@@ -188,29 +209,40 @@ def run_tree(
 ) -> Tree:
     """Run several plans, every common prefix of their rows once; options as in `iterate`.
 
-    Plans may differ in length.  All see the same noise, so the samples of each plan are
+    Plans may differ in length; a sampler that is no table is run by itself.  All see the same noise, so the samples of each plan are
     those that `run` gives, and differences between plans are paired.
     """
-    rows = [list(plan.rows()) for plan in plans]
-    keys = [[_key(row) for row in plan_rows] for plan_rows in rows]
+    tables = {i: list(plan.rows()) for i, plan in enumerate(plans) if isinstance(plan, Plan)}
+    keys = {i: [_key(row) for row in rows] for i, rows in tables.items()}
     samples: dict[int, Tensor] = {}
     calls = 0
     with torch.no_grad():
+        for i, plan in enumerate(plans):
+            if not isinstance(plan, Plan):
+                samples[i] = plan.run(
+                    denoiser,
+                    noise,
+                    condition=condition,
+                    clip=clip,
+                    gradient=gradient,
+                    prediction_type=prediction_type,
+                )
+                calls += len(plan)
         # Each entry: plans that agree up to here, rows done, x and the x0 of the row before.
-        stack: list[tuple[list[int], int, Tensor, Tensor | None]] = [
-            (list(range(len(plans))), 0, noise.start(), None)
-        ]
+        stack: list[tuple[list[int], int, Tensor, Tensor | None]] = []
+        if tables:
+            stack.append((list(tables), 0, noise.start(), None))
         while stack:
             group, depth, x, x0 = stack.pop()
             branches: dict[bytes, list[int]] = {}
             for i in group:
-                if depth == len(plans[i]):
+                if depth == len(tables[i]):
                     samples[i] = x
                 else:
                     branches.setdefault(keys[i][depth], []).append(i)
             # Small branches are finished first, so that few states wait on the stack.
             for branch in sorted(branches.values(), key=len, reverse=True):
-                row = rows[branch[0]][depth]
+                row = tables[branch[0]][depth]
                 state = _step(
                     denoiser, row, x, x0, noise, condition, clip, gradient, prediction_type
                 )

@@ -7,13 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-SPACINGS = ("even", "linspace", "ddim", "leading", "trailing")
+from .schedule import Schedule
+
+SPACINGS = ("even", "linspace", "ddim", "leading", "trailing", "log_snr", "karras", "ays_sd", "ays_sdxl")  # fmt: skip
+
+# Align Your Steps (Sabour et al. 2024), 10 steps, as published for Stable Diffusion 1.5 and XL.
+AYS = {
+    "ays_sd": (999, 850, 736, 645, 545, 455, 343, 233, 124, 24),
+    "ays_sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
+}
+RHO = 7.0  # of Karras et al. (2022)
 
 
 def timesteps(
-    T: int, steps: int | None = None, spacing: str | Sequence[int] = "even"
+    T: int | Schedule, steps: int | None = None, spacing: str | Sequence[int] = "even"
 ) -> NDArray[np.int64]:
     """The visited timesteps in sampling order (decreasing), int64 [steps].
+
+    `T` is the number of the network's timesteps, or its noise schedule, which the last kinds of
+    spacing need.
 
     `spacing` is one of
 
@@ -28,13 +40,22 @@ def timesteps(
       one timestep later, where Stable Diffusion's own samplers go ("steps_offset" in diffusers).
       It never moves beyond T - 1, so that with T steps it is just `leading`.
     - `trailing`: from T - 1 downwards in steps of T / steps, as diffusers' "trailing".
+    - `log_snr`: uniform in the logarithm of the signal-to-noise ratio, from timestep T - 1 to 0
+      (Lu et al. 2022).
+    - `karras`: sigma^(1/7) uniform between those of T - 1 and 0 (Karras et al. 2022, eq. 5).
+    - `ays_sd`, `ays_sdxl`: the published 10-step lists of Align Your Steps, by timestep; other counts
+      by interpolating log sigma linearly, as its authors advise.
     - sections, e.g. "90,60,60,20,20": T is cut into that many equal parts, from low to high
       t, each visited evenly with its own count (improved DDPM).
     - an explicit list of timesteps, e.g. a published AYS list.
 
-    For the last two `steps` may be None.  Raises ValueError if `steps` is not in 1..T or
+    `log_snr`, `karras` and `ays` take the timesteps nearest in log sigma, moved where two would be
+    the same.  For the last two `steps` may be None.  Raises ValueError if `steps` is not in 1..T or
     contradicts the spacing, or if the spacing is unknown or impossible for that count.
     """
+    schedule = None
+    if isinstance(T, Schedule):
+        schedule, T = T, T.T
     if steps is not None and not isinstance(steps, int | np.integer):
         raise ValueError(f"steps must be an integer between 1 and T = {T}, got {steps!r}")
     if not isinstance(spacing, str | Sequence | np.ndarray):
@@ -51,6 +72,10 @@ def timesteps(
         )
     if steps is None or not 1 <= steps <= T:
         raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
+    if name in ("log_snr", "karras", *AYS):
+        if schedule is None:
+            raise ValueError(f"spacing={spacing} needs the noise schedule, not only T")
+        return _by_noise(schedule, steps, spacing)
     if spacing == "even":
         return _even(0, T, steps)[::-1].copy()
     if spacing == "ddim":
@@ -74,6 +99,35 @@ def _even(start: int, size: int, count: int) -> NDArray[np.int64]:
         nodes.append(start + round(position))
         position += stride  # accumulated, not multiplied: the rounding differs
     return np.array(nodes, dtype=np.int64)
+
+
+def _by_noise(schedule: Schedule, steps: int, spacing: str) -> NDArray[np.int64]:
+    """`steps` timesteps whose noise levels are spaced as the name says."""
+    log_sigma = np.log(schedule.sigma)
+    if not np.isfinite(log_sigma).all():
+        raise ValueError(f"spacing={spacing} needs a schedule that keeps some signal everywhere")
+    u = np.linspace(0, 1, steps)
+    high, low = log_sigma[-1], log_sigma[0]
+    if spacing == "log_snr":
+        wanted = high + u * (low - high)
+    elif spacing == "karras":
+        first, last = np.exp(high / RHO), np.exp(low / RHO)
+        wanted = RHO * np.log(first + u * (last - first))
+    else:
+        if schedule.T != 1000:
+            raise ValueError(f"spacing={spacing} is published for T = 1000, not {schedule.T}")
+        known = np.array(AYS[spacing])
+        if steps == len(known):
+            return known
+        wanted = np.interp(u, np.linspace(0, 1, len(known)), log_sigma[known])
+    after = np.searchsorted(log_sigma, wanted).clip(1, schedule.T - 1)
+    nearer = log_sigma[after] - wanted > wanted - log_sigma[after - 1]
+    nodes = after - nearer
+    for i in range(steps):  # distinct, and with room for those that follow
+        nodes[i] = max(nodes[i], steps - 1 - i)
+        if i:
+            nodes[i] = min(nodes[i], nodes[i - 1] - 1)
+    return nodes.astype(np.int64)
 
 
 def _ddim(T: int, steps: int) -> NDArray[np.int64]:

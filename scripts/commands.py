@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import read_prompts
 from models.backbone import Backbone
 from models.checkpoints import read_card
-from sampling import Schedule, named, timesteps
+from sampling import Schedule, timesteps
+from sampling.adapters import num_nodes, sampler_named
 from scripts.distributed import local_rank
 from scripts.generate import Job
 
@@ -224,8 +225,8 @@ def make_job(
     if k is not None and type(k) is not int:
         raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
     options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
-    plan = named(sampler["name"], backbone.schedule, timesteps(backbone.schedule.T, steps, spacing),
-                 **options)  # fmt: skip
+    grid = timesteps(backbone.schedule, num_nodes(sampler["name"], steps), spacing)
+    plan = sampler_named(sampler["name"], backbone.schedule, grid, **options)
     _check_cutoff(options.get("cutoff"), backbone.schedule)
     config = {
         "model": _identity(plain(model), backbone),

@@ -35,7 +35,8 @@ from tqdm import tqdm
 
 from eval.files import UNREADABLE, remove_partial, write_atomic
 from models.backbone import Backbone
-from sampling import Plan, SampleNoise, count_calls, run_tree, sample_labels
+from sampling import SampleNoise, count_calls, run_tree, sample_labels
+from sampling.adapters import Sampler
 from scripts.video import read_mp4, write_mp4
 
 try:
@@ -54,7 +55,7 @@ LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems 
 class Job:
     """One folder of samples.  `config` is everything that the pixels depend on."""
 
-    plan: Plan
+    plan: Sampler
     folder: Path
     config: dict[str, Any]
 
@@ -295,7 +296,7 @@ def _write_videos(
 
 
 def _run_batch(
-    plans: Sequence[Plan],
+    plans: Sequence[Sampler],
     backbone: Backbone,
     noise: SampleNoise,
     labels: Tensor | None,

@@ -1,0 +1,293 @@
+"""DPM-Solver++ as plans, and diffusers' schedulers through the adapter."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from sampling import Schedule, ddim, dpmpp, run, run_tree, sde_dpmpp, skipped, timesteps
+from sampling.adapters import ADAPTED, Adapted, num_nodes, sampler_named
+from sampling.gaussian import gaussian_frechet, gaussian_output
+
+SCHEDULES = {name: Schedule.named(name) for name in ("linear", "scaled_linear", "cosine")}
+LINEAR = SCHEDULES["linear"]
+
+
+class SeededNoise:
+    """float64 noise, the same for the same timestep."""
+
+    def draw(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(3, 5, generator=generator, dtype=torch.float64)
+
+    def start(self):
+        return self.draw(0)
+
+    def at(self, t):
+        return self.draw(int(t) + 1)
+
+
+def network(x, t, condition=None):
+    return torch.tanh(1.3 * x) * (1 - t / 2000), None
+
+
+def betas(schedule):
+    return (1 - schedule.alpha_bar / np.append(1, schedule.alpha_bar[:-1])).tolist()
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """diffusers' step rounds to float32: here its float32 is float64."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+
+
+def theirs(schedule, grid, algorithm, order, clean):
+    """diffusers' DPMSolverMultistepScheduler in float64 on a grid of ours."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        trained_betas=betas(schedule),
+        algorithm_type=algorithm,
+        solver_order=order,
+        final_sigmas_type="zero" if clean else "sigma_min",
+    )
+    scheduler.set_timesteps(len(grid))
+    end = 0.0 if clean else np.sqrt((1 - schedule.final) / schedule.final)
+    scheduler.timesteps = torch.from_numpy(grid)
+    scheduler.sigmas = torch.from_numpy(np.append(schedule.sigma[grid], end))
+    scheduler.set_begin_index(0)
+    noise = SeededNoise()
+    x = noise.start()
+    for t in grid:
+        eps, _ = network(x, int(t))
+        x = scheduler.step(eps, int(t), x, variance_noise=noise.at(t), return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("spacing", ["even", "trailing", "log_snr"])
+@pytest.mark.parametrize(
+    ("builder", "algorithm"), [(dpmpp, "dpmsolver++"), (sde_dpmpp, "sde-dpmsolver++")]
+)
+def test_every_count_equals_diffusers(double, builder, algorithm, spacing):
+    for n in range(2, 201):
+        grid = timesteps(LINEAR, n, spacing)
+        for order in (1, 2):
+            ours = run(network, builder(LINEAR, grid, order=order), SeededNoise())
+            expected = theirs(LINEAR, grid, algorithm, order, clean=True)
+            assert (ours - expected).abs().max() <= 1e-11 * expected.abs().max(), (n, order)
+
+
+@pytest.mark.parametrize("n", [2, 10, 14, 15, 50])
+@pytest.mark.parametrize("name", ["linear", "scaled_linear"])
+def test_an_end_that_is_not_clean_equals_diffusers(double, name, n):
+    """Stable Diffusion's: the last row is of second order from 15 steps on."""
+    alpha_bar = SCHEDULES[name].alpha_bar
+    schedule = Schedule(alpha_bar, name, final=float(alpha_bar[0]))
+    grid = timesteps(schedule, n, "leading+1")
+    for builder, algorithm in ((dpmpp, "dpmsolver++"), (sde_dpmpp, "sde-dpmsolver++")):
+        ours = run(network, builder(schedule, grid), SeededNoise())
+        expected = theirs(schedule, grid, algorithm, 2, clean=False)
+        assert (ours - expected).abs().max() <= 1e-11 * expected.abs().max()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_order_one_is_ddim_and_skipped_step(schedule):
+    for n in range(1, 1001):
+        grid = timesteps(schedule, n, "even")
+        for plan, known in (
+            (dpmpp(schedule, grid, order=1), ddim(schedule, grid)),
+            (sde_dpmpp(schedule, grid, order=1), skipped(schedule, grid)),
+        ):
+            for column in ("x", "x0", "x0_previous", "noise"):
+                ours, expected = getattr(plan, column), getattr(known, column)
+                assert np.allclose(ours, expected, rtol=1e-9, atol=1e-12), (n, column)
+
+
+def test_every_row_keeps_a_constant_image():
+    """x0 = c throughout: rows map sqrt(a_t) c to sqrt(a_s) c, the row before's x0 included."""
+    for builder in (dpmpp, sde_dpmpp):
+        for n in range(2, 300):
+            plan = builder(LINEAR, timesteps(LINEAR, n, "log_snr"))
+            a_s = np.append(plan.alpha_bar[1:], 1.0)
+            kept = plan.x * np.sqrt(plan.alpha_bar) + plan.x0 + plan.x0_previous
+            if builder is dpmpp:
+                assert np.allclose(kept, np.sqrt(a_s), rtol=1e-12)
+            else:
+                assert np.allclose(kept, np.sqrt(a_s), rtol=1e-9)
+
+
+def test_no_signal_at_the_start():
+    """Zero terminal SNR: the first jump is infinitely long, and the second is of first order."""
+    schedule = LINEAR.zero_terminal_snr()
+    for builder in (dpmpp, sde_dpmpp):
+        plan = builder(schedule, timesteps(1000, 20, "even"))
+        assert plan.x0_previous[1] == 0
+        assert all(np.isfinite(getattr(plan, c)).all() for c in ("x", "x0", "x0_previous", "noise"))
+
+
+def test_bad_order():
+    for builder in (dpmpp, sde_dpmpp):
+        with pytest.raises(ValueError, match="must be 1 or 2, got 3"):
+            builder(LINEAR, [999, 0], order=3)
+
+
+# --- order of convergence -------------------------------------------------------------------
+
+
+def slope(builder, **options):
+    """Of the standard deviation's error over the number of steps, both logarithmic, from 32 on."""
+    schedule = Schedule.linear(100_000)  # so fine that rounding to timesteps does not matter
+    counts, errors = [32, 64, 128, 256], []
+    for n in counts:
+        plan = builder(schedule, timesteps(schedule, n, "log_snr"), **options)
+        variance = gaussian_output(plan, np.array([0.25])).variance[0]
+        errors.append(abs(np.sqrt(variance) - 0.5))
+    return -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+
+
+def test_order_of_convergence_on_gaussian_data():
+    assert slope(ddim) == pytest.approx(1, abs=0.2)
+    assert slope(dpmpp) == pytest.approx(2, abs=0.2)
+    assert slope(skipped) == pytest.approx(1, abs=0.2)
+
+
+def test_gaussian_output_is_what_sampling_gives():
+    c, mean = 0.25, 0.7
+
+    def exact(x, t, condition=None):
+        a = LINEAR.alpha_bar[int(t)]
+        x0 = mean + np.sqrt(a) * c / (a * c + 1 - a) * (x - np.sqrt(a) * mean)
+        return (x - np.sqrt(a) * x0) / np.sqrt(1 - a), None
+
+    class Many(SeededNoise):
+        def draw(self, seed):
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randn(400_000, generator=generator, dtype=torch.float64)
+
+    for builder in (ddim, skipped, dpmpp, sde_dpmpp):
+        plan = builder(LINEAR, timesteps(LINEAR, 10, "even"))
+        x = run(exact, plan, Many())
+        output = gaussian_output(plan, np.array([c]))
+        assert x.var().item() == pytest.approx(output.variance[0], rel=0.01)
+        assert x.mean().item() == pytest.approx(mean * output.gain[0], abs=0.005)
+        frechet = (x.std().item() - 0.5) ** 2 + (x.mean().item() - mean) ** 2
+        ours = gaussian_frechet(plan, np.array([c]), np.array([mean]))
+        assert ours == pytest.approx(frechet, rel=0.05, abs=1e-4)
+
+
+# --- adapters -------------------------------------------------------------------------------
+
+
+def test_nfe_is_what_the_network_sees():
+    for name in ADAPTED:
+        for steps in (1, 2, 5, 10, 25):
+            calls = 0
+
+            def counted(x, t, condition):
+                nonlocal calls
+                calls += 1
+                return network(x, t)
+
+            grid = timesteps(LINEAR, num_nodes(name, steps), "even")
+            sampler = sampler_named(name, LINEAR, grid)
+            x = run_tree(counted, [sampler], SeededNoise()).samples[0]
+            assert torch.isfinite(x).all(), (name, steps)
+            assert calls == len(sampler)
+            assert steps - (name == "heun" and steps % 2 == 0) == calls
+
+
+@pytest.mark.parametrize("n", [5, 10, 24])
+@pytest.mark.parametrize("name", ["unipc", "heun"])
+def test_an_adapted_scheduler_is_the_one_of_diffusers(name, n):
+    """On diffusers' own linspace grid, where its timesteps are integers; to its float32."""
+    cls = getattr(diffusers, ADAPTED[name][0])
+    scheduler = cls(trained_betas=betas(LINEAR))
+    sampler = Adapted(name, LINEAR, timesteps(LINEAR, n, "even"), {})
+    scheduler.set_timesteps(n)
+    ours = sampler._scheduler()
+    # Their grid goes elsewhere: put it under theirs, and only the way of driving remains.
+    scheduler.timesteps, scheduler.sigmas = ours.timesteps, ours.sigmas.float()
+    scheduler.set_begin_index(0)
+    x = SeededNoise().start() * float(scheduler.init_noise_sigma)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t)
+        x = scheduler.step(network(scaled, int(t))[0], t, x, return_dict=False)[0]
+    got = sampler.run(network, SeededNoise())
+    assert (got - x).abs().max() < 1e-4 * x.abs().max()
+
+
+def test_sa_solver_takes_our_noise():
+    sampler = sampler_named("sa_solver", LINEAR, timesteps(LINEAR, 10, "even"))
+    torch.manual_seed(1)
+    a = sampler.run(network, SeededNoise())
+    torch.manual_seed(2)
+    assert torch.equal(a, sampler.run(network, SeededNoise()))
+
+
+def test_clipping_and_guidance_reach_the_network_s_x0():
+    """Data that are a point at 2 cannot be reached when x0 is limited to 1."""
+
+    def point(x, t, condition):
+        a = LINEAR.alpha_bar[int(t)]
+        return (x - np.sqrt(a) * 2.0) / np.sqrt(1 - a), None
+
+    for name in ADAPTED:
+        sampler = sampler_named(name, LINEAR, timesteps(LINEAR, 20, "even"))
+        free = sampler.run(point, SeededNoise())
+        assert free.mean().item() == pytest.approx(2, abs=0.01), name
+        clipped = sampler.run(point, SeededNoise(), clip=True)
+        assert clipped.mean().item() == pytest.approx(1, abs=0.01), name
+        pulled = sampler.run(point, SeededNoise(), gradient=lambda x, t: torch.ones_like(x))
+        assert pulled.mean().item() > free.mean().item()
+
+
+def test_beside_plans_in_a_tree():
+    grid = timesteps(LINEAR, 8, "even")
+    plans = [ddim(LINEAR, grid), sampler_named("unipc", LINEAR, grid), dpmpp(LINEAR, grid)]
+    tree = run_tree(network, plans, SeededNoise())
+    assert tree.nfe == [8, 8, 8]
+    assert tree.calls == 8 + 8 + 7  # the first row of DDIM and DPM-Solver++ is the same
+    for plan, x in zip(plans, tree.samples, strict=True):
+        assert torch.equal(x, run_tree(network, [plan], SeededNoise()).samples[0])
+
+
+def test_mistakes():
+    grid = timesteps(LINEAR, 8, "even")
+    with pytest.raises(ValueError, match=r"unknown sampler 'unipcc': choose one of .*unipc"):
+        sampler_named("unipcc", LINEAR, grid)
+    with pytest.raises(ValueError, match="sampler deis has no option 'eta'"):
+        sampler_named("deis", LINEAR, grid, eta=1)
+    with pytest.raises(ValueError, match="keeps some signal"):
+        sampler_named("heun", LINEAR.zero_terminal_snr(), grid)
+
+
+# --- spacings -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", ["log_snr", "karras", "ays_sd", "ays_sdxl"])
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_spacings_by_noise_level_for_every_count(schedule, spacing):
+    for n in range(1, 1001):
+        grid = timesteps(schedule, n, spacing)
+        assert len(grid) == n
+        assert (np.diff(grid) < 0).all() and grid[-1] >= 0 and grid[0] < 1000
+    assert timesteps(schedule, 1000, spacing).tolist() == list(range(999, -1, -1))
+
+
+def test_spacings_are_what_they_say():
+    log_snr = LINEAR.log_snr[timesteps(LINEAR, 12, "log_snr")]
+    assert np.abs(np.diff(log_snr, 2))[:6].max() < 0.05  # below, timesteps are coarse
+    karras = LINEAR.sigma[timesteps(LINEAR, 12, "karras")] ** (1 / 7)
+    assert np.abs(np.diff(karras, 2))[:8].max() < 0.01
+    published = diffusers.schedulers.AysSchedules
+    assert timesteps(LINEAR, 10, "ays_sd").tolist() == published["StableDiffusionTimesteps"]
+    assert timesteps(LINEAR, 10, "ays_sdxl").tolist() == published["StableDiffusionXLTimesteps"]
+
+
+def test_spacing_mistakes():
+    with pytest.raises(ValueError, match="needs the noise schedule"):
+        timesteps(1000, 10, "log_snr")
+    with pytest.raises(ValueError, match="keeps some signal"):
+        timesteps(LINEAR.zero_terminal_snr(), 10, "karras")
+    with pytest.raises(ValueError, match="published for T = 1000"):
+        timesteps(Schedule.linear(100), 10, "ays_sd")
