@@ -237,9 +237,10 @@ def _dpmpp(
     _, _, a_t, a_s = _grid(schedule, timesteps)
     x0_previous = np.zeros_like(a_t)
     if order == 2:
-        with np.errstate(divide="ignore"):
+        # Infinite where there is no signal, or no noise.
+        with np.errstate(divide="ignore", invalid="ignore"):
             h = np.diff(np.log(a_t / (1 - a_t)) / 2, append=np.log(a_s[-1] / (1 - a_s[-1])) / 2)
-        correction = first.x0[1:] * h[1:] / h[:-1] / 2
+            correction = first.x0[1:] * h[1:] / h[:-1] / 2
         if lower_order_final is None:
             lower_order_final = len(a_t) < 15
         if (lower_order_final or a_s[-1] == 1) and len(a_t) > 1:
@@ -335,6 +336,64 @@ def mix(
     return replace(splice(head, tail, cutoff), name=f"mix(cutoff={cutoff:g}{etas})")
 
 
+def mixpp(
+    schedule: Schedule,
+    timesteps: Timesteps,
+    *,
+    lo: float = 291,
+    hi: float | None = None,
+    stochastic_order: int = 2,
+    deterministic_order: int = 2,
+    variance: str = "fixed_small",
+    x0_variance: Array | None = None,
+) -> Plan:
+    """Mix++: SDE-DPM-Solver++ while lo <= t < hi, DPM-Solver++ outside of that window.
+
+    The paper's Mix is `lo` = cutoff, `hi` = None (no upper end) and both orders 1, i.e. Skipped-Step
+    and DDIM.  A window with two sides is what EDM's study of churn suggests (Karras et al. 2022,
+    appendix E).  `variance` of the stochastic rows: `fixed_small` is the posterior's, `learned` is
+    the network's between that and the respaced beta, `analytic` adds what is uncertain about x0
+    (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
+    every timestep.  Raises ValueError for another variance or order, or lo > hi.
+    """
+    if lo < 0:
+        raise ValueError(f"lo must not be negative, got {lo:g}")
+    if hi is not None and lo > hi:
+        raise ValueError(f"mixpp is stochastic for lo <= t < hi, but lo = {lo:g} > hi = {hi:g}")
+    head = _with_variance(sde_dpmpp(schedule, timesteps, stochastic_order), schedule, variance,
+                          x0_variance)  # fmt: skip
+    tail = dpmpp(schedule, timesteps, deterministic_order)
+    plan = splice(head, tail, lo)
+    if hi is not None:
+        plan = splice(tail, plan, hi)
+    window = f"lo={lo:g}" if hi is None else f"lo={lo:g}, hi={hi:g}"
+    more = "" if variance == "fixed_small" else f", {variance} variance"
+    orders = f"orders {stochastic_order} and {deterministic_order}"
+    return replace(plan, name=f"mixpp({window}, {orders}{more})")
+
+
+def _with_variance(
+    plan: Plan, schedule: Schedule, variance: str, x0_variance: Array | None
+) -> Plan:
+    """A stochastic plan with another variance in all rows but the last."""
+    if variance not in ("fixed_small", "learned", "analytic"):
+        raise ValueError(f"unknown variance {variance!r}: choose fixed_small, learned or analytic")
+    inner = plan.s >= 0
+    if variance == "learned":
+        a_s = np.append(plan.alpha_bar[1:], schedule.final)
+        large = np.sqrt(1 - plan.alpha_bar / a_s)
+        return replace(plan, noise_high=np.where(inner, large, np.nan))
+    if variance == "analytic":
+        if x0_variance is None or np.shape(x0_variance) != (schedule.T,):
+            raise ValueError(
+                f"variance=analytic needs x0_variance, {schedule.T} numbers: measure them with "
+                "`python scripts/variance.py`"
+            )
+        added = (plan.x0 + plan.x0_previous) ** 2 * x0_variance[plan.t.astype(np.int64)]
+        return replace(plan, noise=np.where(inner, np.sqrt(plan.noise**2 + added), plan.noise))
+    return plan
+
+
 SAMPLERS: dict[str, Callable[..., Plan]] = {
     "ddpm": ddpm,
     "ddim": ddim,
@@ -342,6 +401,7 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "mix": mix,
     "dpmpp": dpmpp,
     "sde_dpmpp": sde_dpmpp,
+    "mixpp": mixpp,
     "naive_stride": naive_stride,
 }
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import hydra
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.files import read_prompts
 from models.backbone import Backbone
 from models.checkpoints import read_card
+from models.variance import stored_x0_variance
 from sampling import Schedule, timesteps
 from sampling.adapters import num_nodes, sampler_named
 from scripts.distributed import local_rank
@@ -31,6 +33,7 @@ from scripts.generate import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = str(ROOT / "configs")
+TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 
 
 def run_command(main: Callable[[DictConfig], None], config: str) -> None:
@@ -45,6 +48,14 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     register_resolvers()
     wrapped = functools.wraps(main)(lambda cfg: call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+
+
+def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
+    """configs/<config>.yaml with overrides, for scripts; with Hydra's own part if wanted."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+        return hydra.compose(config, list(overrides), return_hydra_config=with_hydra)
 
 
 def call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
@@ -217,7 +228,7 @@ def make_job(
     Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
     cells of different experiments are sampled once and different ones never meet.
     """
-    for option in ("cutoff", "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail"):
+    for option in (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail"):
         value = sampler.get(option)
         if value is not None and type(value) not in (int, float):
             raise ValueError(f"sampler.{option} must be a number, got {value!r}")
@@ -225,10 +236,14 @@ def make_job(
     if k is not None and type(k) is not int:
         raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
     options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
+    measured: dict[str, Any] = {}
+    if sampler["name"] == "mixpp" and options.get("variance") == "analytic":
+        measured["x0_variance"] = stored_x0_variance(backbone)
     grid = timesteps(backbone.schedule, num_nodes(sampler["name"], steps), spacing)
-    plan = sampler_named(sampler["name"], backbone.schedule, grid, **options)
-    _check_cutoff(options.get("cutoff"), backbone.schedule)
-    config = {
+    plan = sampler_named(sampler["name"], backbone.schedule, grid, **options, **measured)
+    for option in TIMESTEPS:
+        _check_cutoff(option, options.get(option), backbone.schedule)
+    config: dict[str, Any] = {
         "model": _identity(plain(model), backbone),
         "sampler": {"name": sampler["name"], **options},
         "steps": len(plan),
@@ -236,6 +251,8 @@ def make_job(
         "seed": seed,
         "label": label,
     }
+    for name, numbers in measured.items():
+        config["sampler"][name] = hashlib.sha256(numbers.tobytes()).hexdigest()[:12]
     if backbone.guidance is not None:
         config["guidance"] = backbone.guidance.facts
     if backbone.prompts is not None:
@@ -273,10 +290,10 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
-def _check_cutoff(cutoff: float | None, schedule: Schedule) -> None:
+def _check_cutoff(option: str, value: float | None, schedule: Schedule) -> None:
     """The builder takes any cutoff >= 0; on a command line one beyond T is a slip."""
-    if cutoff is not None and cutoff > schedule.T:
+    if value is not None and value > schedule.T:
         raise ValueError(
-            f"cutoff must be in 0..{schedule.T} (0: all Skipped-Step, {schedule.T}: all DDIM), "
-            f"got {cutoff}"
+            f"{option} must be in 0..{schedule.T} (0: all Skipped-Step, {schedule.T}: all DDIM), "
+            f"got {value}"
         )

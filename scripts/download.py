@@ -24,7 +24,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from eval.extractors import URL_VGG16
@@ -33,7 +32,7 @@ from eval.reference import read_adm_statistics
 from models.backbone import read_weights
 from models.checkpoints import CARDS, Card, read_card
 from models.stable_diffusion import download_files, download_pipeline
-from scripts.commands import CONFIGS, register_resolvers, reported
+from scripts.commands import CONFIGS, composed, reported
 from scripts.fetch import fetch
 
 
@@ -145,12 +144,6 @@ def _inception() -> Asset:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
     return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
-
-
-def composed(config: str, *overrides: str) -> DictConfig:
-    register_resolvers()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
-        return compose(config, list(overrides))
 
 
 def downloads() -> Path:

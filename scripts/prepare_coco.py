@@ -38,8 +38,8 @@ from tqdm import tqdm
 from eval.files import write_atomic
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from models.backbone import file_sha256
-from scripts.commands import pick_device, reported
-from scripts.download import composed, downloads
+from scripts.commands import composed, pick_device, reported
+from scripts.download import downloads
 from scripts.evaluation import Evaluator
 from scripts.fetch import fetch
 

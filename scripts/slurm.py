@@ -20,11 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
-
-from scripts.commands import CONFIGS, plain, register_resolvers, reported
+from scripts.commands import composed, plain, reported
 from scripts.status import sampled_and_scored
 
 
@@ -37,7 +33,7 @@ class Stage:
     def __call__(self) -> None:
         import reproduce  # on the node, not where it is submitted
 
-        reproduce.main(composed(self.overrides))
+        reproduce.main(composed("reproduce", *self.overrides))
 
     def checkpoint(self) -> Any:
         """What submitit runs next after a pre-emption or a time-out: the same."""
@@ -47,14 +43,6 @@ class Stage:
 
     def __str__(self) -> str:
         return f"reproduce.py {' '.join(self.overrides)}"
-
-
-def composed(overrides: list[str], hydra: bool = False) -> DictConfig:
-    """The config of reproduce.py, with Hydra's own part if wanted."""
-    register_resolvers()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(CONFIGS, version_base="1.3"):
-        return compose("reproduce", overrides, return_hydra_config=hydra)
 
 
 class Queue:
@@ -99,7 +87,7 @@ class Queue:
 
 def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
     """Submit the three stages of one experiment; returns the ids of its sampling arrays."""
-    cfg = composed(overrides)
+    cfg = composed("reproduce", *overrides)
     experiment, name = plain(cfg.experiment), f"{cfg.model.name}-{cfg.experiment.name}"
     rows = experiment.get("rows") or experiment["cutoffs"]
     done = sampled_and_scored(cfg)
@@ -148,7 +136,7 @@ def main() -> None:
     after: list[str] = []
     for experiment in names.partition("=")[2].split(","):
         mine = [f"experiment={experiment}", *overrides]
-        cfg = composed([*mine, *hydra_words], hydra=True)
+        cfg = composed("reproduce", *mine, *hydra_words, with_hydra=True)
         folder = Path("runs", "slurm", f"{cfg.model.name}-{experiment}").absolute()
         queue = Queue(plain(cfg.hydra.launcher), folder, dry)
         # Experiments of one command may share samples: they come one after another.

@@ -13,7 +13,6 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, interrupt, write_standin
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -21,7 +20,7 @@ import evaluate
 import reproduce
 import sample
 from models.checkpoints import load
-from scripts.commands import CONFIGS, make_job, pick_device, register_resolvers
+from scripts.commands import CONFIGS, composed, make_job, pick_device
 from scripts.generate import read_manifest
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
@@ -386,12 +385,6 @@ COMBINATIONS = [
     for group in groups
     for path in sorted(Path(CONFIGS, group).glob("*.yaml"))
 ]
-
-
-def composed(config, *overrides):
-    register_resolvers()
-    with initialize_config_dir(version_base="1.3", config_dir=CONFIGS):
-        return compose(config, list(overrides))
 
 
 @pytest.mark.parametrize(("config", "override"), COMBINATIONS)

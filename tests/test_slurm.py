@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.slurm import composed
+from scripts.commands import composed
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
 ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
@@ -220,7 +220,7 @@ def test_mistakes_are_one_line(tmp_path, words, said):
 
 
 def test_the_site_is_in_the_launcher():
-    cfg = composed(["hydra/launcher=slurm"], hydra=True)
+    cfg = composed("reproduce", "hydra/launcher=slurm", with_hydra=True)
     site = yaml.safe_load((ROOT / "configs/site/default.yaml").read_text())
     assert {key: cfg.hydra.launcher[key] for key in site} == site
     assert cfg.hydra.launcher.max_num_timeout > 0

@@ -1,0 +1,108 @@
+"""How uncertain a network's x0 is: what the analytic variance of Analytic-DPM is made of.
+
+Bao et al. (2022) give the optimal variance of a reverse step with a fixed mean: the posterior's, plus
+the mean squared error of x0 times its coefficient squared.  The error is measured once a checkpoint
+on real images, clipped as in sampling, and stored under the checkpoint's hash.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from eval.files import write_atomic
+from models.backbone import Backbone, file_sha256
+from sampling import SampleNoise
+from sampling.run import implied_x0
+
+DIGITS = Path(__file__).parent / "digits"
+
+
+@torch.no_grad()
+def measure_x0_variance(
+    backbone: Backbone,
+    x_0: Tensor,
+    labels: Tensor | None,
+    timesteps: Sequence[int],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.float64]:
+    """Mean squared error of x0 a number, at each of `timesteps`, over images x_0 [N, C, H, W].
+
+    The noise of image i at timestep t is that of sample i there.
+    """
+    errors = np.zeros(len(timesteps))
+    for first in tqdm(range(0, len(x_0), batch_size), desc="x0 variance", unit="batch"):
+        part = slice(first, first + batch_size)
+        x = x_0[part].to(device)
+        y = None if labels is None else labels[part].to(device)
+        noise = SampleNoise(seed, range(first, first + len(x)), x.shape[1:], device=device)
+        for k, t in enumerate(timesteps):
+            a = float(backbone.schedule.alpha_bar[t])
+            x_t = a**0.5 * x + (1 - a) ** 0.5 * noise.at(t)
+            output, _ = backbone.denoiser(x_t, float(t), y)
+            x0 = implied_x0(output, x_t, a, backbone.prediction_type)
+            if backbone.clip:
+                x0 = x0.clamp(-1, 1)
+            errors[k] += float(((x0 - x) ** 2).double().sum())
+    return errors / x_0.numel()
+
+
+def save_x0_variance(
+    backbone: Backbone, timesteps: Sequence[int], errors: Sequence[float], n: int
+) -> Path:
+    """Store measured errors; between the timesteps their logarithm is interpolated."""
+    t, logs = np.asarray(timesteps), np.log(np.maximum(errors, 1e-12))
+    order = np.argsort(t)
+    every = np.exp(np.interp(np.arange(backbone.schedule.T), t[order], logs[order]))
+    content: dict[str, Any] = {
+        "sha256": backbone.sha256,
+        "clip": backbone.clip,
+        "images": n,
+        "timesteps": len(t),
+        "x0_variance": [float(f"{v:.6g}") for v in every],
+    }
+    known = (DIGITS / f"{name}.safetensors" for name in ("unet-1000", "unet-3000", "unet-6500"))
+    embedded = backbone.sha256 in {file_sha256(path) for path in known}
+    path = (DIGITS if embedded else _downloads()) / _name(backbone)
+    write_atomic(path, lambda p: p.write_text(json.dumps(content) + "\n"))
+    return path
+
+
+def stored_x0_variance(backbone: Backbone) -> NDArray[np.float64]:
+    """The errors [T] that were measured of a checkpoint.
+
+    Raises FileNotFoundError without them, ValueError for a damaged file.
+    """
+    for folder in (DIGITS, _downloads()):
+        path = folder / _name(backbone)
+        if path.is_file():
+            try:
+                return np.array(json.loads(path.read_text())["x0_variance"], dtype=np.float64)
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{path} is damaged: remove it and run `python scripts/variance.py`"
+                ) from None
+    raise FileNotFoundError(
+        "variance=analytic needs the network's error on real images: measure it once with "
+        "`python scripts/variance.py model=...`"
+    )
+
+
+def _downloads() -> Path:
+    return Path(os.environ.get("SKIPPED_STEP_DOWNLOADS", DIGITS.parents[1] / "downloads"))
+
+
+def _name(backbone: Backbone) -> str:
+    return f"x0_variance-{backbone.sha256[:12]}{'' if backbone.clip else '-unclipped'}.json"

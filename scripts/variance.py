@@ -1,0 +1,62 @@
+"""Measure the network's uncertainty about x0, which `variance=analytic` of mixpp needs, once a model.
+
+    python scripts/variance.py model=digits
+    python scripts/variance.py model=adm_imagenet --images 2000 --every 10
+
+Takes model and reference of reproduce.py: real images are the reference's own, for digits the 1,000
+that the network was not trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import hydra
+import numpy as np
+import torch
+
+from eval.files import Samples
+from models.variance import measure_x0_variance, save_x0_variance
+from scripts.commands import composed, load_backbone, pick_device, reported
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser.add_argument("overrides", nargs="*", help="model=..., as for reproduce.py")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--every", type=int, default=5, help="timesteps between two measured ones")
+    args = parser.parse_args()
+    cfg = composed("reproduce", *args.overrides)
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
+    real = Samples(*hydra.utils.instantiate(cfg.reference.get("held_out") or cfg.reference.images))
+    channels, height, width = backbone.shape
+    if real.images.shape[1:] != (height, width, channels):
+        raise ValueError(
+            f"the reference has images of {real.images.shape[1:]}, the model works on "
+            f"{(height, width, channels)}: a latent model cannot be measured so"
+        )
+    images = np.array(real.images[: args.images])
+    x_0 = torch.from_numpy(images).float().permute(0, 3, 1, 2) / 127.5 - 1
+    labels = None
+    if backbone.num_classes is not None:
+        if real.labels is None:
+            raise ValueError(
+                "the model is conditional and the reference's images have no labels: give "
+                "reference=custom with an .npz that has arr_1"
+            )
+        labels = torch.from_numpy(real.labels[: args.images])
+    T = backbone.schedule.T
+    timesteps = sorted({*range(0, T, args.every), T - 1})
+    errors = measure_x0_variance(
+        backbone, x_0, labels, timesteps, batch_size=cfg.batch_size, device=device
+    )
+    print(f"written: {save_x0_variance(backbone, timesteps, list(errors), len(images))}")
+
+
+if __name__ == "__main__":
+    reported(main)

@@ -1,0 +1,90 @@
+"""Mix++: windows of stochastic rows, and their variance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sampling import Schedule, count_calls, ddpm, dpmpp, mix, mixpp, sde_dpmpp, timesteps
+from sampling.gaussian import gaussian_output
+
+SCHEDULE = Schedule.linear()
+COLUMNS = ("t", "s", "x", "x0", "x0_previous", "noise", "noise_high", "gradient", "alpha_bar")
+
+
+def same(a, b):
+    return all(np.array_equal(getattr(a, c), getattr(b, c), equal_nan=True) for c in COLUMNS)
+
+
+def test_the_papers_mix_is_one_of_them():
+    for n in range(1, 1001):
+        grid = timesteps(SCHEDULE, n, "even")
+        for cutoff in (0, 291, 500, 1000):
+            ours = mixpp(SCHEDULE, grid, lo=cutoff, stochastic_order=1, deterministic_order=1)
+            assert same(ours, mix(SCHEDULE, grid, cutoff=cutoff)), (n, cutoff)
+
+
+@pytest.mark.parametrize("spacing", ["even", "log_snr", "trailing"])
+def test_rows_are_stochastic_inside_of_the_window_alone(spacing):
+    for n in (1, 2, 5, 10, 25, 100):
+        grid = timesteps(SCHEDULE, n, spacing)
+        inside, outside = sde_dpmpp(SCHEDULE, grid), dpmpp(SCHEDULE, grid)
+        for lo, hi in ((0, 1000), (200, 800), (0, 300), (700, 1000), (400, 400), (0, 0)):
+            plan = mixpp(SCHEDULE, grid, lo=lo, hi=hi)
+            window = (lo <= plan.t) & (plan.t < hi)
+            for column in COLUMNS:
+                expected = np.where(window, getattr(inside, column), getattr(outside, column))
+                assert np.array_equal(getattr(plan, column), expected, equal_nan=True)
+    whole = mixpp(SCHEDULE, grid, lo=0)
+    assert same(whole, mixpp(SCHEDULE, grid, lo=0, hi=1000)) and same(whole, inside)
+
+
+def test_windows_share_their_beginnings():
+    grid = timesteps(SCHEDULE, 10, "even")
+    plans = [mixpp(SCHEDULE, grid, lo=lo) for lo in grid.tolist()]
+    assert count_calls(plans) < sum(map(len, plans)) * 0.65
+
+
+def test_learned_variance_is_ddpms():
+    grid = timesteps(SCHEDULE, 20, "even")
+    ours = mixpp(SCHEDULE, grid, lo=0, stochastic_order=1, variance="learned")
+    theirs = ddpm(SCHEDULE, grid, "learned")
+    for column in ("x", "x0", "noise", "noise_high"):
+        assert np.allclose(
+            getattr(ours, column), getattr(theirs, column), rtol=1e-12, equal_nan=True
+        )
+
+
+def test_analytic_variance_is_the_optimal_one_on_gaussian_data():
+    """With the true error of x0 every marginal variance is right, whatever the number of steps."""
+    c, a = 0.3, SCHEDULE.alpha_bar
+    error = c * (1 - a) / (a * c + 1 - a)  # Var(x_0 | x_t)
+    # Start where nothing of the signal is left, so that x_T ~ N(0, 1) is exact.
+    schedule = SCHEDULE.zero_terminal_snr()
+    error = c * (1 - schedule.alpha_bar) / (schedule.alpha_bar * c + 1 - schedule.alpha_bar)
+    for n in (2, 3, 5, 10, 50, 300):
+        grid = timesteps(schedule, n, "even")
+        options = {"lo": 0, "stochastic_order": 1}
+        plan = mixpp(schedule, grid, variance="analytic", x0_variance=error, **options)
+        # The last row adds no noise: its output is x0_hat, whose variance lacks what x0_hat lacks.
+        got = gaussian_output(plan, np.array([c])).variance[0]
+        assert got == pytest.approx(c - error[grid[-1]], rel=1e-9), n
+        small = gaussian_output(mixpp(schedule, grid, **options), np.array([c])).variance[0]
+        assert abs(small - c) > abs(got - c)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"lo": 500, "hi": 400}, "lo = 500 > hi = 400"),
+        ({"lo": -1}, "must not be negative"),
+        ({"stochastic_order": 3}, "order of sde_dpmpp must be 1 or 2"),
+        ({"deterministic_order": 0}, "order of dpmpp must be 1 or 2"),
+        ({"variance": "large"}, "choose fixed_small, learned or analytic"),
+        ({"variance": "analytic"}, r"python scripts/variance\.py"),
+        ({"variance": "analytic", "x0_variance": np.ones(10)}, "1000 numbers"),
+    ],
+)
+def test_mistakes(options, said):
+    with pytest.raises(ValueError, match=said):
+        mixpp(SCHEDULE, timesteps(SCHEDULE, 10), **options)
