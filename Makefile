@@ -7,7 +7,7 @@ PY := .venv/bin/python
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -87,6 +87,9 @@ figure6: .venv/installed ## frames of Open-Sora as shipped and of Mix, prompt by
 
 figure7: .venv/installed ## as figure6, with the cactus
 	$(PY) reproduce.py experiment=figure7 $(OF_MODEL) $(ARGS)
+
+tune: .venv/installed ## find Mix++'s window for a model, MODEL=digits by default (20 minutes)
+	$(PY) reproduce.py experiment=tune $(SMALL_MODEL) $(ARGS)
 
 slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
 	$(PY) scripts/slurm.py experiment=table1 $(OF_MODEL) $(ARGS)

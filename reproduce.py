@@ -11,6 +11,7 @@ how several commands share it.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from eval.metrics import check_metrics
 from eval.records import Record, load_records, save_records
 from eval.report import Cell, Pictures, write_cutoff_figure, write_pictures, write_table
 from models.backbone import Backbone
+from sampling import count_calls, timesteps
 from scripts import dry_run
 from scripts.commands import (
     ROOT,
+    experiment_of,
     load_backbone,
     make_job,
     pick_device,
@@ -47,27 +50,32 @@ from scripts.generate import (
 )
 from scripts.status import PlannedCell, write_plan
 from scripts.tracking import Tracker, tracker_named
+from scripts.tune import tune, write_tuning
 from scripts.vbench import result_files, run_vbench, vbench_record
 from scripts.video import film_strip
 
-KINDS = ("table", "cutoffs", "samples", "videos")
+KINDS = ("table", "cutoffs", "samples", "videos", "tune")
 
 
 STAGES = ("all", "sample", "evaluate", "render")
 
 
 def main(cfg: DictConfig) -> None:
-    experiment = plain(cfg.experiment)
+    experiment = experiment_of(cfg)
     if experiment["kind"] not in KINDS:
         raise ValueError(
             f"unknown experiment.kind {experiment['kind']!r}: choose {', '.join(KINDS)}"
         )
     if cfg.stage not in STAGES:
         raise ValueError(f"unknown stage {cfg.stage!r}: choose {', '.join(STAGES)}")
+    if experiment["kind"] == "tune" and (cfg.dry or cfg.render_only):
+        raise ValueError("what tuning samples depends on what it finds: leave dry and render_only")
     if cfg.dry:
         _dry_run(cfg, experiment)
     elif cfg.render_only:
         _render(cfg, experiment, _stored(Path(cfg.out), experiment))
+    elif experiment["kind"] == "tune":
+        _tune(cfg, experiment)
     else:
         _work(cfg, experiment)
 
@@ -85,7 +93,7 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
         write_plan(cfg, cells)
     mine = _wanted(cfg, columns)
     if cfg.stage in ("all", "sample"):
-        complete = _generate(cfg, mine, backbone, device, tracker)
+        complete = _generate(cfg, mine, backbone, device, tracker, cfg.seed)
         if cfg.stage == "all" and not complete:
             print("this process is done: the one that ends last goes on")
         if cfg.stage == "sample" or not complete:
@@ -110,6 +118,37 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
         in_order = [cell for row in _rows(experiment) for cell in scored if cell.row == row]
         _render(cfg, experiment, in_order)
         tracker.reported(experiment["title"], in_order, experiment["kind"] == "cutoffs")
+
+
+def _tune(cfg: DictConfig, experiment: dict[str, Any]) -> None:
+    """Choose Mix++'s window at every step count, and confirm it on fresh seeds."""
+    if cfg.stage != "all" or cfg.parts != 1 or (worker()[1] > 1 and not connected()):
+        raise ValueError("tuning is one process or torchrun: leave stage, part and parts")
+    device = pick_device(cfg.device)
+    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
+    evaluator = Evaluator(cfg.metrics, cfg.reference, str(device))
+    evaluator.check_reference()
+    tracker = tracker_named(cfg.logger, f"{cfg.model.name}-{experiment['name']}")
+    for n in (experiment["tuning_samples"], experiment["num_samples"]):
+        evaluator.check_size(n)
+
+    def judge(
+        steps: int, samplers: dict[str, dict[str, Any]], n: int, seed: int
+    ) -> tuple[list[Cell], int]:
+        column = _column(cfg, experiment, backbone, samplers, steps, n, seed)
+        if not _generate(cfg, [column], backbone, device, tracker, seed):
+            raise ValueError("others are sampling the same: wait for them and run this again")
+        cells = _score(cfg, experiment, _cells(cfg, experiment, [column]), evaluator)
+        return cells, count_calls([job.plan for job in column[2].values()]) * n
+
+    tuned = []
+    for steps in sorted(experiment["steps"]):
+        grid = timesteps(backbone.schedule, steps, experiment["spacing"])
+        tuned.append(tune(experiment, steps, grid, cfg.seed, partial(judge, steps)))
+    if worker()[0] == 0:
+        out = Path(cfg.out)
+        print(write_tuning(out, experiment["title"], tuned, experiment, cfg.model.name))
+        print(f"written: {out}")
 
 
 def _render(cfg: DictConfig, experiment: dict[str, Any], cells: list[Cell]) -> None:
@@ -170,7 +209,7 @@ def _cells(
     cfg: DictConfig, experiment: dict[str, Any], columns: list[dry_run.Column]
 ) -> list[PlannedCell]:
     """Every cell with its folder and, of what is scored here, the path of its record."""
-    scored = experiment["kind"] in ("table", "cutoffs")
+    scored = experiment["kind"] in ("table", "cutoffs", "tune")
     return [
         PlannedCell(
             row,
@@ -333,7 +372,7 @@ def _columns(
     cfg: DictConfig, experiment: dict[str, Any], backbone: Backbone
 ) -> list[dry_run.Column]:
     """(step count, size, job of every row) of each column, the cheapest first."""
-    steps, sizes = experiment["steps"], cfg.num_samples or experiment["num_samples"]
+    steps, sizes = experiment["steps"], experiment["num_samples"]
     if isinstance(sizes, int):
         sizes = [sizes] * len(steps)
     if len(sizes) != len(steps):
@@ -342,18 +381,29 @@ def _columns(
             "give one number, or one a step count"
         )
 
-    def jobs(steps: int) -> dict[str, Job]:
-        settings = {"steps": steps, "spacing": experiment["spacing"]}
-        settings |= {"seed": cfg.seed, "label": cfg.label, "names": experiment.get("names", "id")}
-        return {
-            row: make_job(cfg.model, backbone, sampler, **settings)
-            for row, sampler in _rows(experiment).items()
-        }
-
+    rows = _rows(experiment)
     return [
-        (count, Size(n, cfg.batch_size, cfg.shard_size), jobs(count))
+        _column(cfg, experiment, backbone, rows, count, n, cfg.seed)
         for count, n in sorted(zip(steps, sizes, strict=True))
     ]
+
+
+def _column(
+    cfg: DictConfig,
+    experiment: dict[str, Any],
+    backbone: Backbone,
+    rows: dict[str, dict[str, Any]],
+    steps: int,
+    num_samples: int,
+    seed: int,
+) -> dry_run.Column:
+    """The jobs of some samplers at one step count."""
+    settings = {"steps": steps, "spacing": experiment["spacing"], "seed": seed}
+    settings |= {"label": cfg.label, "names": experiment.get("names", "id")}
+    jobs = {
+        row: make_job(cfg.model, backbone, sampler, **settings) for row, sampler in rows.items()
+    }
+    return steps, Size(num_samples, cfg.batch_size, cfg.shard_size), jobs
 
 
 def _generate(
@@ -362,6 +412,7 @@ def _generate(
     backbone: Backbone,
     device: torch.device,
     tracker: Tracker,
+    seed: int,
 ) -> bool:
     """Sample what is missing of this process's share; whether everything is complete then.
 
@@ -375,7 +426,7 @@ def _generate(
             list(jobs.values()),
             backbone,
             size,
-            seed=cfg.seed,
+            seed=seed,
             label=cfg.label,
             device=device,
             rank=rank,

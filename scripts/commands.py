@@ -58,6 +58,16 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         return hydra.compose(config, list(overrides), return_hydra_config=with_hydra)
 
 
+def experiment_of(cfg: DictConfig) -> dict[str, Any]:
+    """The experiment of reproduce.py, with `steps` and `num_samples` where they are given."""
+    experiment: dict[str, Any] = plain(cfg.experiment)
+    if cfg.steps is not None:
+        experiment["steps"] = [cfg.steps] if isinstance(cfg.steps, int) else plain(cfg.steps)
+    if cfg.num_samples is not None:
+        experiment["num_samples"] = plain(cfg.num_samples)
+    return experiment
+
+
 def call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Call `main` as the command itself, as one of a multirun, or on a node that SLURM chose."""
     register_resolvers()

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.commands import composed, plain, reported
+from scripts.commands import composed, experiment_of, plain, reported
 from scripts.status import sampled_and_scored
 
 
@@ -88,7 +88,9 @@ class Queue:
 def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
     """Submit the three stages of one experiment; returns the ids of its sampling arrays."""
     cfg = composed("reproduce", *overrides)
-    experiment, name = plain(cfg.experiment), f"{cfg.model.name}-{cfg.experiment.name}"
+    experiment, name = experiment_of(cfg), f"{cfg.model.name}-{cfg.experiment.name}"
+    if experiment["kind"] == "tune":
+        raise ValueError("tuning is one job: submit it with hydra/launcher=slurm")
     rows = experiment.get("rows") or experiment["cutoffs"]
     done = sampled_and_scored(cfg)
     sampling, before_rendering = [], []
