@@ -98,8 +98,9 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
             print("this process is done: the one that ends last goes on")
         if cfg.stage == "sample" or not complete:
             return
+    silent = connected() and worker()[0] > 0  # the first process writes and tells
     if experiment["kind"] == "samples":
-        if cfg.stage != "evaluate" and worker()[0] == 0:
+        if cfg.stage != "evaluate" and not silent:
             _pictures(cfg, experiment, backbone, columns)
         return
     wanted = {steps for steps, _, _ in mine}
@@ -110,7 +111,7 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
         todo = todo[part::parts]
     _check_complete(todo)
     scored = _score(cfg, experiment, todo, evaluator)
-    if worker()[0] > 0 and connected():
+    if silent:
         return
     for cell in scored:
         tracker.evaluated(cell.record)

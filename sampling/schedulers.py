@@ -208,7 +208,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if not np.issubdtype(grid.dtype, np.integer):
                 raise ValueError("timesteps must be integers")
         else:
-            grid = grid_of(schedule.T, num_inference_steps, self._spacing())
+            grid = grid_of(schedule, num_inference_steps, self._spacing())
         self._rows = list(self._make_plan(schedule, grid).rows())
         self._index = {int(t): i for i, t in enumerate(grid)}
         self.num_inference_steps = len(grid)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from .schedule import Schedule
 
-SPACINGS = ("even", "linspace", "ddim", "leading", "trailing", "log_snr", "karras", "ays_sd", "ays_sdxl")  # fmt: skip
+SPACINGS = ("even", "linspace", "ddim", "leading", "trailing")
+NOISE_SPACINGS = ("log_snr", "karras", "ays_sd", "ays_sdxl")  # these need the noise schedule
 
 # Align Your Steps (Sabour et al. 2024), 10 steps, as published for Stable Diffusion 1.5 and XL.
 AYS = {
@@ -65,14 +66,14 @@ def timesteps(
     if "," in spacing:
         return _sections(T, steps, spacing)
     name, _, offset = spacing.partition("+")
-    if spacing not in SPACINGS and not (name == "leading" and offset.isdecimal()):
+    if spacing not in SPACINGS + NOISE_SPACINGS and not (name == "leading" and offset.isdecimal()):
         raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS)}, leading+1, sections such as "
+            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS + NOISE_SPACINGS)}, leading+1, sections such as "
             "'90,60,60,20,20' or an explicit list of timesteps"
         )
     if steps is None or not 1 <= steps <= T:
         raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
-    if name in ("log_snr", "karras", *AYS):
+    if spacing in NOISE_SPACINGS:
         if schedule is None:
             raise ValueError(f"spacing={spacing} needs the noise schedule, not only T")
         return _by_noise(schedule, steps, spacing)

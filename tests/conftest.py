@@ -155,6 +155,11 @@ def command(monkeypatch, tmp_path, capsys):
     return call
 
 
+def shards(folder: Path) -> dict[str, bytes]:
+    """Every finished .npz file under a folder, by name; not those that are being written."""
+    return {p.name: p.read_bytes() for p in sorted(folder.rglob("[!.]*.npz"))}
+
+
 def interrupt(args: list[str], cwd: Path, pattern: str) -> None:
     """Start a command, and press Ctrl-C as soon as a file appears; it must end as it promises."""
     process = subprocess.Popen(

@@ -7,10 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, shards
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAMPLE = [sys.executable, str(ROOT / "sample.py"), "sampler=ddim", "num_samples=120", "shard_size=8", "out=out"]  # fmt: skip
@@ -22,10 +21,6 @@ def test_the_drill():
     done = subprocess.run(drill, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "all whole in the end" in done.stdout
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.rglob("*.npz"))}
 
 
 @pytest.fixture

@@ -490,13 +490,14 @@ def test_named_builds_the_plan_of_that_name(name, options, plan):
 
 
 def test_named_knows_every_sampler():
-    assert set(SAMPLERS) == {"ddpm", "ddim", "skipped", "mix", "naive_stride"}
+    papers = {"ddpm", "ddim", "skipped", "mix", "naive_stride"}
+    assert set(SAMPLERS) == papers | {"dpmpp", "sde_dpmpp", "mixpp"}
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("euler", {}, "unknown sampler 'euler': choose one of ddpm, ddim, skipped, mix, naive_"),
+        ("euler", {}, "unknown sampler 'euler': choose one of ddpm, ddim, skipped, mix, dpmpp"),
         ("skipped", {"eta": 1.0}, "sampler skipped has no option 'eta': it takes none"),
         ("ddim", {"cutoff": 5}, "sampler ddim has no option 'cutoff': it takes eta"),
         ("mix", {"eta": 0.0}, "it takes cutoff, cutoff_sigma, cutoff_log_snr, skipped_steps"),

@@ -341,8 +341,8 @@ def test_options_are_refused_early(cls):
         cls.from_config(DDIMScheduler().config, cutof=291)
     with pytest.raises(ValueError, match="model is of another kind"):
         cls.from_config(FlowMatchEulerDiscreteScheduler().config)
-    scheduler = cls(timestep_spacing="karras")
-    with pytest.raises(ValueError, match="unknown spacing 'karras'"):
+    scheduler = cls(timestep_spacing="exponential")
+    with pytest.raises(ValueError, match="unknown spacing 'exponential'"):
         scheduler.set_timesteps(10)
 
 

@@ -215,7 +215,7 @@ def test_sections_with_a_remainder_have_larger_first_parts():
         (
             25,
             "uniform",
-            "'uniform': choose one of even, linspace, ddim, leading, trailing, leading+1, sections such as",
+            "'uniform': choose one of even, linspace, ddim, leading, trailing, log_snr, karras, ays_sd, ays_sdxl, leading+1, sections such as",
         ),
         (25, "", "choose one of even, linspace, ddim, leading, trailing"),
         (None, "10,x", "sections must be integers separated by commas, got '10,x'"),
