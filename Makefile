@@ -36,7 +36,7 @@ format: .venv/installed ## let ruff format the code
 	$(PY) -m ruff format .
 
 test: .venv/installed ## the test suite
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 smoke: .venv/installed ## a tiny table and figures end to end, into runs/smoke
 	$(PY) reproduce.py experiment=table1 $(SMALL_MODEL) num_samples=80 'experiment.steps=[10]' \

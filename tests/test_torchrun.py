@@ -39,7 +39,7 @@ def start(ranks: int, script: str, *words: str, cwd: Path) -> subprocess.Popen[s
 
 def call(ranks: int, script: str, *words: str, cwd: Path) -> str:
     process = start(ranks, script, *words, cwd=cwd)
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, out + err
     return out
 
@@ -65,11 +65,11 @@ def test_a_mixture_of_all_of_them_each_ended_before_its_time(undisturbed, tmp_pa
     for ranks in (2, 1, 3):
         made = len(shards(tmp_path))
         process = start(ranks, "sample.py", *SAMPLE, "out=out", cwd=tmp_path)
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while len(shards(tmp_path)) < made + 2 and time.monotonic() < end:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=300)
         assert process.returncode != 0, out + err
         assert made < len(shards(tmp_path)) < 14
     call(2, "sample.py", *SAMPLE, "out=out", cwd=tmp_path)
@@ -117,7 +117,7 @@ def test_a_table_by_two_ranks_is_that_of_one(tmp_path):
 
 def test_an_error_in_one_rank_ends_them_all(tmp_path):
     process = start(2, "sample.py", "sampler=ddim", "steps=2000", cwd=tmp_path)
-    _, err = process.communicate(timeout=100)
+    _, err = process.communicate(timeout=300)
     assert process.returncode != 0
     assert "error: steps must be between 1 and T = 1000, got 2000" in err
 
