@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 
 from eval.files import write_atomic
 from scripts.commands import plain, reported
-from scripts.generate import Job, Size
+from scripts.generate import Job, Size, read_manifest
 
 PLANS = Path("runs", "plans")
 PATIENCE = 600  # seconds without a shard after which a cell no longer counts as running, at least
@@ -114,8 +114,6 @@ class Progress:
 
     @property
     def state(self) -> str:
-        if self.scored:
-            return "done"
         if self.sampled:
             return "sampled" if self.scored is False else "done"
         if self.made == 0:
@@ -146,16 +144,26 @@ def progress(cell: dict[str, Any], now: float) -> Progress:
         slowest = max(slowest, facts["seconds"])
         lately.append((age, facts["worker"]))
     workers = {worker for age, worker in lately if age < max(PATIENCE, 3 * slowest)}
-    left = sum(
+    sampled = _is_joined(folder, n)
+    left = 0 if sampled else sum(
         min(size, n - k * size) * cell["nfe"]
         for k in range(shards)
         if not (folder / "shards" / f"shard-{k:05d}.npz").exists()
-    )
+    )  # fmt: skip
     scored = None if cell["record"] is None else Path(cell["record"]).is_file()
     return Progress(
         cell["row"], cell["steps"], made, shards, calls, left, seconds,
-        frozenset(workers) if left else frozenset(), left == 0, scored,
+        frozenset() if sampled else frozenset(workers), sampled, scored,
     )  # fmt: skip
+
+
+def _is_joined(folder: Path, num_samples: int) -> bool:
+    """Whether the manifest says complete: having all shards is not yet that, and may not be needed."""
+    try:
+        manifest = read_manifest(folder)
+    except ValueError:
+        return False
+    return bool(manifest and manifest["complete"] and manifest["num_samples"] >= num_samples)
 
 
 def table(plan: dict[str, Any], now: float) -> str:

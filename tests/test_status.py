@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from scripts import status
 NOW = 1_000_000.0
 
 
-def cell(folder: Path, made: int, *, row="Mix", age=10.0, workers=("a:1",), scored=False):
+def cell(
+    folder: Path, made: int, *, row="Mix", age=10.0, workers=("a:1",), scored=False, complete=None
+):
     """A cell of 50 samples in shards of 20, at 10 network calls each."""
     (folder / "shards").mkdir(parents=True)
     for k in range(made):
@@ -25,6 +28,9 @@ def cell(folder: Path, made: int, *, row="Mix", age=10.0, workers=("a:1",), scor
         os.utime(path, (NOW - age, NOW - age))
     if scored:
         (folder / "record.json").write_text("{}")
+    joined = made == 3 if complete is None else complete
+    facts = {"config": {}, "plan": "mix", "nfe": 10, "num_samples": 50, "shard_size": 20}
+    (folder / "manifest.json").write_text(json.dumps({**facts, "complete": joined}))
     return {
         "row": row,
         "steps": 10,
@@ -49,6 +55,21 @@ def cell(folder: Path, made: int, *, row="Mix", age=10.0, workers=("a:1",), scor
 )
 def test_states(tmp_path, made, age, scored, state):
     assert status.progress(cell(tmp_path, made, age=age, scored=scored), NOW).state == state
+
+
+def test_all_shards_are_not_yet_a_complete_cell(tmp_path):
+    """Killed while joining: it must be sampled once more, which only joins."""
+    progress = status.progress(cell(tmp_path, 3, complete=False), NOW)
+    assert (progress.state, progress.sampled, progress.calls_left) == ("running 3/3", False, 0)
+
+
+def test_a_complete_cell_stays_so_without_its_shards(tmp_path):
+    planned = cell(tmp_path, 3, scored=True)
+    shutil.rmtree(tmp_path / "shards")
+    progress = status.progress(planned, NOW)
+    assert (progress.state, progress.calls_left) == ("done", 0)
+    (tmp_path / "manifest.json").write_text("{")
+    assert status.progress(planned, NOW).state == "missing"
 
 
 def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path):
