@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from eval.files import load_samples
 from eval.metrics import check_metrics
 from eval.records import Record, load_records, save_records
-from eval.report import Cell, Pictures, write_cutoff_figure, write_pictures, write_table
+from eval.report import Cell, write_cutoff_figure, write_pictures, write_table
+from eval.sheets import Pictures, sheet_size, write_sheets
 from models.backbone import Backbone
 from sampling import count_calls, timesteps
 from scripts import dry_run
@@ -101,7 +102,10 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
     silent = connected() and worker()[0] > 0  # the first process writes and tells
     if experiment["kind"] == "samples":
         if cfg.stage != "evaluate" and not silent:
-            _pictures(cfg, experiment, backbone, columns)
+            shown = max(size.num_samples for _, size, _ in columns)
+            pictures = _pictures(cfg, experiment, backbone, columns, shown)
+            write_pictures(Path(cfg.out), experiment["title"], pictures)
+            print(f"written: {cfg.out}")
         return
     wanted = {steps for steps, _, _ in mine}
     todo = [cell for cell in cells if cell.steps in wanted]
@@ -117,6 +121,9 @@ def _work(cfg: DictConfig, experiment: dict[str, Any]) -> None:
         tracker.evaluated(cell.record)
     if cfg.stage != "evaluate" and scored:
         in_order = [cell for row in _rows(experiment) for cell in scored if cell.row == row]
+        if evaluator is not None:
+            shown = sheet_size(backbone.shape)
+            write_sheets(Path(cfg.out), _pictures(cfg, experiment, backbone, columns, shown))
         _render(cfg, experiment, in_order)
         tracker.reported(experiment["title"], in_order, experiment["kind"] == "cutoffs")
 
@@ -155,7 +162,8 @@ def _tune(cfg: DictConfig, experiment: dict[str, Any]) -> None:
 def _render(cfg: DictConfig, experiment: dict[str, Any], cells: list[Cell]) -> None:
     """A table or the cutoff figure, from records."""
     out = Path(cfg.out)
-    paper = yaml.safe_load((ROOT / experiment["paper"]).read_text())
+    source = experiment["paper"]
+    paper = source and yaml.safe_load((ROOT / source).read_text())
     if experiment["kind"] in ("table", "videos"):
         write_table(out, experiment["title"], cells, experiment["metrics"], paper)
         text = out / "table.md"
@@ -315,27 +323,28 @@ def _pictures(
     experiment: dict[str, Any],
     backbone: Backbone,
     columns: list[dry_run.Column],
-) -> None:
-    """A labelled grid: one row of pictures a step count and sampler, the same ids in all."""
-    rows, out = [], Path(cfg.out)
+    count: int,
+) -> list[Pictures]:
+    """The first pictures of every step count and sampler, the same ids in all."""
+    rows = []
     for steps, size, jobs in columns:
+        ids = range(min(count, size.num_samples))
+        labels = batch_labels(cfg.seed, ids, backbone, cfg.label)
+        titles = None
+        if labels is not None:
+            names = backbone.prompts or [str(k) for k in range(backbone.num_classes or 0)]
+            titles = [names[k] for k in labels.tolist()]
         for row, job in jobs.items():
             manifest = read_manifest(job.folder)
             assert manifest is not None
-            labels = batch_labels(cfg.seed, range(size.num_samples), backbone, cfg.label)
-            titles = None
-            if labels is not None:
-                names = backbone.prompts or [str(k) for k in range(backbone.num_classes or 0)]
-                titles = [names[k] for k in labels.tolist()]
             if backbone.fps is None:
-                images = load_samples(job.folder).images[: size.num_samples]
+                images = load_samples(job.folder).images[: len(ids)]
             else:
-                files = video_names(job, backbone, range(size.num_samples))
+                files = video_names(job, backbone, ids)
                 paths = [job.folder / "videos" / name for name in files]
                 images = np.stack([film_strip(path, experiment["frames"]) for path in paths])
             rows.append(Pictures(row, steps, images, titles, manifest["config"]))
-    write_pictures(out, experiment["title"], rows)
-    print(f"written: {out}")
+    return rows
 
 
 def _dry_run(cfg: DictConfig, experiment: dict[str, Any]) -> None:

@@ -20,16 +20,17 @@ matplotlib.use("Agg")  # files only, on any machine
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import ScalarFormatter
-from numpy.typing import NDArray
 
 from eval.files import write_atomic
 from eval.metrics import Score
 from eval.records import Record, score
+from eval.sheets import Pictures
 
 METRIC_NAMES = {
     "is": "IS",
     "fid": "FID",
     "sfid": "sFID",
+    "diagonal_fid": "Diagonal FID",
     "kid": "KID",
     "precision": "Precision",
     "recall": "Recall",
@@ -39,11 +40,12 @@ METRIC_NAMES = {
     "quality": "Quality score",
     "semantic": "Semantic score",
 }
-LOWER_IS_BETTER = ("fid", "sfid", "kid")
+LOWER_IS_BETTER = ("fid", "sfid", "diagonal_fid", "kid")
 DIGITS = {
     "is": 2,
     "fid": 2,
     "sfid": 2,
+    "diagonal_fid": 2,
     "kid": 4,
     "clip_score": 2,
     "total": 2,
@@ -568,20 +570,6 @@ def _plot_cutoffs(
 
 
 # --- pictures ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """One row of a figure of samples: images uint8 [N, H, W, C] and how they were made.
-
-    `titles` are what the pictures are of: their labels, or the prompts.
-    """
-
-    row: str
-    steps: int
-    images: NDArray[np.uint8]
-    titles: Sequence[str] | None
-    config: dict[str, Any]
 
 
 def write_pictures(folder: Path, title: str, rows: Sequence[Pictures]) -> None:

@@ -1,8 +1,11 @@
-"""What a sampler does to Gaussian data with the exact score: closed form, no sampling.
+"""What a sampler does to Gaussian data: closed form, no sampling.
 
 For x_0 ~ N(mean, C) the posterior mean of x_0 given x_t is affine, so that every row of a plan is a
 linear map of (x_t, x0 of the row before), and the output is Gaussian.  In the eigenbasis of C the
 coordinates are independent: a plan's discretisation error is a function of one eigenvalue.
+
+With the exact score that is all the error there is.  `score_error` adds a network's: a score that is
+everywhere too steep by that fraction, (1 + score_error) times the exact one.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ class GaussianOutput(NamedTuple):
     gain: Array
 
 
-def gaussian_output(plan: Plan, eigenvalues: Array) -> GaussianOutput:
-    """Variance and mean of a plan's samples for Gaussian data [F] with the exact score.
+def gaussian_output(plan: Plan, eigenvalues: Array, score_error: float = 0.0) -> GaussianOutput:
+    """Variance and mean of a plan's samples for Gaussian data [F].
 
     No clipping.  A learned variance is taken at its lower bound.  Raises ValueError for a negative
     eigenvalue.
@@ -41,7 +44,8 @@ def gaussian_output(plan: Plan, eigenvalues: Array) -> GaussianOutput:
     x_mean, p_mean = zero, zero
     for row in plan.rows():
         a = row.alpha_bar
-        m = np.sqrt(a) * c / (a * c + 1 - a)  # x0 = mean + m (x_t - sqrt(a) mean)
+        # x0 = mean + m (x_t - sqrt(a) mean), by Tweedie's formula from the score
+        m = (np.sqrt(a) * c - score_error * (1 - a) / np.sqrt(a)) / (a * c + 1 - a)
         k = row.x + row.x0 * m
         b = row.x0_previous
         x0_mean = 1 + m * (x_mean - np.sqrt(a))
@@ -54,13 +58,15 @@ def gaussian_output(plan: Plan, eigenvalues: Array) -> GaussianOutput:
     return GaussianOutput(xx, x_mean)
 
 
-def gaussian_frechet(plan: Plan, eigenvalues: Array, mean: Array | None = None) -> float:
+def gaussian_frechet(
+    plan: Plan, eigenvalues: Array, mean: Array | None = None, score_error: float = 0.0
+) -> float:
     """Frechet distance between a plan's samples of N(mean, C) and the data themselves.
 
     `eigenvalues` [F] are C's, `mean` [F] is in its eigenbasis (default 0).
     """
     c = np.asarray(eigenvalues, dtype=np.float64)
-    output = gaussian_output(plan, c)
+    output = gaussian_output(plan, c, score_error)
     spread = ((np.sqrt(output.variance) - np.sqrt(c)) ** 2).sum()
     shift = 0.0 if mean is None else (((output.gain - 1) * mean) ** 2).sum()
     return float(spread + shift)

@@ -134,9 +134,16 @@ def test_inception_features(monkeypatch):
     np.testing.assert_allclose(both.logits, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_pixels_are_the_pixels():
+    images = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+    seen = extractor_named("pixels")(images)
+    np.testing.assert_allclose(seen.features, images.reshape(2, -1) / 127.5 - 1, atol=1e-6)
+    assert seen.logits is None
+
+
 def test_extractors_by_name(weights):
     assert extractor_named("digits", weights).name == "digits"
     with pytest.raises(
-        ValueError, match="unknown extractor 'vgg': choose one of digits, inception, torch_"
+        ValueError, match="unknown extractor 'vgg': choose one of digits, pixels, inception, "
     ):
         extractor_named("vgg")

@@ -20,6 +20,7 @@ from eval.extractors import Extracted
 from eval.metrics import (
     Score,
     Statistics,
+    diagonal_fid,
     evaluate,
     fid,
     frechet_distance,
@@ -167,6 +168,28 @@ def assert_se_is_the_spread(draws: list[Score], factor: float = 1.3) -> None:
     spread = np.std([d.value for d in draws], ddof=1)
     typical = np.mean([d.se for d in draws])
     assert spread / factor < typical < spread * factor, (spread, typical)
+
+
+def test_diagonal_fid_is_fid_where_the_principal_components_are_the_same():
+    real = statistics(gaussian(500, seed=1))
+    _, basis = np.linalg.eigh(real.cov)
+    x = np.random.default_rng(2).normal(size=(400, 8))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T)).T)  # exactly white
+    x = (x * np.geomspace(0.2, 3, 8)) @ basis.T + real.mean + 0.3
+    expected = frechet_distance(statistics(x), real)
+    assert diagonal_fid(x, real).value == pytest.approx(expected, rel=1e-10)
+    assert diagonal_fid(x @ np.diag([1, 1, 1, 1, 1, 1, 1, 0]), real).value > 0  # no variance at all
+
+
+@pytest.mark.parametrize("strata", [None, np.repeat(np.arange(4), 100)])
+def test_diagonal_fid_se_is_the_true_spread(strata):
+    real = statistics(gaussian(5000, seed=1))
+    means = 0 if strata is None else 2.0 * strata[:, None]
+    scores = [
+        diagonal_fid(gaussian(400, seed=s, scale=1.3) + means, real, strata) for s in range(200)
+    ]
+    truth = np.std([s.value for s in scores], ddof=1)
+    assert np.mean([s.se for s in scores]) == pytest.approx(truth, rel=0.15)
 
 
 # --- Inception score ------------------------------------------------------------------
@@ -471,7 +494,7 @@ def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeyp
 
 def test_errors_of_evaluate(pair):
     with pytest.raises(
-        ValueError, match=r"unknown metric cmmd: choose among is, fid, sfid, kid, prec"
+        ValueError, match=r"unknown metric cmmd: choose among is, fid, sfid, diagonal_fid, kid"
     ):
         evaluate(*pair, metrics=("fid", "cmmd"))
     with pytest.raises(ValueError, match="label_agreement needs the labels"):

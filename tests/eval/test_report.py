@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from eval.metrics import Score
 from eval.records import load_records, protocol, save_records, score
 from eval.report import (
     Cell,
-    Pictures,
     check_one_protocol,
     format_score,
     made_sentence,
@@ -24,6 +24,7 @@ from eval.report import (
     write_pictures,
     write_table,
 )
+from eval.sheets import Pictures, write_sheets
 
 
 def record(fid: float, se: float, n: int = 100, **sampler) -> dict:
@@ -191,6 +192,26 @@ def test_pictures_are_labelled_rows(tmp_path):
     assert "The first 4 samples of the seed" in text
     width, height = Image.open(tmp_path / "figure.png").size
     assert width > height
+
+
+@pytest.mark.parametrize(("side", "shown"), [(28, 28), (200, 128)])
+def test_sheets_hold_the_pictures_of_every_sampler(tmp_path, side, shown):
+    config = CELLS[0].record["cell"]["config"]
+    grey = np.random.default_rng(0).integers(0, 256, (3, side, side, 1), np.uint8)
+    rows = [
+        Pictures(row, steps, grey + np.uint8(i), list("abc"), config)
+        for steps in (5, 10)
+        for i, row in enumerate(("Mix", "DDIM"))
+    ]
+    write_sheets(tmp_path, rows)
+    index = json.loads((tmp_path / "pictures.json").read_text())
+    assert (index["width"], index["height"], index["titles"]) == (shown, shown, ["a", "b", "c"])
+    assert list(index["sheets"]) == ["5", "10"]
+    assert index["sheets"]["5"]["rows"] == ["Mix", "DDIM"]
+    sheet = np.asarray(Image.open(tmp_path / index["sheets"]["5"]["file"]))
+    assert sheet.shape == (2 * shown, 3 * shown, 3)
+    if side == shown:  # kept without loss
+        assert np.array_equal(sheet[shown:, :shown, 0], grey[0, ..., 0] + np.uint8(1))
 
 
 def test_guidance_and_precision_are_told():

@@ -151,13 +151,14 @@ def test_order_of_convergence_on_gaussian_data():
     assert slope(skipped) == pytest.approx(1, abs=0.2)
 
 
-def test_gaussian_output_is_what_sampling_gives():
+@pytest.mark.parametrize("score_error", [0.0, 0.05, -0.03])
+def test_gaussian_output_is_what_sampling_gives(score_error):
     c, mean = 0.25, 0.7
 
-    def exact(x, t, condition=None):
+    def network(x, t, condition=None):
         a = LINEAR.alpha_bar[int(t)]
-        x0 = mean + np.sqrt(a) * c / (a * c + 1 - a) * (x - np.sqrt(a) * mean)
-        return (x - np.sqrt(a) * x0) / np.sqrt(1 - a), None
+        score = -(x - np.sqrt(a) * mean) / (a * c + 1 - a)
+        return -np.sqrt(1 - a) * (1 + score_error) * score, None
 
     class Many(SeededNoise):
         def draw(self, seed):
@@ -166,13 +167,24 @@ def test_gaussian_output_is_what_sampling_gives():
 
     for builder in (ddim, skipped, dpmpp, sde_dpmpp):
         plan = builder(LINEAR, timesteps(LINEAR, 10, "even"))
-        x = run(exact, plan, Many())
-        output = gaussian_output(plan, np.array([c]))
+        x = run(network, plan, Many())
+        output = gaussian_output(plan, np.array([c]), score_error)
         assert x.var().item() == pytest.approx(output.variance[0], rel=0.01)
         assert x.mean().item() == pytest.approx(mean * output.gain[0], abs=0.005)
         frechet = (x.std().item() - 0.5) ** 2 + (x.mean().item() - mean) ** 2
-        ours = gaussian_frechet(plan, np.array([c]), np.array([mean]))
+        ours = gaussian_frechet(plan, np.array([c]), np.array([mean]), score_error)
         assert ours == pytest.approx(frechet, rel=0.05, abs=1e-4)
+
+
+def test_a_stochastic_sampler_forgets_the_errors_of_the_score():
+    """What is left at 1000 steps is the score's error: DDIM keeps it, noise makes up for it."""
+    grid, c = timesteps(LINEAR, 1000, "even"), np.geomspace(0.01, 20, 30)
+    for error in (0.02, -0.02):
+        kept, forgotten = (
+            gaussian_frechet(b(LINEAR, grid), c, None, error) for b in (ddim, skipped)
+        )
+        assert kept > 10 * forgotten
+    assert gaussian_frechet(ddim(LINEAR, grid), c) < gaussian_frechet(skipped(LINEAR, grid), c)
 
 
 # --- adapters -------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""Contact sheets: the same samples under many samplers, small enough to be kept with the records.
+
+`make report` shows them.  One image file a step count holds a row of pictures for every sampler;
+picture i of every row is sample i of the seed, hence of the same x_T, label and noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from eval.files import write_atomic
+
+INDEX = "pictures.json"
+SIDE = 128  # pixels at most; larger pictures are reduced
+SMALL = 64  # up to here pictures are kept without loss, and as many as MANY
+MANY, FEW = 20, 8
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Samples of one sampler: images uint8 [N, H, W, C] and how they were made.
+
+    `titles` are what the pictures are of: their labels, or the prompts.
+    """
+
+    row: str
+    steps: int
+    images: NDArray[np.uint8]
+    titles: Sequence[str] | None
+    config: dict[str, Any]
+
+
+def sheet_size(shape: Sequence[int]) -> int:
+    """How many pictures of shape [C, H, W] a row of a sheet has room for."""
+    return MANY if max(shape[1:]) <= SMALL else FEW
+
+
+def write_sheets(folder: Path, rows: Sequence[Pictures]) -> None:
+    """pictures-<steps>.webp of every step count, and pictures.json that says what is where."""
+    sheets = {}
+    for steps in sorted({pictures.steps for pictures in rows}):
+        mine = [pictures for pictures in rows if pictures.steps == steps]
+        file = f"pictures-{steps}.webp"
+        write_atomic(folder / file, partial(_save_sheet, mine))
+        sheets[str(steps)] = {"file": file, "rows": [pictures.row for pictures in mine]}
+    height, width = _reduced(rows[0].images)[0].shape[:2]
+    titles = rows[0].titles and list(rows[0].titles)
+    index = {"width": width, "height": height, "titles": titles, "sheets": sheets}
+    write_atomic(folder / INDEX, lambda p: p.write_text(json.dumps(index, indent=1) + "\n"))
+
+
+def _save_sheet(rows: Sequence[Pictures], path: Path) -> None:
+    sheet = np.concatenate([np.concatenate(_reduced(pictures.images), axis=1) for pictures in rows])
+    lossless = max(rows[0].images.shape[1:3]) <= SMALL
+    Image.fromarray(sheet).save(path, lossless=lossless, quality=80, method=6)
+
+
+def _reduced(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    """RGB pictures [H, W, 3] of at most SIDE pixels."""
+    small = []
+    for image in images:
+        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+        picture = picture.convert("RGB")
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        small.append(np.asarray(picture))
+    return small
