@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.adm import UNet
 from models.backbone import Backbone, NetworkDenoiser, file_sha256, load_weights, to_uint8
-from sampling import Schedule
+from sampling import Denoiser, Schedule
 
 HERE = Path(__file__).parent
 IMAGE_SIZE = 28
@@ -103,6 +103,32 @@ class PatchUNet(nn.Module):
         return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
 
 
+class ExactDenoiser:
+    """What a perfect training on given images would find, in place of a network.
+
+    E[x_0 | x_t, y] over the images of label y, each as likely: a softmax of their distances to x_t.  A
+    sampler that makes no error of its own then returns these images, each equally often.
+    """
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], schedule: Schedule, device: Any
+    ):
+        self.images = to_model_range(images).flatten(1).to(device, torch.float64)
+        self.labels = torch.from_numpy(labels).to(device)
+        self.alpha_bar = schedule.alpha_bar
+
+    def __call__(self, x: Tensor, t: float, condition: Tensor) -> tuple[Tensor, None]:
+        a = float(self.alpha_bar[int(t)])
+        flat = x.flatten(1).double()
+        # log N(x_t; sqrt(a) x_0, 1 - a) without what is the same for all images
+        half = self.images.square().sum(1) / 2
+        logits = (a**0.5 * flat @ self.images.T - a * half) / (1 - a)
+        logits = logits.masked_fill(condition[:, None] != self.labels, -torch.inf)
+        x_0 = logits.softmax(1) @ self.images
+        eps = (flat - a**0.5 * x_0) / (1 - a) ** 0.5
+        return eps.to(x.dtype).view_as(x), None
+
+
 def load(
     checkpoint: str = "unet-6500",
     clip: bool = True,
@@ -111,26 +137,40 @@ def load(
 ) -> Backbone:
     """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
 
-    `unet-1000`, `unet-3000` and `unet-6500` are the weights after so many training steps.
+    `unet-1000`, `unet-3000` and `unet-6500` are the weights after so many training steps; `exact` is
+    no network but the `ExactDenoiser` of the split `floor`, so that a perfect sampler of it scores
+    the real-vs-real floor.  It has no learned variance.
     `net` overrides network options, for models trained with others.  Raises FileNotFoundError
     or ValueError (with the remedy) for a missing or unfitting file.
     """
-    path = HERE / f"{checkpoint}.safetensors"
-    if not path.exists():
-        path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no digits checkpoint {checkpoint!r}: use unet-1000, unet-3000, unet-6500 or the path "
-            "of a file that `python scripts/train_digits.py unet` wrote"
-        )
-    model = PatchUNet(**{**UNET, **net})
-    load_weights(model, path, device)
+    schedule = Schedule.linear()
+    denoiser: Denoiser
+    if checkpoint == "exact":
+        path = HERE / "mnist10k.npz"
+        denoiser = ExactDenoiser(*load_images("floor"), schedule, device)
+    else:
+        path = _weights(checkpoint)
+        model = PatchUNet(**{**UNET, **net})
+        load_weights(model, path, device)
+        denoiser = NetworkDenoiser(model.eval())
     return Backbone(
-        denoiser=NetworkDenoiser(model.eval()),
-        schedule=Schedule.linear(),
+        denoiser=denoiser,
+        schedule=schedule,
         shape=(1, IMAGE_SIZE, IMAGE_SIZE),
         num_classes=NUM_CLASSES,
         clip=clip,
         sha256=file_sha256(path),
         decode=to_uint8,
     )
+
+
+def _weights(checkpoint: str) -> Path:
+    path = HERE / f"{checkpoint}.safetensors"
+    if not path.exists():
+        path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no digits checkpoint {checkpoint!r}: use unet-1000, unet-3000, unet-6500, exact or the "
+            "path of a file that `python scripts/train_digits.py unet` wrote"
+        )
+    return path

@@ -9,7 +9,16 @@ from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
 from models.backbone import NetworkDenoiser, load_weights, to_uint8
-from models.digits import HERE, UNET, PatchUNet, load, load_images, to_model_range
+from models.digits import (
+    HERE,
+    UNET,
+    ExactDenoiser,
+    PatchUNet,
+    load,
+    load_images,
+    to_model_range,
+)
+from sampling import SampleNoise, Schedule, ddim, run, skipped, timesteps
 
 
 def test_splits_are_what_they_say():
@@ -77,6 +86,44 @@ def test_the_network_denoises_real_digits():
 def test_a_network_without_variance_gives_none():
     denoiser = NetworkDenoiser(lambda x, t, y: x)
     assert denoiser(torch.zeros(2, 1, 4, 4), 3.0, None)[1] is None
+
+
+@pytest.mark.parametrize("t", [0, 1, 100, 500, 999])
+def test_the_exact_denoiser_is_the_posterior_mean(t):
+    """Bayes' rule image by image, in logarithms of densities, for the images of the label alone."""
+    schedule = Schedule.linear()
+    images, labels = load_images("floor")
+    images, labels = images[::40], labels[::40]
+    a = schedule.alpha_bar[t]
+    y = torch.tensor([3, 7])
+    x = torch.from_numpy(np.random.default_rng(t).normal(size=(2, 1, 28, 28)))
+    x = (
+        a**0.5 * to_model_range(images)[[np.flatnonzero(labels == k)[0] for k in y]]
+        + (1 - a) ** 0.5 * x
+    )
+    eps, v = ExactDenoiser(images, labels, schedule, "cpu")(x, float(t), y)
+    assert v is None and eps.dtype == x.dtype
+    for i in range(2):
+        mine = to_model_range(images[labels == int(y[i])]).double()
+        log = -(x[i] - a**0.5 * mine).square().sum((1, 2, 3)) / (2 * (1 - a))
+        weights = (log - log.logsumexp(0)).exp()
+        x_0 = (weights[:, None, None, None] * mine).sum(0)
+        torch.testing.assert_close(
+            eps[i], (x[i] - a**0.5 * x_0) / (1 - a) ** 0.5, rtol=1e-6, atol=1e-6
+        )
+
+
+def test_samples_of_the_exact_denoiser_are_its_images():
+    backbone = load("exact")
+    images, labels = load_images("floor")
+    y = torch.arange(10)
+    for builder in (ddim, skipped):
+        plan = builder(backbone.schedule, timesteps(1000, 50))
+        noise = SampleNoise(0, range(10), backbone.shape)
+        samples = backbone.decode(run(backbone.denoiser, plan, noise, condition=y, clip=True))
+        for sample, label in zip(samples[..., 0], y, strict=True):
+            far = np.abs(images[labels == int(label)].astype(int) - sample).max((1, 2))
+            assert far.min() <= 1  # of 255 grey levels
 
 
 def test_loading_errors_name_the_first_difference(tmp_path):
