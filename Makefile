@@ -7,7 +7,7 @@ PY := .venv/bin/python
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL_MODEL = model=$(or $(MODEL),digits)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -108,6 +108,15 @@ slurm-figure4: .venv/installed ## submit figure4 to SLURM
 
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
 	$(PY) scripts/status.py
+
+study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (two hours)
+	$(PY) reproduce.py -m experiment=study,study_pixels,study_log_snr,study_exact model=digits
+	$(PY) reproduce.py -m experiment=study_dial model=digits \
+	    model.checkpoint=unet-1000,unet-3000,unet-6500,exact
+	$(PY) scripts/study.py
+
+report: .venv/installed ## one web page of all results, without server or network: results/report.html
+	$(PY) scripts/report.py
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)

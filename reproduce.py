@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 
 from eval.files import load_samples
 from eval.metrics import check_metrics
-from eval.records import Record, load_records, save_records
-from eval.report import Cell, write_cutoff_figure, write_pictures, write_table
+from eval.records import load_records, save_records
+from eval.report import Cell, load_cells, write_cutoff_figure, write_pictures, write_table
 from eval.sheets import Pictures, sheet_size, write_sheets
 from models.backbone import Backbone
 from sampling import count_calls, timesteps
@@ -178,8 +178,7 @@ def _render(cfg: DictConfig, experiment: dict[str, Any], cells: list[Cell]) -> N
 def _stored(out: Path, experiment: dict[str, Any]) -> list[Cell]:
     if experiment["kind"] == "samples":
         raise ValueError("pictures are rendered from samples, not from records: leave render_only")
-    records: list[Record] = load_records(out / "records.json")
-    return [Cell(r.pop("row"), r["cell"]["nfe"], r) for r in records]
+    return load_cells(out / "records.json")
 
 
 def _evaluator(

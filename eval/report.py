@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -23,7 +23,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from eval.files import write_atomic
 from eval.metrics import Score
-from eval.records import Record, score
+from eval.records import Record, load_records, score
 from eval.sheets import Pictures
 
 METRIC_NAMES = {
@@ -61,6 +61,14 @@ class Cell:
     row: str
     steps: int
     record: Record
+
+
+def load_cells(path: Path) -> list[Cell]:
+    """The cells of a table's records.json.  Raises as `load_records`."""
+    records: list[Record] = load_records(path)
+    return [
+        Cell(r.pop("row"), r["cell"]["config"]["steps"] or r["cell"]["nfe"], r) for r in records
+    ]
 
 
 def metric_title(metric: str, extractor: str) -> str:
@@ -154,22 +162,37 @@ def format_score(metric: str, value: Score | None) -> str:
     return f"{value.value:.{places}f}{half}"
 
 
-def undecided_best(metric: str, scores: dict[str, Score]) -> set[str]:
-    """The best row and every row whose difference from it is within the 95% interval.
+class Gain(NamedTuple):
+    """By how much one score is better than another, in the metric's units, and half the 95% interval.
 
-    The interval treats the cells as independent.  They share their noise, so true
-    differences are known somewhat better than this says.
+    The interval treats both as independent.  Samplers share their noise, so true differences are
+    known somewhat better than this says.
     """
+
+    value: float
+    half: float
+
+    @property
+    def words(self) -> str:
+        if abs(self.value) <= self.half:
+            return "not told apart from"
+        return "better than" if self.value > 0 else "worse than"
+
+
+def gain(metric: str, ours: Score, theirs: Score) -> Gain:
+    """Positive where ours is the better one."""
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    return Gain(sign * (theirs.value - ours.value), 1.96 * float(np.hypot(ours.se, theirs.se)))
+
+
+def undecided_best(metric: str, scores: dict[str, Score]) -> set[str]:
+    """The best row and every row that cannot be told from it (see `Gain`)."""
     if not scores:
         return set()
     pick = min if metric in LOWER_IS_BETTER else max
-    best = pick(scores, key=lambda row: scores[row].value)
-
-    def tied(row: str) -> bool:
-        a, b = scores[row], scores[best]
-        return abs(a.value - b.value) <= 1.96 * float(np.hypot(a.se, b.se))
-
-    return {row for row in scores if row == best or tied(row)}
+    best = scores[pick(scores, key=lambda row: scores[row].value)]
+    return {row for row, value in scores.items() if value is best
+            or gain(metric, best, value).value <= gain(metric, best, value).half}  # fmt: skip
 
 
 def _columns(cells: Sequence[Cell]) -> list[int]:
@@ -222,7 +245,7 @@ def _markdown(
                   "protocol: see docs/paper_notes.md.", ""]  # fmt: skip
     for metric in metrics:
         lines += [f"## {metric_title(metric, record['extractor'])}", ""]
-        lines += [*_markdown_grid(cells, metric, paper if beside else None), ""]
+        lines += [*markdown_grid(cells, metric, paper if beside else None), ""]
     shared = [m for m in metrics if paper and any(m in c for c in paper["rows"][0]["cells"])]
     if paper and shared and not beside:
         other = "model" if "prompts" in record["cell"]["config"] else "data set"
@@ -235,19 +258,25 @@ def _markdown(
 
 
 def protocol_sentence(record: Record) -> str:
-    """What the numbers are, in words."""
-    made = record["cell"]["config"]
+    """What the numbers are and how a table shows them, in words."""
     floor = (
         " *Real* is the real-vs-real floor: as many real images in place of samples, which is what "
         "a perfect sampler would score. FID and recall depend on N: across columns of different "
         "N, compare with that floor."
     )
     return (
-        f"{made_sentence(made)} "
-        f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
-        f"{reference_words(record)}. "
+        f"{scored_sentence(record)} "
         "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
         f"cannot be told from it.{floor if record['floor'] else ''}"
+    )
+
+
+def scored_sentence(record: Record) -> str:
+    """How samples were made and scored."""
+    return (
+        f"{made_sentence(record['cell']['config'])} "
+        f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
+        f"{reference_words(record)}."
     )
 
 
@@ -288,7 +317,10 @@ def made_sentence(made: dict[str, Any]) -> str:
     )
 
 
-def _markdown_grid(cells: Sequence[Cell], metric: str, paper: dict[str, Any] | None) -> list[str]:
+def markdown_grid(
+    cells: Sequence[Cell], metric: str, paper: dict[str, Any] | None = None
+) -> list[str]:
+    """A sampler x steps table of one metric in Markdown, the best in bold, the floor below."""
     columns, sizes = _columns(cells), _sizes(cells)
     best = {steps: undecided_best(metric, _column(cells, steps, metric)) for steps in columns}
     lines = ["| Sampler | " + " | ".join(f"{s} steps (N={sizes[s]})" for s in columns) + " |"]
@@ -445,7 +477,7 @@ def _plot_table(
             ax.plot(steps, [c[metric] for c in known_cells], marker="o", ms=3, label=row["name"])
         _style(ax, f"paper: {METRIC_NAMES[metric]} on {paper['dataset']}", metric, steps)
         ax.set_facecolor("whitesmoke")
-    _save(figure, path, title)
+    save_figure(figure, path, title)
 
 
 def _of_one_size(
@@ -474,9 +506,13 @@ def _style(ax: Any, title: str, metric: str, steps: Sequence[int]) -> None:
     ax.grid(alpha=0.3, which="both", lw=0.4)
 
 
-def _save(figure: Any, path: Path, title: str) -> None:
+def save_figure(figure: Any, path: Path, title: str, bottom: float = 0.0) -> None:
+    """Write a figure whole and the same for the same data, and close it.
+
+    `bottom` is the share of its height that is kept free for a legend.
+    """
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, bottom, 1, 1))
     # A fixed "Software" field, or the file would change with matplotlib's version.
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
@@ -511,7 +547,10 @@ def write_cutoff_figure(
 
 
 def cutoff(cell: Cell) -> float:
-    return float(cell.record["cell"]["config"]["sampler"]["cutoff"])
+    """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN."""
+    sampler = cell.record["cell"]["config"]["sampler"]
+    ends = {"skipped": 0, "ddim": 1000}
+    return float(sampler.get("cutoff", ends.get(sampler["name"], math.nan)))
 
 
 def _markdown_cutoffs(cells: Sequence[Cell], metric: str) -> list[str]:
@@ -566,7 +605,7 @@ def _plot_cutoffs(
         ax.set_title(f"{steps} steps (N={mine[0].record['n']})", fontsize=9)
         ax.set_xlabel("cutoff (0: Skipped-Step, 1000: DDIM)", fontsize=8)
         ax.grid(alpha=0.3)
-    _save(figure, path, title)
+    save_figure(figure, path, title)
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -609,4 +648,4 @@ def _draw_pictures(path: Path, title: str, rows: Sequence[Pictures]) -> None:
                 ax.set_title(textwrap.fill(pictures.titles[i], int(14 * inch)), fontsize=7, pad=2)
         block[0].text(-0.1, 0.5, f"{pictures.row}\n{pictures.steps} steps", fontsize=8,
                       ha="right", va="center", transform=block[0].transAxes)  # fmt: skip
-    _save(figure, path, title)
+    save_figure(figure, path, title)

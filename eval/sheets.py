@@ -54,7 +54,13 @@ def write_sheets(folder: Path, rows: Sequence[Pictures]) -> None:
         sheets[str(steps)] = {"file": file, "rows": [pictures.row for pictures in mine]}
     height, width = _reduced(rows[0].images)[0].shape[:2]
     titles = rows[0].titles and list(rows[0].titles)
-    index = {"width": width, "height": height, "titles": titles, "sheets": sheets}
+    index = {
+        "count": len(rows[0].images),
+        "width": width,
+        "height": height,
+        "titles": titles,
+        "sheets": sheets,
+    }
     write_atomic(folder / INDEX, lambda p: p.write_text(json.dumps(index, indent=1) + "\n"))
 
 

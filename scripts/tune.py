@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from eval.files import write_atomic
 from eval.metrics import Score
 from eval.records import save_records, score
-from eval.report import LOWER_IS_BETTER, METRIC_NAMES, Cell, format_score, reference_words
+from eval.report import (
+    LOWER_IS_BETTER,
+    METRIC_NAMES,
+    Cell,
+    format_score,
+    gain,
+    reference_words,
+)
 
 Sampler = dict[str, Any]
 # (samplers by name, number of samples, seed) -> their cells, and the image calls that it takes
@@ -102,13 +109,11 @@ def config_line(tuned: Tuned, model: str, spacing: Any) -> str:
 
 def verdict(tuned: Tuned, rival: Cell, metric: str) -> str:
     """Whether the tuned sampler differs from a rival by more than the 95% interval."""
-    ours, theirs = _score(tuned.confirmed[0], metric), _score(rival, metric)
-    gain = (theirs.value - ours.value) * (1 if metric in LOWER_IS_BETTER else -1)
-    half = 1.96 * float(np.hypot(ours.se, theirs.se))
-    text = (
-        "not told apart from" if abs(gain) <= half else "better than" if gain > 0 else "worse than"
+    found = gain(metric, _score(tuned.confirmed[0], metric), _score(rival, metric))
+    return (
+        f"{found.words} {rival.row} "
+        f"({METRIC_NAMES[metric]} {found.value:+.2f} ± {found.half:.2f} in its favour)"
     )
-    return f"{text} {rival.row} ({METRIC_NAMES[metric]} {gain:+.2f} ± {half:.2f} in its favour)"
 
 
 def write_tuning(

@@ -401,7 +401,8 @@ def test_every_config_composes_and_resolves(config, override):
 
 def test_every_experiment_has_the_papers_model_and_a_laptops_size():
     for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
-        if path.stem.startswith(("table3", "table4", "figure5", "figure6", "figure7")):
+        others = ("table3", "table4", "figure5", "figure6", "figure7", "study_exact", "study_pixels")
+        if path.stem.startswith(others):
             continue
         full = composed("reproduce", f"experiment={path.stem}")
         bedroom = path.stem == "table2"
@@ -411,12 +412,31 @@ def test_every_experiment_has_the_papers_model_and_a_laptops_size():
         small = composed("reproduce", f"experiment={path.stem}", "model=digits")
         assert (small.metrics.name, small.reference.name) == ("digits", "digits")
         assert small.experiment.label == "balanced" and full.experiment.label is None
-        if full.experiment.kind not in ("samples", "tune"):
+        if full.experiment.get("paper"):
             assert full.experiment.num_samples == 50_000
             assert np.max(small.experiment.num_samples) <= 1000
         assert set(full.experiment.get("metrics", [])) <= set(full.metrics.scores)
     other = composed("reproduce", "metrics=clean", "reference=custom", "reference.images.path=x")
     assert (other.metrics.name, other.reference.name) == ("clean", "custom")
+
+
+def test_the_study_is_one_set_of_samples_under_two_protocols():
+    study, pixels, exact = (
+        composed("reproduce", f"experiment={name}", "model=digits")
+        for name in ("study", "study_pixels", "study_exact")
+    )
+    for other in (pixels, exact):
+        assert other.seed == study.seed == 2
+        for key in ("steps", "num_samples", "spacing", "label"):
+            assert other.experiment[key] == study.experiment[key]
+    assert pixels.experiment.rows == study.experiment.rows
+    assert (pixels.metrics.name, study.metrics.name) == ("pixels", "digits")
+    assert exact.model.checkpoint == "exact"
+    assert composed("reproduce", "experiment=study_exact").model.name == "digits"
+    rows = {**exact.experiment.rows, "DDPM": None}
+    assert rows == {**study.experiment.rows, "DDPM": None}
+    # The windows of Mix++ were chosen on other seeds than these.
+    assert study.seed not in (composed("reproduce", "experiment=tune").seed + i for i in (0, 1))
 
 
 def test_the_experiments_on_stable_diffusion():
