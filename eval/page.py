@@ -36,7 +36,7 @@ ASSETS = Path(__file__).parent / "assets"
 PAPER_TABLES = ("table1", "table2", "table3", "table4")
 ABLATION = "figure4"
 # What is drawn against network calls, and listed in full.
-CURVES = ("study", "study_log_snr", "table1", "table1_full", "table2", "table3")
+CURVES = ("study", "study_log_snr", "study_exact", "table1", "table1_full", "table2", "table3")
 # Samplers drawn at first, where there are more than these; the others are a click away.
 DRAWN = ("DDPM", "DDIM", "Skipped-Step", "Mix", "Mix++", "DPM-Solver++(2M)", "UniPC")
 LIMIT = 10_000_000  # bytes

@@ -401,7 +401,15 @@ def test_every_config_composes_and_resolves(config, override):
 
 def test_every_experiment_has_the_papers_model_and_a_laptops_size():
     for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
-        others = ("table3", "table4", "figure5", "figure6", "figure7", "study_exact", "study_pixels")
+        others = (
+            "table3",
+            "table4",
+            "figure5",
+            "figure6",
+            "figure7",
+            "study_exact",
+            "study_pixels",
+        )
         if path.stem.startswith(others):
             continue
         full = composed("reproduce", f"experiment={path.stem}")
