@@ -22,8 +22,15 @@ from omegaconf import DictConfig
 
 from eval.files import load_samples
 from eval.metrics import check_metrics
-from eval.records import load_records, save_records
-from eval.report import Cell, load_cells, write_cutoff_figure, write_pictures, write_table
+from eval.records import load_records
+from eval.report import (
+    Cell,
+    load_cells,
+    save_cells,
+    write_cutoff_figure,
+    write_pictures,
+    write_table,
+)
 from eval.sheets import Pictures, sheet_size, write_sheets
 from models.backbone import Backbone
 from sampling import count_calls, timesteps
@@ -170,7 +177,7 @@ def _render(cfg: DictConfig, experiment: dict[str, Any], cells: list[Cell]) -> N
     else:
         write_cutoff_figure(out, experiment["title"], cells, experiment["metrics"], paper)
         text = out / "figure.md"
-    save_records(out / "records.json", [{"row": c.row, **c.record} for c in cells])
+    save_cells(out / "records.json", cells)
     print(text.read_text())
     print(f"written: {out}")
 

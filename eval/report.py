@@ -23,7 +23,7 @@ from matplotlib.ticker import ScalarFormatter
 
 from eval.files import write_atomic
 from eval.metrics import Score
-from eval.records import Record, load_records, score
+from eval.records import Record, load_records, save_records, score
 from eval.sheets import Pictures
 
 METRIC_NAMES = {
@@ -63,12 +63,14 @@ class Cell:
     record: Record
 
 
+def save_cells(path: Path, cells: Sequence[Cell]) -> None:
+    """A table's records.json.  `steps` is a cell's column: Heun makes other calls at "10 steps"."""
+    save_records(path, [{"row": c.row, "steps": c.steps, **c.record} for c in cells])
+
+
 def load_cells(path: Path) -> list[Cell]:
     """The cells of a table's records.json.  Raises as `load_records`."""
-    records: list[Record] = load_records(path)
-    return [
-        Cell(r.pop("row"), r["cell"]["config"]["steps"] or r["cell"]["nfe"], r) for r in records
-    ]
+    return [Cell(r.pop("row"), r.pop("steps"), r) for r in load_records(path)]
 
 
 def metric_title(metric: str, extractor: str) -> str:
