@@ -186,7 +186,7 @@ def _curves(folder: Path) -> dict[str, Any]:
 def _dial(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Scores against the cutoff for networks after different lengths of training, by step count."""
     runs = [(p.name.removeprefix("study_dial-"), load_cells(p / "records.json")) for p in folders]
-    runs.sort(key=lambda run: (len(run[0]), run[0]))
+    runs.sort(key=lambda run: (run[0] == "exact", len(run[0]), run[0]))  # by training
     return [
         {
             "checkpoint": name,

@@ -131,7 +131,7 @@ function draw(box, series, options) {
   const width = Math.max(280, Math.min(960, box.clientWidth));
   const height = Math.max(260, width / 2.1);
   const axes = options.axes;
-  const inner = { left: 56, right: width - (axes.length > 1 ? 56 : 12), top: 14, bottom: height - 44 };
+  const inner = { left: 56, right: width - (axes.length > 1 ? 56 : 18), top: 14, bottom: height - 44 };
   const svg = shape(box, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": options.label });
   if (!known.length) {
     shape(svg, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "nothing is chosen");
@@ -346,7 +346,7 @@ function dial() {
       points: [...d.points].sort((a, b) => a.cutoff - b.cutoff).map((p) => [p.cutoff, ...p.scores.fid]),
     }));
     draw(byId("dial-chart"), series, {
-      label: `FID against Mix's cutoff at ${steps} steps for networks after different lengths of training`,
+      label: `FID against Mix's cutoff at ${steps} steps for networks of different error`,
       x: { label: "cutoff (0: Skipped-Step, 1000: DDIM)", range: [0, 1000] },
       axes: [{ label: "FID, lower is better", log: true }], names: true,
     });
