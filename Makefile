@@ -109,10 +109,13 @@ slurm-figure4: .venv/installed ## submit figure4 to SLURM
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
 	$(PY) scripts/status.py
 
-study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (two hours)
-	$(PY) reproduce.py -m experiment=study,study_pixels,study_log_snr,study_exact model=digits
-	$(PY) reproduce.py -m experiment=study_dial model=digits \
-	    model.checkpoint=unet-1000,unet-3000,unet-6500,exact
+STUDY = $(PY) reproduce.py -m model=digits experiment=study,study_pixels,study_log_snr,study_exact
+DIAL = $(PY) reproduce.py -m model=digits experiment=study_dial \
+    model.checkpoint=unet-1000,unet-3000,unet-6500,exact
+
+study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)
+	$(STUDY)
+	$(DIAL)
 	$(PY) scripts/study.py
 
 report: .venv/installed ## one web page of all results, without server or network: results/report.html
@@ -120,6 +123,9 @@ report: .venv/installed ## one web page of all results, without server or networ
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
+	$(STUDY) render_only=true
+	$(DIAL) render_only=true
+	$(PY) scripts/study.py
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train_digits
 	$(PY) scripts/train_digits.py classifier
