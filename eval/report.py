@@ -70,7 +70,10 @@ def save_cells(path: Path, cells: Sequence[Cell]) -> None:
 
 def load_cells(path: Path) -> list[Cell]:
     """The cells of a table's records.json.  Raises as `load_records`."""
-    return [Cell(r.pop("row"), r.pop("steps"), r) for r in load_records(path)]
+    try:
+        return [Cell(r.pop("row"), r.pop("steps"), r) for r in load_records(path)]
+    except (AttributeError, KeyError):
+        raise ValueError(f"{path} holds no table's records: remove it and run again") from None
 
 
 def metric_title(metric: str, extractor: str) -> str:

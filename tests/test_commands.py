@@ -344,7 +344,7 @@ def test_reproduce_mistakes(command):
     status, _, err = table(command, "experiment=table9")
     assert status == 2
     assert (
-        "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, figure6, figure7, table1"
+        "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, figure6, figure7, study, "
         in err
     )
     status, _, err = table(command, "render_only=true")

@@ -17,8 +17,10 @@ from eval.report import (
     Cell,
     check_one_protocol,
     format_score,
+    load_cells,
     made_sentence,
     paper_value,
+    save_cells,
     undecided_best,
     write_cutoff_figure,
     write_pictures,
@@ -127,6 +129,17 @@ def test_records_round_trip_and_protocol(tmp_path):
         load_records(path)
     with pytest.raises(FileNotFoundError, match="without render_only"):
         load_records(tmp_path / "none.json")
+
+
+def test_cells_round_trip_with_their_column(tmp_path):
+    cells = [Cell("Heun", 10, record(3.0, 0.05, name="heun")), Cell("DDIM", 10, record(2.0, 0.1))]
+    path = tmp_path / "records.json"
+    save_cells(path, cells)
+    assert load_cells(path) == cells
+    for other in ([record(3.0, 0.05)], {"row": "Heun"}):
+        save_records(path, other)
+        with pytest.raises(ValueError, match="holds no table's records: remove it and run again"):
+            load_cells(path)
 
 
 def test_the_papers_own_model_has_its_numbers_beside_ours_with_the_difference(tmp_path):
