@@ -37,6 +37,7 @@ from eval.files import UNREADABLE, remove_partial, write_atomic
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run_tree, sample_labels
 from sampling.adapters import Sampler
+from scripts.distributed import worker
 from scripts.video import read_mp4, write_mp4
 
 try:
@@ -145,7 +146,7 @@ def generate(
     calls = {k: count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()}  # fmt: skip
     batch_size = size.batch_size
     bar = tqdm(total=sum(calls.values()), unit="image call", unit_scale=True, mininterval=0.5,
-               disable=not missing or rank > 0)  # fmt: skip
+               disable=not missing or worker()[0] > 0)  # fmt: skip
     with bar, _order(list(missing), jobs, rank, world) as order:
         for k in order:
             bar.set_description(f"shard {k + 1}/{size.num_shards}")

@@ -44,6 +44,15 @@ def test_sample_writes_samples_grid_and_manifest(command, tmp_path):
     assert len(config["model"]["sha256"]) == 64
 
 
+def test_every_part_has_a_progress_bar_and_every_torchrun_has_one(command, monkeypatch):
+    for part in (0, 1):
+        _, _, err = sample_into(command, "a", "shard_size=2", "parts=2", f"part={part}")
+        assert "image call" in err
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "image call" not in sample_into(command, "b", "shard_size=2")[2]
+
+
 def test_same_command_twice_is_a_no_op_and_another_config_is_refused(command):
     assert sample_into(command, "a")[0] == 0
     status, _, err = sample_into(command, "a")
