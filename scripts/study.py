@@ -184,13 +184,15 @@ Choose = Callable[[int], str]  # step count -> row
 
 
 def against(
-    cells: Sequence[Cell], ours: str | Choose, theirs: str | Choose
+    cells: Sequence[Cell], ours: str | Choose, theirs: str | Choose, metric: str = "fid"
 ) -> dict[str, list[int]]:
-    """The step counts at which one row is better than another by FID, worse, or neither."""
+    """The step counts at which one row is better than another, worse, or neither."""
     found: dict[str, list[int]] = {"better than": [], "worse than": [], "not told apart from": []}
     for steps in columns(cells):
         a, b = (row if isinstance(row, str) else row(steps) for row in (ours, theirs))
-        found[gain("fid", value(cells, a, steps), value(cells, b, steps)).words].append(steps)
+        found[
+            gain(metric, value(cells, a, steps, metric), value(cells, b, steps, metric)).words
+        ].append(steps)
     return found
 
 
@@ -312,11 +314,27 @@ def _best_of(cells: Sequence[Cell], rows: Sequence[str], steps: int) -> str:
 
 
 def _why(study: Study, theory: Theory) -> str:
+    lines = ["## Why: a sampler's own error, and the network's", "", *_in_pixels(study, theory), ""]
+    lines += [
+        *_without_network(study),
+        "",
+        *_with_an_error(theory),
+        "",
+        *_orders(study, theory),
+        "",
+    ]
+    lines.append(
+        "![Left: closed form and measurement against steps; right: closed form against the cutoff for "
+        "several errors of the score](../results/digits/study/why.png)"
+    )
+    return "\n".join(lines)
+
+
+def _in_pixels(study: Study, theory: Theory) -> list[str]:
+    """Discretisation: closed form beside measurement."""
     steps = columns(study.pixels)
     plans = [row for row in rows_of(study.pixels) if row != "DDPM" and _closed(study, theory, row, steps[0])]  # fmt: skip
     lines = [
-        "## Why: a sampler's own error, and the network's",
-        "",
         "**Closed form.**  For Gaussian data the exact score is known and a plan's output can be computed "
         "without sampling (`sampling/gaussian.py`).  With the covariance of the real digits' pixels it gives "
         "the Frechet distance that is a sampler's own doing, its discretisation error.  Beside it, measured on "
@@ -333,21 +351,21 @@ def _why(study: Study, theory: Theory) -> str:
         ]
         lines.append(f"| {row} | {' | '.join(texts)} |")
     real = " | ".join(f"- / {floor(study.pixels, s, 'diagonal_fid').value:.2f}" for s in steps)
-    lines += [f"| *Real* | {real} |", ""]
-    few = [s for s in steps if s <= 25]
-    order = [
-        s
-        for s in few
-        if value(study.pixels, "DDIM", s, "diagonal_fid").value
-        < value(study.pixels, "Skipped-Step", s, "diagonal_fid").value
-    ]
-    lines += [
-        f"In pixels DDIM is nearer to the data than Skipped-Step at {_list(order)} steps, as the closed form "
-        "says (the numbers differ: digits are not Gaussian, x0 is clipped, and the measured distance leaves "
-        "out correlations).  By FID on the "
-        f"classifier's features it is the other way round at {_list(against(study.even, 'Skipped-Step', 'DDIM')['better than'])} "
-        "steps.  So what makes the stochastic sampler better is not discretisation.",
+    nearer = against(study.pixels, "DDIM", "Skipped-Step", "diagonal_fid")["better than"]
+    farther = against(study.even, "Skipped-Step", "DDIM")["better than"]
+    return [
+        *lines,
+        f"| *Real* | {real} |",
         "",
+        f"In pixels DDIM is nearer to the data than Skipped-Step at {_list(nearer)} steps, beyond the intervals, as "
+        "the closed form says (the numbers differ: digits are not Gaussian, x0 is clipped, and the measured "
+        "distance leaves out correlations).  By FID on the classifier's features it is the other way round at "
+        f"{_list(farther)} steps.  So what makes the stochastic sampler better is not discretisation.",
+    ]
+
+
+def _without_network(study: Study) -> list[str]:
+    return [
         "**The same digits without a network.**  `model.checkpoint=exact` replaces the network by the exact "
         "denoiser of 4,300 real images: what a perfect training on them would find.  A perfect sampler of it "
         "scores the floor.  FID, even spacing:",
@@ -361,7 +379,12 @@ def _why(study: Study, theory: Theory) -> str:
         "passes it on.  (The exact denoiser knows its images by heart and its last steps snap to one of them, "
         "so it shows only errors of which image is drawn and how often.  At few steps the smoother field of a "
         "network has discretisation error of its own; the comparison at 100 steps is the clean one.)",
-        "",
+    ]
+
+
+def _with_an_error(theory: Theory) -> list[str]:
+    """The closed form for a score that errs."""
+    lines = [
         "**Closed form with a network's error.**  Let the score be too steep by a fixed fraction.  Then, at "
         "every number of steps, this cutoff is best, and gives (DDIM / best Mix / Skipped-Step):",
         "",
@@ -377,19 +400,14 @@ def _why(study: Study, theory: Theory) -> str:
         lines.append(f"| {100 * error:g}% | {' | '.join(texts)} |")
     grid = timesteps(SCHEDULE, 1000)
     kept, forgotten = (theory.error(b(SCHEDULE, grid), 0.02) for b in (ddim, skipped))
-    lines += [
+    return [
+        *lines,
         "",
         f"With 1,000 steps discretisation is out of the way, and an error of 2% leaves DDIM {kept:.2f} from the "
         f"data and Skipped-Step {forgotten:.2f}: fresh noise makes the sampler forget the errors made at "
         "higher noise, while the deterministic path carries them to the end.  Fresh noise costs discretisation "
         "error.  The less of that there is (many steps) and the worse the network, the lower the best cutoff.",
-        "",
-        *_orders(study, theory),
-        "",
-        "![Left: closed form and measurement against steps; right: closed form against the cutoff for "
-        "several errors of the score](../results/digits/study/why.png)",
     ]
-    return "\n".join(lines)
 
 
 def _orders(study: Study, theory: Theory) -> list[str]:
