@@ -71,15 +71,19 @@ class Study:
                 raise FileNotFoundError(f"{path} is missing: make study samples and scores it")
             return load_cells(path)
 
-        table1 = yaml.safe_load((results / "paper" / "table1.yaml").read_text())
         return Study(
             even=cells("study"),
             log_snr=cells("study_log_snr"),
             exact=cells("study_exact"),
             pixels=cells("study_pixels"),
             dial={checkpoint: cells(f"study_dial-{checkpoint}") for checkpoint in CHECKPOINTS},
-            paper={r["name"]: {c["steps"]: c["fid"] for c in r["cells"]} for r in table1["rows"]},
+            paper=_paper_fids(results / "paper" / "table1.yaml"),
         )
+
+
+def _paper_fids(table: Path) -> BySteps:
+    rows = yaml.safe_load(table.read_text())["rows"]
+    return {row["name"]: {c["steps"]: c["fid"] for c in row["cells"]} for row in rows}
 
 
 def main() -> None:
