@@ -79,12 +79,21 @@ def test_the_best_sampler_and_ddim_differ_by_more_than_their_intervals(records, 
         assert ours.value + 1.96 * ours.se < ddim.value - 1.96 * ddim.se
 
 
-@pytest.mark.parametrize(("steps", "window"), [(10, "Mix++ 444.."), (25, "Mix++ 166..624")])
-def test_the_tuned_window_beats_the_papers_mix_on_seeds_that_chose_nothing(records, steps, window):
-    ours, mix = value(records.even, window, steps), value(records.even, "Mix", steps)
+@pytest.mark.parametrize(("name", "folder"), [("even", "tune"), ("log_snr", "tune_log_snr")])
+@pytest.mark.parametrize("steps", [10, 25])
+def test_tuned_windows_beat_the_papers_mix_on_seeds_that_chose_nothing(
+    records, steps, name, folder
+):
+    cells, window = getattr(records, name), study.WINDOWS[name][steps]
+    ours, mix = value(cells, window, steps), value(cells, "Mix", steps)
     assert ours.value + 1.96 * ours.se < mix.value - 1.96 * mix.se
-    seeds = {c.record["cell"]["config"]["seed"] for c in records.even}
-    tuned = (RESULTS / "digits" / "tune" / "records.json").read_text()
+    made = next(c for c in cells if c.row == window).record["cell"]["config"]["sampler"]
+    said = (RESULTS / "digits" / folder / "tuning.md").read_text()
+    said = said[said.index(f"## {steps} steps") :]
+    bounds = " ".join(f"sampler.{key}={made[key]}" for key in ("lo", "hi") if key in made)
+    assert f" {bounds}\n" in said
+    seeds = {c.record["cell"]["config"]["seed"] for c in cells}
+    tuned = (RESULTS / "digits" / folder / "records.json").read_text()
     assert seeds == {2}
     assert not re.search(r'"seed": 2\b', tuned) and re.search(r'"seed": 0\b', tuned)
 
