@@ -33,11 +33,13 @@ def gaussian_output(plan: Plan, eigenvalues: Array, score_error: float = 0.0) ->
     """Variance and mean of a plan's samples for Gaussian data [F].
 
     No clipping.  A learned variance is taken at its lower bound.  Raises ValueError for a negative
-    eigenvalue.
+    eigenvalue, and for an erring score where no signal is left: there it says nothing of x0.
     """
     c = np.asarray(eigenvalues, dtype=np.float64)
     if (c < 0).any():
         raise ValueError("eigenvalues of a covariance must not be negative")
+    if score_error and any(row.alpha_bar == 0 for row in plan.rows()):
+        raise ValueError("score_error needs a schedule that keeps some signal at T")
     one, zero = np.ones_like(c), np.zeros_like(c)
     # Second moments of (x_t, x0 of the row before) about their mean, and that mean for mean = 1.
     xx, xp, pp = one, zero, zero
@@ -45,7 +47,8 @@ def gaussian_output(plan: Plan, eigenvalues: Array, score_error: float = 0.0) ->
     for row in plan.rows():
         a = row.alpha_bar
         # x0 = mean + m (x_t - sqrt(a) mean), by Tweedie's formula from the score
-        m = (np.sqrt(a) * c - score_error * (1 - a) / np.sqrt(a)) / (a * c + 1 - a)
+        wrong = score_error * (1 - a) / np.sqrt(a) if score_error else 0.0
+        m = (np.sqrt(a) * c - wrong) / (a * c + 1 - a)
         k = row.x + row.x0 * m
         b = row.x0_previous
         x0_mean = 1 + m * (x_mean - np.sqrt(a))

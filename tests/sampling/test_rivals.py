@@ -151,6 +151,14 @@ def test_order_of_convergence_on_gaussian_data():
     assert slope(skipped) == pytest.approx(1, abs=0.2)
 
 
+def test_an_erring_score_says_nothing_of_x0_without_signal():
+    schedule = Schedule.linear().zero_terminal_snr()
+    plan = ddim(schedule, timesteps(schedule, 5))
+    assert np.isfinite(gaussian_output(plan, np.array([0.3])).variance).all()
+    with pytest.raises(ValueError, match="keeps some signal at T"):
+        gaussian_output(plan, np.array([0.3]), 0.01)
+
+
 @pytest.mark.parametrize("score_error", [0.0, 0.05, -0.03])
 def test_gaussian_output_is_what_sampling_gives(score_error):
     c, mean = 0.25, 0.7
