@@ -27,12 +27,14 @@ FIGURE = ["experiment=figure4", "model=digits", "experiment.steps=[4]", "experim
 def records(path: Path):
     """The records of a .wandb file: blocks of 32 KiB, in which chunks have a header of 7 bytes."""
     data, place, whole = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while place + 7 <= len(data):
         if 32768 - place % 32768 < 7:
             place += 32768 - place % 32768
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + length > len(data):
+            return  # still being written
         whole += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # the record's only chunk, or its last
@@ -42,6 +44,16 @@ def records(path: Path):
             whole = b""
 
 
+def finished(path: Path):
+    """The records of a run that has ended: W&B's own process may write the last a moment later."""
+    for _ in range(300):
+        found = list(records(path))
+        if found and found[-1].WhichOneof("record_type") == "exit":
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{path} has no end")
+
+
 class Stored:
     """One offline run, read back from its file."""
 
@@ -49,7 +61,7 @@ class Stored:
         (self.file,) = folder.glob("run-*.wandb")
         self.media = sorted((folder / "files" / "media").rglob("*.*"))
         self.rows, self.summary, self.config, self.axes = [], {}, {}, {}
-        for record in records(self.file):
+        for record in finished(self.file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 self.run = record.run
