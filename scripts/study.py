@@ -167,7 +167,7 @@ def floor(cells: Sequence[Cell], steps: int, metric: str = "fid") -> Score:
     return found
 
 
-def best(cells: Sequence[Cell], steps: int, rows: Sequence[str]) -> str:
+def best(cells: Sequence[Cell], rows: Sequence[str], steps: int) -> str:
     """The row of the lowest FID among some."""
     return min(rows, key=lambda row: value(cells, row, steps).value)
 
@@ -266,15 +266,15 @@ def _few_calls(study: Study) -> str:
         "`results/digits/study_log_snr/table.md`.  `results/report.html` (`make report`) has it all to "
         "play with.",
         "",
-        "The best of each grid against DDIM on the same grid (picking the best of a column favours it "
-        "by about its own interval):",
+        "The best of each grid against DDIM on the same grid (picking the best of a column by the same "
+        "scores favours it):",
         "",
         "| Calls | Spacing | Best | Its FID | Not told apart from it | DDIM | DDIM minus best |",
         "|---" * 7 + "|",
     ]
     for spacing, cells in (("even", study.even), ("log-SNR", study.log_snr)):
         for steps in columns(cells):
-            row = best(cells, steps, rows_of(cells))
+            row = best(cells, rows_of(cells), steps)
             ours, ddims = value(cells, row, steps), value(cells, "DDIM", steps)
             found = gain("fid", ours, ddims)
             real = "" if found.words == "better than" else " (not told apart)"
@@ -287,10 +287,10 @@ def _few_calls(study: Study) -> str:
 
 
 def _claims(study: Study) -> str:
-    plus = partial(_best_of, study.even, rows_of(study.even, "Mix++"))
-    rival = partial(_best_of, study.even, rows_of(study.even, "DPM", "SDE", "UniPC", "DEIS", "SA", "Heun"))  # fmt: skip
-    log_plus = partial(_best_of, study.log_snr, rows_of(study.log_snr, "Mix++"))
-    log_rival = partial(_best_of, study.log_snr, rows_of(study.log_snr, "DPM", "SDE", "UniPC", "DEIS", "SA"))  # fmt: skip
+    plus = partial(best, study.even, rows_of(study.even, "Mix++"))
+    rival = partial(best, study.even, rows_of(study.even, "DPM", "SDE", "UniPC", "DEIS", "SA", "Heun"))  # fmt: skip
+    log_plus = partial(best, study.log_snr, rows_of(study.log_snr, "Mix++"))
+    log_rival = partial(best, study.log_snr, rows_of(study.log_snr, "DPM", "SDE", "UniPC", "DEIS", "SA"))  # fmt: skip
     lines = [
         "## Which differences are real?",
         "",
@@ -317,10 +317,6 @@ def _claims(study: Study) -> str:
         "them.",
     ]
     return "\n".join(lines)
-
-
-def _best_of(cells: Sequence[Cell], rows: Sequence[str], steps: int) -> str:
-    return best(cells, steps, rows)
 
 
 def _why(study: Study, theory: Theory) -> str:
@@ -488,14 +484,14 @@ def _dial(study: Study) -> str:
         lines += [f"| {steps} steps | " + " | ".join(CHECKPOINTS) + " |", "|---" * 5 + "|"]
         for row in rows:
             texts = [
-                f"**{shown(found)}**" if row == best(cells, steps, rows) else shown(found)
+                f"**{shown(found)}**" if row == best(cells, rows, steps) else shown(found)
                 for cells in study.dial.values()
                 for found in [value(cells, row, steps)]
             ]
             lines.append(f"| {row} | {' | '.join(texts)} |")
         lines += ["", "Bold is the lowest of a column.", ""]
         for name, cells in study.dial.items():
-            at = best(cells, steps, cutoffs_of(cells))
+            at = best(cells, cutoffs_of(cells), steps)
             others = [row for row in tied(cells, at, steps, cutoffs_of(cells)) if row != at]
             lines.append(
                 f"- {name}, {steps} steps: of all cutoffs the best is {at}; not told apart from it: "
@@ -564,7 +560,7 @@ def _on_the_cause(study: Study, theory: Theory) -> list[str]:
             f"{ratios[-1]:.1f} times, which is {with_exact.words} 1.",
         ),
         claim(
-            all(best(cells, 25, cutoffs_of(cells)) == "Skipped-Step" for cells in list(study.dial.values())[:-1]),
+            all(best(cells, cutoffs_of(cells), 25) == "Skipped-Step" for cells in list(study.dial.values())[:-1]),
             "For each of the three networks the best cutoff is 0, pure Skipped-Step, and what moves is the range "
             "of cutoffs that cannot be told from it: at 25 steps up to "
             f"{', '.join(_place(_highest(cells, 25)) for cells in study.dial.values())}.",
@@ -630,12 +626,12 @@ def _on_choosing(study: Study) -> list[str]:
 def _leads(cells: Sequence[Cell], row: str) -> list[int]:
     """The step counts at which `row` cannot be told from the best."""
     rows = rows_of(cells)
-    return [s for s in columns(cells) if row in tied(cells, best(cells, s, rows), s, rows)]
+    return [s for s in columns(cells) if row in tied(cells, best(cells, rows, s), s, rows)]
 
 
 def _highest(cells: Sequence[Cell], steps: int) -> int:
     """The highest cutoff that cannot be told from the best; T is DDIM."""
-    near = tied(cells, best(cells, steps, cutoffs_of(cells)), steps, cutoffs_of(cells))
+    near = tied(cells, best(cells, cutoffs_of(cells), steps), steps, cutoffs_of(cells))
     return max(int(cutoff(c)) for c in cells if c.steps == steps and c.row in near)
 
 

@@ -74,7 +74,7 @@ def test_it_shows_every_figure_that_it_names_and_draws_them(records, theory, tmp
 @pytest.mark.parametrize("steps", [10, 25])
 def test_the_best_sampler_and_ddim_differ_by_more_than_their_intervals(records, steps):
     for cells in (records.even, records.log_snr):
-        ours = value(cells, best(cells, steps, rows_of(cells)), steps)
+        ours = value(cells, best(cells, rows_of(cells), steps), steps)
         ddim = value(cells, "DDIM", steps)
         assert ours.value + 1.96 * ours.se < ddim.value - 1.96 * ddim.se
 
@@ -137,7 +137,7 @@ def test_words_follow_the_intervals():
     line = study.tally(cells, "a", "b")
     assert line == "- **a** against **b**: better at 5; worse at 8; not told apart at 10 steps."
     assert [tied(cells, "a", s, ["a", "b"]) for s in (5, 10)] == [["a"], ["a", "b"]]
-    assert best(cells, 8, ["a", "b"]) == "b"
+    assert best(cells, ["a", "b"], 8) == "b"
 
 
 def test_a_claim_that_other_records_do_not_bear_out_says_so(records, theory):
