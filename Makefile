@@ -49,11 +49,11 @@ smoke: .venv/installed ## a tiny table and figures end to end, into runs/smoke
 
 download: .venv/installed ## fetch MODEL's checkpoint, reference batch and Inception's weights
 	@[ -n "$(MODEL)" ] || { echo "error: name what to fetch, as in make download MODEL=adm_imagenet"; exit 2; }
-	$(PY) scripts/download.py $(MODEL) $(ARGS)
+	$(PY) -m scripts.download $(MODEL) $(ARGS)
 
 coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Table 3 (7 GB to fetch)
-	$(PY) scripts/prepare_coco.py captions
-	$(PY) scripts/prepare_coco.py images
+	$(PY) -m scripts.prepare_coco captions
+	$(PY) -m scripts.prepare_coco images
 
 table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (6 minutes on two cores)
 	$(PY) reproduce.py experiment=table1 $(OF_MODEL) $(ARGS)
@@ -92,22 +92,22 @@ tune: .venv/installed ## find Mix++'s window for a model, MODEL=digits by defaul
 	$(PY) reproduce.py experiment=tune $(SMALL_MODEL) $(ARGS)
 
 slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
-	$(PY) scripts/slurm.py experiment=table1 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table1 $(OF_MODEL) $(ARGS)
 
 slurm-table2: .venv/installed ## submit table2 to SLURM
-	$(PY) scripts/slurm.py experiment=table2 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table2 $(OF_MODEL) $(ARGS)
 
 slurm-table3: .venv/installed ## submit table3 to SLURM
-	$(PY) scripts/slurm.py experiment=table3,table3_clean,table3_clip $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table3,table3_clean,table3_clip $(OF_MODEL) $(ARGS)
 
 slurm-table4: .venv/installed ## submit table4 to SLURM, VBench included
-	$(PY) scripts/slurm.py experiment=table4 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table4 $(OF_MODEL) $(ARGS)
 
 slurm-figure4: .venv/installed ## submit figure4 to SLURM
-	$(PY) scripts/slurm.py experiment=figure4 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=figure4 $(OF_MODEL) $(ARGS)
 
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
-	$(PY) scripts/status.py
+	$(PY) -m scripts.status
 
 STUDY = $(PY) reproduce.py -m model=digits experiment=study,study_pixels,study_log_snr,study_exact
 DIAL = $(PY) reproduce.py -m model=digits experiment=study_dial \
@@ -116,23 +116,23 @@ DIAL = $(PY) reproduce.py -m model=digits experiment=study_dial \
 study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)
 	$(STUDY)
 	$(DIAL)
-	$(PY) scripts/study.py
+	$(PY) -m scripts.study
 
 report: .venv/installed ## one web page of all results, without server or network: results/report.html
-	$(PY) scripts/report.py
+	$(PY) -m scripts.report
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
-	$(PY) scripts/study.py
+	$(PY) -m scripts.study
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train_digits
-	$(PY) scripts/train_digits.py classifier
-	$(PY) scripts/train_digits.py unet
+	$(PY) -m scripts.train classifier
+	$(PY) -m scripts.train unet
 
 bench: .venv/installed ## overheads of loop, noise and shards; FID and precision/recall at full size
-	$(PY) scripts/bench.py
+	$(PY) -m scripts.bench
 
 clean: ## remove .venv and caches; keeps runs/ and results/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,13 +21,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from eval.published import gate
+from eval.gate import gate
 from eval.records import Record, score
-from eval.report import METRIC_NAMES, format_score, reference_words
-from scripts.commands import pick_device, plain, run_command
-from scripts.distributed import connected, worker
-from scripts.evaluation import Evaluator, changed_protocol, reference_of
-from scripts.tracking import tracker_named
+from eval.scoring import METRIC_NAMES
+from experiments.config import pick_device, plain, run_command
+from experiments.evaluate import Evaluator, changed_protocol, reference_of
+from experiments.tracking import tracker_named
+from experiments.workers import connected, worker
+from report.words import format_score, reference_words
 
 
 def main(cfg: DictConfig) -> None:

@@ -20,47 +20,35 @@ import torch
 import yaml
 from omegaconf import DictConfig
 
-from eval.files import load_samples
-from eval.metrics import check_metrics
 from eval.records import load_records
-from eval.report import (
-    Cell,
-    load_cells,
-    save_cells,
-    write_cutoff_figure,
-    write_pictures,
-    write_table,
-)
+from eval.scoring import check_metrics
 from eval.sheets import Pictures, sheet_size, write_sheets
-from models.backbone import Backbone
-from sampling import count_calls, timesteps
-from scripts import dry_run
-from scripts.commands import (
-    ROOT,
+from eval.table import Cell, load_cells, save_cells
+from experiments import dry_run
+from experiments.cells import Job, Size, make_job, video_names
+from experiments.config import (
     experiment_of,
     load_backbone,
-    make_job,
     pick_device,
     plain,
     run_command,
     takes_option,
 )
-from scripts.distributed import agree, connected, share, wait_for_all, worker
-from scripts.evaluation import Evaluator
-from scripts.generate import (
-    Job,
-    Size,
-    batch_labels,
-    generate,
-    is_complete,
-    read_manifest,
-    video_names,
-)
-from scripts.status import PlannedCell, write_plan
-from scripts.tracking import Tracker, tracker_named
-from scripts.tune import tune, write_tuning
-from scripts.vbench import result_files, run_vbench, vbench_record
-from scripts.video import film_strip
+from experiments.evaluate import Evaluator
+from experiments.folder import is_complete, read_manifest
+from experiments.generate import batch_labels, generate
+from experiments.progress import PlannedCell, write_plan
+from experiments.tracking import Tracker, tracker_named
+from experiments.tune import tune, write_tuning
+from experiments.vbench import result_files, run_vbench, vbench_record
+from experiments.workers import agree, connected, share, wait_for_all, worker
+from files.images import load_samples
+from files.places import ROOT
+from files.videos import film_strip
+from models.backbone import Backbone
+from report.pictures import write_pictures
+from report.render import write_cutoff_figure, write_table
+from sampling import count_calls, timesteps
 
 KINDS = ("table", "cutoffs", "samples", "videos", "tune")
 
@@ -298,7 +286,7 @@ def _videos(cfg: DictConfig, experiment: dict[str, Any], cells: list[PlannedCell
     elif unscored:
         names = " ".join(map(str, unscored))
         raise FileNotFoundError(
-            f"VBench has not scored {names}: on a GPU, `python scripts/vbench.py run {names}` "
+            f"VBench has not scored {names}: on a GPU, `python -m scripts.vbench run {names}` "
             "does, and then the same command renders the table"
         )
     return [Cell(cell.row, cell.steps, vbench_record(cell.job.folder)) for cell in cells]

@@ -9,11 +9,12 @@ processes share the shards.
 
 from omegaconf import DictConfig
 
-from eval.files import load_samples
-from scripts.commands import load_backbone, make_job, pick_device, plain, run_command
-from scripts.distributed import share
-from scripts.generate import Size, export_png, generate
-from scripts.tracking import tracker_named
+from experiments.cells import Size, make_job
+from experiments.config import load_backbone, pick_device, plain, run_command
+from experiments.generate import generate
+from experiments.tracking import tracker_named
+from experiments.workers import share
+from files.images import export_png, load_samples
 
 
 def main(cfg: DictConfig) -> None:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.digits.networks import DigitsClassifier
+
 Images = NDArray[np.uint8]
 
 URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -59,28 +61,6 @@ class Extractor(Protocol):
     def __call__(self, images: Images, batch_size: int = ...) -> Extracted: ...
 
 
-class DigitsClassifier(nn.Module):
-    """Small CNN: x [B, 1, 28, 28] in [-1, 1] -> (features [B, 64], logits [B, 10]).
-
-    The features follow a smooth nonlinearity and feed the last linear layer directly, as
-    Inception's do.  In training, dropout lies between the two.
-    """
-
-    def __init__(self, dropout: float = 0.3):
-        super().__init__()
-        layers: list[nn.Module] = []
-        for channels_in, channels in ((1, 16), (16, 32), (32, 64)):
-            conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
-            layers += [conv, nn.BatchNorm2d(channels), nn.SiLU(), nn.MaxPool2d(2)]
-        self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 3 * 3, 64), nn.SiLU())
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.body(x)
-        return features, self.head(self.dropout(features))
-
-
 class DigitsExtractor:
     """The embedded digits classifier: 64 features, 10 logits.
 
@@ -96,7 +76,7 @@ class DigitsExtractor:
     def __init__(self, weights: Path = DIGITS_WEIGHTS, device: str = "cpu"):
         if not Path(weights).is_file():
             raise FileNotFoundError(
-                f"{weights} is missing: make it with `python scripts/train_digits.py classifier`"
+                f"{weights} is missing: make it with `python -m scripts.train classifier`"
             )
         self.net = DigitsClassifier()
         try:
@@ -104,7 +84,7 @@ class DigitsExtractor:
         except (SafetensorError, RuntimeError):
             raise ValueError(
                 f"{weights} does not hold the digits classifier or is damaged: make it with "
-                "`python scripts/train_digits.py classifier`"
+                "`python -m scripts.train classifier`"
             ) from None
         self.net.eval().to(device)
         self.device = device
@@ -389,7 +369,7 @@ def _torch_fidelity_network(
     if weights is not None:
         if not Path(weights).is_file():
             raise FileNotFoundError(
-                f"{weights} is missing: `python scripts/download.py {name}` fetches {source}"
+                f"{weights} is missing: `python -m scripts.download {name}` fetches {source}"
             )
         try:
             torch.load(weights, map_location="cpu", weights_only=True)

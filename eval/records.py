@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.extractors import Extractor
-from eval.files import write_atomic
 from eval.metrics import Score
 from eval.reference import Reference
+from files.whole import write_atomic
 
 Record = dict[str, Any]
 

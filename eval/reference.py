@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.extractors import Extracted, Extractor, Images
-from eval.files import write_atomic
-from eval.metrics import Score, Statistics, evaluate, statistics
+from eval.extractors import Extractor, Images
+from eval.metrics import Statistics, statistics
+from files.whole import write_atomic
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,37 +159,6 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): download it again") from None
     return PublishedStatistics(Statistics(mu, sigma, n), Statistics(mu_s, sigma_s, n))
-
-
-def real_floor(
-    real: Extracted,
-    reference: Reference,
-    n: int,
-    metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
-    seed: int = 0,
-    labels: NDArray[np.int64] | None = None,
-    **options: Any,
-) -> dict[str, Score]:
-    """What a perfect sampler would score with n samples: n real images in place of samples.
-
-    `real` holds images that are not in the reference; n of them are drawn without
-    replacement.  With their `labels` the draw is balanced over classes, to go with balanced
-    samples.  `options` go to `evaluate`.  Raises ValueError if there are too few.
-    """
-    rng = np.random.default_rng(seed)
-    pool = np.zeros(len(real.features), np.int64) if labels is None else labels
-    classes = np.unique(pool)
-    rows = np.empty(0, np.int64)
-    for i, label in enumerate(classes):
-        members, wanted = np.flatnonzero(pool == label), len(range(i, n, len(classes)))
-        if wanted > len(members):
-            raise ValueError(
-                f"a floor with {n} samples needs {wanted} real images of a kind, got {len(members)}"
-            )
-        rows = np.concatenate([rows, rng.choice(members, wanted, replace=False)])
-    drawn = Extracted._make(None if part is None else part[rows] for part in real)
-    strata = None if labels is None else labels[rows]
-    return evaluate(drawn, reference, metrics=metrics, seed=seed, strata=strata, **options)
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:

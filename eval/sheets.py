@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.files import write_atomic
+from files.whole import write_atomic
 
 INDEX = "pictures.json"
 SIDE = 128  # pixels at most; larger pictures are reduced

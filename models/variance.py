@@ -8,7 +8,6 @@ on real images, clipped as in sampling, and stored under the checkpoint's hash.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.files import write_atomic
-from models.backbone import Backbone, file_sha256
+from files.places import downloads
+from files.whole import file_sha256, write_atomic
+from models.backbone import Backbone
 from sampling import SampleNoise
 from sampling.run import implied_x0
 
@@ -75,7 +75,7 @@ def save_x0_variance(
     }
     known = (DIGITS / f"{name}.safetensors" for name in ("unet-1000", "unet-3000", "unet-6500"))
     embedded = backbone.sha256 in {file_sha256(path) for path in known}
-    path = (DIGITS if embedded else _downloads()) / _name(backbone)
+    path = (DIGITS if embedded else downloads()) / _name(backbone)
     write_atomic(path, lambda p: p.write_text(json.dumps(content) + "\n"))
     return path
 
@@ -85,23 +85,19 @@ def stored_x0_variance(backbone: Backbone) -> NDArray[np.float64]:
 
     Raises FileNotFoundError without them, ValueError for a damaged file.
     """
-    for folder in (DIGITS, _downloads()):
+    for folder in (DIGITS, downloads()):
         path = folder / _name(backbone)
         if path.is_file():
             try:
                 return np.array(json.loads(path.read_text())["x0_variance"], dtype=np.float64)
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
-                    f"{path} is damaged: remove it and run `python scripts/variance.py`"
+                    f"{path} is damaged: remove it and run `python -m scripts.variance`"
                 ) from None
     raise FileNotFoundError(
         "variance=analytic needs the network's error on real images: measure it once with "
-        "`python scripts/variance.py model=...`"
+        "`python -m scripts.variance model=...`"
     )
-
-
-def _downloads() -> Path:
-    return Path(os.environ.get("SKIPPED_STEP_DOWNLOADS", DIGITS.parents[1] / "downloads"))
 
 
 def _name(backbone: Backbone) -> str:

@@ -387,7 +387,7 @@ def _with_variance(
         if x0_variance is None or np.shape(x0_variance) != (schedule.T,):
             raise ValueError(
                 f"variance=analytic needs x0_variance, {schedule.T} numbers: measure them with "
-                "`python scripts/variance.py`"
+                "`python -m scripts.variance`"
             )
         added = (plan.x0 + plan.x0_previous) ** 2 * x0_variance[plan.t.astype(np.int64)]
         return replace(plan, noise=np.where(inner, np.sqrt(plan.noise**2 + added), plan.noise))

@@ -1,10 +1,10 @@
 """What the loop, the noise, shards and several processes cost or bring; and evaluation.
 
     make bench
-    python scripts/bench.py loop                # against the bare network calls
-    python scripts/bench.py generation          # shards on disk, and two processes against one
-    python scripts/bench.py evaluation          # 50,000 x 2048 features against 10,000
-    python scripts/bench.py evaluation 50000    # ... against 50,000
+    python -m scripts.bench loop                # against the bare network calls
+    python -m scripts.bench generation          # shards on disk, and two processes against one
+    python -m scripts.bench evaluation          # 50,000 x 2048 features against 10,000
+    python -m scripts.bench evaluation 50000    # ... against 50,000
 
 Both sides of every comparison are interleaved in one run, and medians are compared, because
 timings on a shared machine drift.
@@ -22,8 +22,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +29,9 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from eval.metrics import fid, frechet_distance, precision_recall
 from eval.metrics import statistics as statistics_of
-from models.digits import load
+from experiments.cells import Job, Size
+from experiments.generate import generate
+from models.digits.backbone import load
 from sampling import (
     Plan,
     SampleNoise,
@@ -43,7 +43,6 @@ from sampling import (
     skipped,
     timesteps,
 )
-from scripts.generate import Job, Size, generate
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
 

@@ -3,8 +3,8 @@
     make download MODEL=adm_imagenet
     make download MODEL=sd21
     make download MODEL=opensora11
-    python scripts/download.py adm_imagenet adm_imagenet_classifier admnet_imagenet256
-    python scripts/download.py model=adm model.card=mine.yaml model.checkpoint=mine.pt
+    python -m scripts.download adm_imagenet adm_imagenet_classifier admnet_imagenet256
+    python -m scripts.download model=adm model.card=mine.yaml model.checkpoint=mine.pt
 
 A model brings its checkpoint, the reference batch that it is scored against and Inception; it
 is named, or described by settings as for sample.py.
@@ -16,24 +16,22 @@ command; every file is verified, and none is there before it is whole.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from omegaconf import DictConfig
 
 from eval.extractors import URL_VGG16
-from eval.files import load_samples
 from eval.reference import read_adm_statistics
-from models.backbone import read_weights
-from models.checkpoints import CARDS, Card, read_card
-from models.stable_diffusion import download_files, download_pipeline
-from scripts.commands import CONFIGS, composed, reported
-from scripts.fetch import fetch
+from experiments.config import CONFIGS, composed, reported
+from files.fetch import fetch
+from files.images import load_samples
+from files.places import downloads
+from models.adm.cards import CARDS, Card, read_card
+from models.stable_diffusion.hub import download_files, download_pipeline
+from models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,6 @@ def _inception() -> Asset:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
     return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
-
-
-def downloads() -> Path:
-    return Path(composed("evaluate").downloads)
 
 
 def models() -> list[str]:

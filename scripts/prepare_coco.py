@@ -1,10 +1,10 @@
 """MS-COCO 2014 validation for Table 3: captions to sample, and images to compare with.
 
-    python scripts/prepare_coco.py captions                       # fetches the annotations, 250 MB
-    python scripts/prepare_coco.py captions --annotations FILE-OR-FOLDER --seed 0 --count 30000
-    python scripts/prepare_coco.py captions --list metadata.csv   # a published list instead
-    python scripts/prepare_coco.py images                         # fetches the images, 6.6 GB
-    python scripts/prepare_coco.py images --images val2014.zip --preprocess bicubic
+    python -m scripts.prepare_coco captions                       # fetches the annotations, 250 MB
+    python -m scripts.prepare_coco captions --annotations FILE-OR-FOLDER --seed 0 --count 30000
+    python -m scripts.prepare_coco captions --list metadata.csv   # a published list instead
+    python -m scripts.prepare_coco images                         # fetches the images, 6.6 GB
+    python -m scripts.prepare_coco images --images val2014.zip --preprocess bicubic
 
 Writes prompts.txt (one caption a line: that of sample i is line i + 1) and captions.json into
 downloads/coco or --out, and one .npz of all images at 256 pixels for each way of preprocessing.
@@ -20,7 +20,6 @@ import errno
 import io
 import json
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,20 +27,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from eval.files import write_atomic
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from models.backbone import file_sha256
-from scripts.commands import composed, pick_device, reported
-from scripts.download import downloads
-from scripts.evaluation import Evaluator
-from scripts.fetch import fetch
+from experiments.config import composed, pick_device, reported
+from experiments.evaluate import Evaluator
+from files.fetch import fetch
+from files.places import downloads
+from files.whole import file_sha256, write_atomic
 
 URL_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 URL_IMAGES = "http://images.cocodataset.org/zips/val2014.zip"

@@ -1,20 +1,18 @@
 """Write results/report.html: one page of all results that needs neither server nor network.
 
-python scripts/report.py
-python scripts/report.py --results runs/mine --out mine.html
+python -m scripts.report
+python -m scripts.report --results runs/mine --out mine.html
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from eval.files import write_atomic
-from eval.page import build_page
-from scripts.commands import ROOT, reported
+from experiments.config import reported
+from files.places import ROOT
+from files.whole import write_atomic
+from report.page import build_page
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Submit a table or figure to SLURM, and come back at once.
 
-    python scripts/slurm.py experiment=table1 parts=8             # make slurm-table1 ARGS=parts=8
-    python scripts/slurm.py experiment=table1 model=digits --dry  # what would be submitted
+    python -m scripts.slurm experiment=table1 parts=8             # make slurm-table1 ARGS=parts=8
+    python -m scripts.slurm experiment=table1 model=digits --dry  # what would be submitted
 
 Takes the settings of reproduce.py; configs/site/default.yaml says what to ask of the cluster.
 Each step count is sampled by an array of `parts` jobs; when it is complete, it is evaluated; when
@@ -18,10 +18,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from scripts.commands import composed, experiment_of, plain, reported
-from scripts.status import sampled_and_scored
+from experiments.config import composed, experiment_of, plain, reported
+from experiments.progress import sampled_and_scored
 
 
 class Stage:

@@ -1,7 +1,7 @@
 """Measure the network's uncertainty about x0, which `variance=analytic` of mixpp needs, once a model.
 
-    python scripts/variance.py model=digits
-    python scripts/variance.py model=adm_imagenet --images 2000 --every 10
+    python -m scripts.variance model=digits
+    python -m scripts.variance model=adm_imagenet --images 2000 --every 10
 
 Takes model and reference of reproduce.py: real images are the reference's own, for digits the 1,000
 that the network was not trained on.
@@ -10,18 +10,14 @@ that the network was not trained on.
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import hydra
 import numpy as np
 import torch
 
-from eval.files import Samples
+from experiments.config import composed, load_backbone, pick_device, reported
+from files.images import Samples
 from models.variance import measure_x0_variance, save_x0_variance
-from scripts.commands import composed, load_backbone, pick_device, reported
 
 
 def main() -> None:

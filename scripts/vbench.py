@@ -1,9 +1,9 @@
 """VBench: its prompts, its own environment, its 16 dimensions, its scores.
 
-    python scripts/vbench.py setup                     # an environment of its own, in downloads/vbench/env
-    python scripts/vbench.py prompts                   # prompts.txt (944) and flickering.txt (75)
-    python scripts/vbench.py run RUN... [--flickering RUN2...] [--gpus 0,1]   # what is still missing
-    python scripts/vbench.py score RUN [--partial]
+    python -m scripts.vbench setup                     # an environment of its own, in downloads/vbench/env
+    python -m scripts.vbench prompts                   # prompts.txt (944) and flickering.txt (75)
+    python -m scripts.vbench run RUN... [--flickering RUN2...] [--gpus 0,1]   # what is still missing
+    python -m scripts.vbench score RUN [--partial]
 
 RUN is the folder of a run of sample.py or reproduce.py with names=prompt.  VBench pins versions that
 conflict with ours, and needs a CUDA GPU; only files are exchanged.
@@ -13,29 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import queue
 import shutil
 import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from tqdm import tqdm
-
-from eval.files import write_atomic
-from eval.records import Record
-from eval.report import format_score
 from eval.vbench import DIMENSIONS, aggregate, read_results
-from scripts.commands import reported
-from scripts.download import downloads
-from scripts.generate import read_manifest
+from experiments.config import reported
+from experiments.vbench import INFO, VERSION, result_files, run_vbench
+from files.places import downloads
+from files.whole import write_atomic
+from report.words import format_score
 
-VERSION = "0.1.5"
-INFO = "VBench_full_info.json"
-FLICKERING = "flickering.json"  # where the videos for temporal flickering are from
 # Wheels of what vbench 0.1.5 pins end with Python 3.11; detectron2 is not on PyPI.
 PYTHONS = ("python3.11", "python3.10")
 PACKAGES = (
@@ -60,7 +48,7 @@ def setup(args: argparse.Namespace) -> None:
     for command in commands:
         print(" ".join(command), flush=True)
         if not args.dry and subprocess.run(command).returncode:
-            raise OSError("that failed: mend it and run `python scripts/vbench.py setup` again")
+            raise OSError("that failed: mend it and run `python -m scripts.vbench setup` again")
     if not args.dry:
         print(f"VBench is in {args.env}; it fetches its networks at its first use")
 
@@ -75,7 +63,7 @@ def suite(path: Path) -> tuple[list[str], list[str]]:
         pairs = [(e["prompt_en"], e["dimension"]) for e in entries]
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path} is missing: run `python scripts/vbench.py setup`, or pass --info {INFO}"
+            f"{path} is missing: run `python -m scripts.vbench setup`, or pass --info {INFO}"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is not VBench's list of prompts: fetch {INFO} again") from None
@@ -94,10 +82,6 @@ def prompts(args: argparse.Namespace) -> None:
     write_atomic(args.out / INFO, lambda p: shutil.copy(info, p))
 
 
-def result_files(run: Path) -> list[Path]:
-    return sorted((run / "vbench").glob("*_eval_results.json"))
-
-
 def run(args: argparse.Namespace) -> None:
     run_vbench(
         args.runs,
@@ -107,133 +91,9 @@ def run(args: argparse.Namespace) -> None:
         env=args.env,
         info=args.info,
     )
-
-
-def run_vbench(
-    runs: list[Path],
-    flickering: list[Path] | None = None,
-    *,
-    gpus: str | None = None,
-    dimensions: list[str] | None = None,
-    env: Path | None = None,
-    info: Path | None = None,
-) -> None:
-    """Run VBench on every dimension that has no result yet, one at a time on each GPU.
-
-    `flickering` are for each run one with 25 videos a prompt; `gpus` defaults to those of this
-    process.  Raises FileNotFoundError without VBench, ValueError for unfit runs, OSError if it fails.
-    """
-    home = downloads() / "vbench"
-    gpus = gpus or os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
-    program = (env or home / "env") / "bin/vbench"
-    if not program.is_file():
-        raise FileNotFoundError(f"{program} is missing: run `python scripts/vbench.py setup`")
-    flickering = flickering or runs
-    if len(flickering) != len(runs):
-        raise ValueError(f"give as many --flickering folders as runs, {len(runs)}")
-    for folder in {*runs, *flickering}:
-        _check_run(folder)
-    wanted = dimensions or list(DIMENSIONS)
-    if unknown := sorted(set(wanted) - set(DIMENSIONS)):
-        raise ValueError(f"unknown dimension {', '.join(unknown)}: choose {', '.join(DIMENSIONS)}")
-    todo = []
-    for folder, other in zip(runs, flickering, strict=True):
-        done = read_results(result_files(folder))
-        todo += [
-            (folder, name, other if name == "temporal_flickering" else folder)
-            for name in wanted
-            if name not in done
-        ]
-    free: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for gpu in gpus.split(","):
-        free.put(gpu)
-
-    def one(task: tuple[Path, str, Path]) -> None:
-        gpu = free.get()
-        try:
-            _evaluate(program, info or home / INFO, gpu, *task)
-        finally:
-            free.put(gpu)
-
-    with ThreadPoolExecutor(len(gpus.split(","))) as pool:
-        for _ in tqdm(pool.map(one, todo), total=len(todo), desc="dimensions", disable=not todo):
-            pass
-    for folder in runs:
+    for folder in args.runs:
         print(folder)
         score(argparse.Namespace(run=folder, partial=True))
-
-
-def _check_run(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    if manifest is None or not manifest["complete"] or not manifest.get("videos"):
-        raise ValueError(f"{folder} is no complete run of videos: sample it to its end first")
-    if manifest["config"].get("names") != "prompt":
-        raise ValueError(
-            f"{folder} was not sampled with names=prompt, by which VBench finds videos"
-        )
-
-
-def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, source: Path) -> None:
-    """One dimension: VBench writes beside, and the result is moved to its place when it is whole.
-
-    Temporal flickering from a run of its own is of the videos that pass VBench's static filter.
-    """
-    target = run / "vbench"
-    scratch = target / f".part-{dimension}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    videos = source / "videos"
-    log = target / f"{dimension}.log"
-    failed = (
-        f"VBench failed on {dimension} (see {log}): mend it and run the same command to continue"
-    )
-    if source != run:
-        words = ["static_filter", "--videos_path", str(videos), "--result_path", str(scratch)]
-        if _call([str(program), *words], gpu, log):
-            raise OSError(failed)
-        videos = scratch / "filtered_videos"
-    words = ["evaluate", "--videos_path", str(videos), "--dimension", dimension,
-             "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
-    status = _call([str(program), *words], gpu, log)
-    results = sorted(scratch.glob("*_eval_results.json"))
-    if status or len(results) != 1 or dimension not in read_results(results):
-        raise OSError(failed)
-    if dimension == "temporal_flickering":
-        facts = {"static_filter": source != run, "flickering_run": source.name}
-        write_atomic(target / FLICKERING, lambda p: p.write_text(json.dumps(facts) + "\n"))
-    os.replace(results[0], target / f"{dimension}_eval_results.json")
-    shutil.rmtree(scratch)
-
-
-def _call(command: list[str], gpu: str, log: Path) -> int:
-    with log.open("a") as file:
-        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        return subprocess.run(command, stdout=file, stderr=file, env=env).returncode
-
-
-def vbench_record(run: Path) -> Record:
-    """The record of a run that VBench has scored; ValueError if dimensions are missing."""
-    results = read_results(result_files(run))
-    manifest = read_manifest(run)
-    assert manifest is not None
-    path = run / "vbench" / FLICKERING
-    facts = json.loads(path.read_text()) if path.is_file() else {"static_filter": False}
-    return {
-        "protocol": "vbench",
-        "n": manifest["num_samples"],
-        "extractor": "vbench",
-        "extractor_weights": VERSION,
-        "reference": None,
-        "reference_n": None,
-        "reference_digest": None,
-        "metrics": ["quality", "semantic", "total"],
-        "options": {"static_filter": facts["static_filter"]},
-        "cell": {key: manifest[key] for key in ("config", "plan", "nfe")},
-        "run": None,
-        "scores": {name: s._asdict() for name, s in aggregate(results).items()},
-        "dimensions": {name: s._asdict() for name, s in results.items()},
-        "floor": None,
-    }
 
 
 def score(args: argparse.Namespace) -> None:

@@ -22,9 +22,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from models.adm import Classifier, UNet
-from models.checkpoints import layout_digest
-from scripts.commands import run_command
+from experiments.config import run_command
+from models.adm.cards import layout_digest
+from models.adm.networks import Classifier, UNet
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parents[1]

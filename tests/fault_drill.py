@@ -30,9 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from models.digits import load
+from experiments.cells import Job, Size
+from experiments.folder import is_complete
+from experiments.generate import generate
+from models.digits.backbone import load
 from sampling import mix, skipped, timesteps
-from scripts.generate import Job, Size, generate, is_complete
 
 SEED, SIZE = 7, Size(num_samples=57, batch_size=8, shard_size=8)
 TEAMS = [[(0, 1)], [(0, 2), (1, 2)], [(0, 3), (1, 3), (2, 3)], [(0, 1), (0, 1)]]

@@ -23,11 +23,11 @@ import reproduce
 import sample
 from eval.extractors import InceptionExtractor
 from eval.metrics import statistics
+from experiments.config import reported
+from experiments.evaluate import reference_of
+from experiments.folder import read_manifest
 from scripts import download
-from scripts.commands import reported
 from scripts.download import composed
-from scripts.evaluation import reference_of
-from scripts.generate import read_manifest
 
 
 class Quiet(SimpleHTTPRequestHandler):

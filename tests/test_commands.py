@@ -19,9 +19,10 @@ from PIL import Image
 import evaluate
 import reproduce
 import sample
-from models.checkpoints import load
-from scripts.commands import CONFIGS, composed, make_job, pick_device
-from scripts.generate import read_manifest
+from experiments.cells import make_job
+from experiments.config import CONFIGS, composed, pick_device
+from experiments.folder import read_manifest
+from models.adm.backbone import load
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
 

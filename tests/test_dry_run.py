@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_generate import CountingDenoiser, backbone, job, make
 
-from models.checkpoints import load
-from scripts import dry_run
-from scripts.generate import Size
+from experiments import dry_run
+from experiments.cells import Size
+from models.adm.backbone import load
 
 CPU = torch.device("cpu")
 

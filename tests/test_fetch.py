@@ -23,8 +23,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from scripts import fetch as module
-from scripts.fetch import fetch, recorded_sha256
+from files import fetch as module
+from files.fetch import fetch, recorded_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -484,7 +484,7 @@ def test_a_part_of_unknown_origin_is_not_adopted(server, path, capsys, sidecar):
 
 
 def run_fetch(server: Server, path: Path) -> subprocess.Popen[str]:
-    code = f"from scripts.fetch import *; print(fetch({server.url!r}, Path({str(path)!r})))"
+    code = f"from files.fetch import *; print(fetch({server.url!r}, Path({str(path)!r})))"
     return subprocess.Popen(
         [sys.executable, "-u", "-c", code],
         cwd=ROOT,

@@ -19,19 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.files import remove_partial, write_atomic
+from experiments.cells import Job, Size
+from experiments.folder import _read_shard, read_manifest
+from experiments.generate import batch_labels, generate
+from files.images import export_png, save_grid
+from files.whole import remove_partial, write_atomic
 from models.backbone import Backbone, to_uint8
 from sampling import Schedule, ddim, ddpm, mix, skipped, timesteps
-from scripts.generate import (
-    Job,
-    Size,
-    _read_shard,
-    batch_labels,
-    export_png,
-    generate,
-    read_manifest,
-    save_grid,
-)
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = Schedule.linear()
@@ -536,8 +530,9 @@ import json, resource, sys, torch
 from pathlib import Path
 from models.backbone import Backbone, to_uint8
 from sampling import Schedule, skipped, timesteps
-from eval.files import remove_partial, write_atomic
-from scripts.generate import Job, Size, generate
+from files.whole import remove_partial, write_atomic
+from experiments.cells import Job, Size
+from experiments.generate import generate
 torch.set_num_threads(1)
 conv = torch.nn.Conv2d(3, 3, 1)
 model = Backbone(lambda x, t, y: (conv(x), None), Schedule.linear(), (3, 32, 32), 10, True, "", to_uint8)

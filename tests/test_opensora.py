@@ -14,15 +14,15 @@ from conftest import GOLDEN, ROOT, golden_json, interrupt
 from safetensors.torch import load_file
 
 import sample
-from eval.files import load_samples
+from experiments.folder import read_manifest
+from files.images import load_samples
+from files.videos import read_mp4, write_mp4
 from models.opensora import text
 from models.opensora.backbone import VideoDenoiser, load, peak_memory, to_uint8
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache, clean
 from sampling import Schedule, ddpm, iterate, timesteps
 from sampling.run import advance, implied_x0
-from scripts.generate import read_manifest
-from scripts.video import read_mp4, write_mp4
 
 RUNS = golden_json("opensora_iddpm_trajectories")["runs"]
 TRAJECTORIES = load_file(GOLDEN / "opensora_iddpm_trajectories.safetensors")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from eval import page
-from eval.page import build_page
 from eval.records import score
-from eval.report import cutoff, format_score, load_cells
+from eval.table import cutoff, load_cells
+from report import page
+from report.page import build_page
+from report.words import format_score
 
 RESULTS = ROOT / "results"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval.report import paper_value
+from report.paper import paper_value
 from sampling import SAMPLERS
 
 FOLDER = Path(__file__).parents[1] / "results" / "paper"

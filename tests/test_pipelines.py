@@ -25,7 +25,7 @@ from diffusers import (
 from PIL import Image
 
 import sample
-from models.stable_diffusion import load
+from models.stable_diffusion.backbone import load
 from sampling import SampleNoise, mix, run, timesteps
 from sampling.schedulers import MixScheduler, SkippedStepScheduler
 

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.files import load_samples, read_prompts
+from experiments.config import reported
+from files.images import load_samples
+from files.prompts import read_prompts
 from scripts import prepare_coco
-from scripts.commands import reported
 
 IDS = [42, 73, 74, 133, 136, 139, 143, 164, 192, 196]
 

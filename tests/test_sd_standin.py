@@ -23,8 +23,8 @@ import evaluate
 import reproduce
 import sample
 from eval.preprocessing import Preprocessing
+from experiments.config import reported
 from scripts import prepare_coco
-from scripts.commands import reported
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_from_captions_to_table3(command, site, monkeypatch, tmp_path, capsys):
 
     coco(monkeypatch, "captions", "--annotations", site / "captions_val2014.json", "--count", 8)
     status, _, err = command(reproduce, "experiment=table3", *small, *few)
-    assert status == 2 and "`python scripts/download.py inception` fetches" in err
+    assert status == 2 and "`python -m scripts.download inception` fetches" in err
     (tmp_path / "downloads/weights-inception-2015-12-05-6726825d.pth").symlink_to(
         site / "inception.pth"
     )
     status, _, err = command(reproduce, "experiment=table3", *small, *few)
-    assert status == 2 and "make it with `python scripts/prepare_coco.py images" in err
+    assert status == 2 and "make it with `python -m scripts.prepare_coco images" in err
     assert not list((tmp_path / "runs").rglob("shard-*.npz"))  # said before days of sampling
     coco(monkeypatch, "images", "--images", site / "val2014", "--statistics", "table3")
     (statistics,) = (tmp_path / "downloads/references").iterdir()

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from scripts.commands import composed
+from experiments.config import composed
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
 ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
@@ -62,7 +62,9 @@ def cluster():
 
 def python(script: str, *words: str, cwd: Path, env: dict[str, str], prefix=()) -> str:
     """Run one of our commands, which must succeed; its output."""
-    command = [*prefix, sys.executable, str(ROOT / script), *words]
+    where = ["-m", script] if script.startswith("scripts.") else [str(ROOT / script)]
+    command = [*prefix, sys.executable, *where, *words]
+    env = {**env, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -103,7 +105,7 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
     here, there = tmp_path / "without", tmp_path / "with"
     here.mkdir()
     there.mkdir()
-    submit = ["scripts/slurm.py", *TABLE, "parts=2", *SITE]
+    submit = ["scripts.slurm", *TABLE, "parts=2", *SITE]
     out = python(*submit, cwd=there, env=cluster)
     assert "digits-table1-render: 1 job, after" in out
     runs = there / "runs"
@@ -121,7 +123,7 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
     python("reproduce.py", *TABLE, cwd=here, env=cluster)  # meanwhile, without SLURM
     assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
     assert not (there / "out" / "table.md").exists()  # it waited for the cancelled job
-    status = python("scripts/status.py", cwd=there, env=cluster)
+    status = python("scripts.status", cwd=there, env=cluster)
     assert "table1 on digits:" in status and "8 of 8" not in status
     logs = "".join(p.read_text() for p in runs.glob("slurm/**/*_log.*"))
     assert "preempted" in logs and "Requeued job" in logs
@@ -129,7 +131,7 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
     out = python(*submit, cwd=there, env=cluster)  # submits what is missing
     assert "-20-sample" not in out
     assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
-    assert "8 of 8 cells done" in python("scripts/status.py", cwd=there, env=cluster)
+    assert "8 of 8 cells done" in python("scripts.status", cwd=there, env=cluster)
     same_samples(here / "runs", runs)
     for name in ("table.md", "table.csv"):
         assert (there / "out" / name).read_text() == (here / "out" / name).read_text()
@@ -188,7 +190,7 @@ def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluste
 
 
 def test_a_dry_run_says_what_would_be_submitted(tmp_path):
-    out = python("scripts/slurm.py", *TABLE, "parts=3", "--dry", cwd=tmp_path, env={**os.environ})
+    out = python("scripts.slurm", *TABLE, "parts=3", "--dry", cwd=tmp_path, env={**os.environ})
     assert out.count("stage=sample") == out.count("stage=evaluate") == 6
     assert out.count("stage=render") == 1
     assert "after <digits-table1-8-evaluate>, <digits-table1-20-evaluate>" in out
@@ -197,7 +199,7 @@ def test_a_dry_run_says_what_would_be_submitted(tmp_path):
 
 def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_each_other(tmp_path):
     words = ["experiment=figure2,figure3", "model=digits", "--dry"]
-    out = python("scripts/slurm.py", *words, cwd=tmp_path, env={**os.environ})
+    out = python("scripts.slurm", *words, cwd=tmp_path, env={**os.environ})
     assert "stage=evaluate" not in out
     assert "digits-figure3-100-sample: 1 job, after <digits-figure2-" in out
 
@@ -212,7 +214,7 @@ def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_eac
 )
 def test_mistakes_are_one_line(tmp_path, words, said):
     env = {**os.environ, "PATH": str(Path(sys.executable).parent)}
-    command = [sys.executable, str(ROOT / "scripts/slurm.py"), *words]
+    command = [sys.executable, "-m", "scripts.slurm", *words]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and said in done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.progress import file_clock, progress, table
 from scripts import status
 
 NOW = 1_000_000.0
@@ -54,22 +55,22 @@ def cell(
     ],
 )
 def test_states(tmp_path, made, age, scored, state):
-    assert status.progress(cell(tmp_path, made, age=age, scored=scored), NOW).state == state
+    assert progress(cell(tmp_path, made, age=age, scored=scored), NOW).state == state
 
 
 def test_all_shards_are_not_yet_a_complete_cell(tmp_path):
     """Killed while joining: it must be sampled once more, which only joins."""
-    progress = status.progress(cell(tmp_path, 3, complete=False), NOW)
-    assert (progress.state, progress.sampled, progress.calls_left) == ("running 3/3", False, 0)
+    found = progress(cell(tmp_path, 3, complete=False), NOW)
+    assert (found.state, found.sampled, found.calls_left) == ("running 3/3", False, 0)
 
 
 def test_a_complete_cell_stays_so_without_its_shards(tmp_path):
     planned = cell(tmp_path, 3, scored=True)
     shutil.rmtree(tmp_path / "shards")
-    progress = status.progress(planned, NOW)
-    assert (progress.state, progress.calls_left) == ("done", 0)
+    found = progress(planned, NOW)
+    assert (found.state, found.calls_left) == ("done", 0)
     (tmp_path / "manifest.json").write_text("{")
-    assert status.progress(planned, NOW).state == "missing"
+    assert progress(planned, NOW).state == "missing"
 
 
 def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path):
@@ -77,7 +78,7 @@ def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path
         cell(tmp_path / "a", 2, workers=("a:1", "b:1")),
         cell(tmp_path / "b", 0, row="DDIM"),
     ]
-    text = status.table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
+    text = table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
     # 400 image calls took 8 s; 100 and 500 are left.
     assert (
         "600 image calls to do, about 12 s of one process: 6 s with the 2 that are at work" in text
@@ -85,7 +86,7 @@ def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path
     assert "table1 on digits: 0 of 2 cells done" in text
     os.utime(tmp_path / "a/shards/shard-00000.npz", (0, 0))
     os.utime(tmp_path / "a/shards/shard-00001.npz", (0, 0))
-    text = status.table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
+    text = table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
     assert "none is at work" in text
 
 
@@ -93,13 +94,13 @@ def test_a_shard_whose_facts_are_lost_still_counts(tmp_path):
     planned = cell(tmp_path, 2)
     (tmp_path / "shards" / "shard-00000.json").unlink()
     (tmp_path / "shards" / "shard-00001.json").write_text("{")
-    progress = status.progress(planned, NOW)
-    assert (progress.made, progress.calls_left) == (2, 100)
+    found = progress(planned, NOW)
+    assert (found.made, found.calls_left) == (2, 100)
 
 
 def test_the_clock_is_that_of_the_files(tmp_path):
     before = time.time()
-    assert abs(status.file_clock(tmp_path) - before) < 5
+    assert abs(file_clock(tmp_path) - before) < 5
     assert list(tmp_path.iterdir()) == []
 
 

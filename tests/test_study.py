@@ -12,10 +12,11 @@ import yaml
 from conftest import ROOT
 
 from eval.metrics import Score
-from eval.report import Cell, gain, load_cells, write_table
+from eval.table import Cell, gain, load_cells
+from report import study
+from report.render import write_table
+from report.study import SCHEDULE, Study, Theory, against, best, floor, rows_of, tied, value
 from sampling.gaussian import gaussian_frechet
-from scripts import study
-from scripts.study import SCHEDULE, Study, Theory, against, best, floor, rows_of, tied, value
 
 RESULTS = ROOT / "results"
 TABLES = sorted(p.parent.name for p in RESULTS.glob("digits/study*/table.md"))

@@ -17,8 +17,8 @@ from PIL import Image
 
 import reproduce
 from eval.vbench import DIMENSIONS
+from experiments.config import reported
 from scripts import vbench
-from scripts.commands import reported
 
 INFO = [
     {"prompt_en": "In a still frame, a stop sign", "dimension": ["temporal_flickering"]},
@@ -87,7 +87,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
 
     # The suite: every prompt once.
     status, _, err = tool("prompts")
-    assert status == 2 and "run `python scripts/vbench.py setup`, or pass --info" in err
+    assert status == 2 and "run `python -m scripts.vbench setup`, or pass --info" in err
     status, out, err = tool("prompts", "--info", parts / "VBench_full_info.json")
     assert status == 0, err
     home = tmp_path / "downloads/vbench"
@@ -112,7 +112,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
         f"{prompt}-{k}.mp4" for prompt in {e["prompt_en"] for e in INFO} for k in (0, 1)
     }
     status, _, err = tool("run", runs[0])
-    assert status == 2 and "bin/vbench is missing: run `python scripts/vbench.py setup`" in err
+    assert status == 2 and "bin/vbench is missing: run `python -m scripts.vbench setup`" in err
     program = home / "env/bin/vbench"
     program.parent.mkdir(parents=True)
     program.write_text(PROGRAM)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, shards
 
-from scripts import distributed
+from experiments import workers as distributed
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 # The last bits of a convolution depend on the number of threads, which torchrun sets to one.

@@ -16,7 +16,7 @@ from wandb.proto import wandb_internal_pb2 as pb
 import evaluate
 import reproduce
 import sample
-from scripts import tracking
+from experiments import tracking
 
 OFFLINE = ["logger=wandb", "logger.mode=offline"]
 SMALL = ["num_samples=70", "shard_size=25", "metrics.options.kid_subset_size=50", "metrics.options.bootstrap=10", "out=out"]  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from conftest import GOLDEN
 
 from sampling import Schedule, ddpm
-from scripts.train_digits import Ema, Objective, learning_rate, training_data
+from scripts.train import Ema, Objective, learning_rate, training_data
 
 SCHEDULE = Schedule.linear()
 ABAR = SCHEDULE.alpha_bar

@@ -9,8 +9,8 @@ import pytest
 
 import reproduce
 import sample
-from eval.report import Cell
-from scripts.tune import config_line, tune, verdict
+from eval.table import Cell
+from experiments.tune import config_line, tune, verdict
 
 EXPERIMENT = {
     "metric": "fid",

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.backbone import Backbone, dtype_named, file_sha256, load_weights
+from files.whole import file_sha256
+from models.backbone import Backbone
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache
+from models.weights import dtype_named, load_weights
 from sampling import Schedule
 
 FPS_OF_IMAGES = 120  # what the network is told of a single frame

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from eval.files import write_atomic
+from files.whole import write_atomic
 
 LENGTH = 200  # tokens
 

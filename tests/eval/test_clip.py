@@ -15,8 +15,8 @@ from standin_scorers import tiny_clip
 import evaluate
 from eval.extractors import ClipExtractor
 from eval.metrics import clip_score
-from eval.metrics import evaluate as scores_of
-from models.backbone import file_sha256
+from eval.scoring import evaluate as scores_of
+from files.whole import file_sha256
 
 PROMPTS = ["a cat", "a chair designed to look like an octopus", "a red bus", "ein Bär"]
 

@@ -9,12 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from eval.extractors import (
-    DigitsClassifier,
-    DigitsExtractor,
-    InceptionExtractor,
-    extractor_named,
-)
+from eval.extractors import DigitsExtractor, InceptionExtractor, extractor_named
+from models.digits.networks import DigitsClassifier
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from eval.metrics import (
     Score,
     Statistics,
     diagonal_fid,
-    evaluate,
     fid,
     frechet_distance,
     inception_score,
@@ -30,6 +29,7 @@ from eval.metrics import (
     precision_recall,
     statistics,
 )
+from eval.scoring import evaluate
 
 TF = np.load(GOLDEN / "eval_metrics.npz")  # torch-fidelity's functions
 ADM = np.load(GOLDEN / "evaluator.npz")  # guided-diffusion's evaluator

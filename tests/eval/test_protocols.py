@@ -24,9 +24,10 @@ from eval.extractors import (
     TorchFidelityExtractor,
     extractor_named,
 )
-from eval.metrics import evaluate, fid, frechet_distance, statistics
-from eval.published import gate
+from eval.gate import gate
+from eval.metrics import fid, frechet_distance, statistics
 from eval.reference import Reference, build_reference, read_adm_statistics
+from eval.scoring import evaluate
 
 
 def pictures(n: int, seed: int, size: int = 40):
@@ -62,7 +63,7 @@ def test_one_pass_gives_pool_spatial_and_logits(inception):
 
 
 def test_batches_and_memory_maps_give_the_same_features(inception, tmp_path):
-    from eval.files import load_samples
+    from files.images import load_samples
 
     extractor = InceptionExtractor(inception)
     images = pictures(5, 1)

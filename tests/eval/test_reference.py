@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eval.extractors import Extracted
-from eval.metrics import evaluate
-from eval.reference import Reference, build_reference, real_floor
+from eval.reference import Reference, build_reference
+from eval.scoring import evaluate, real_floor
 
 
 class Pixels:
@@ -157,7 +157,7 @@ def test_balanced_floor_draws_equally_many_of_each_class(monkeypatch):
         seen["rows"], seen["strata"] = extracted.features[:, 0].astype(int), options["strata"]
         return {}
 
-    monkeypatch.setattr("eval.reference.evaluate", spy)
+    monkeypatch.setattr("eval.scoring.evaluate", spy)
     real = Extracted(features, features)
     real_floor(real, None, 31, labels=labels)
     assert np.bincount(labels[seen["rows"]]).tolist() == [11, 10, 10]

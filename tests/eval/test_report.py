@@ -13,20 +13,12 @@ from PIL import Image
 
 from eval.metrics import Score
 from eval.records import load_records, protocol, save_records, score
-from eval.report import (
-    Cell,
-    check_one_protocol,
-    format_score,
-    load_cells,
-    made_sentence,
-    paper_value,
-    save_cells,
-    undecided_best,
-    write_cutoff_figure,
-    write_pictures,
-    write_table,
-)
 from eval.sheets import Pictures, write_sheets
+from eval.table import Cell, check_one_protocol, load_cells, save_cells, undecided_best
+from report.paper import paper_value
+from report.pictures import write_pictures
+from report.render import write_cutoff_figure, write_table
+from report.words import format_score, made_sentence
 
 
 def record(fid: float, se: float, n: int = 100, **sampler) -> dict:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import golden_json, golden_network
 
-from models.adm import Classifier, UNet, timestep_embedding
+from models.adm.networks import Classifier, UNet, timestep_embedding
 
 MANIFEST = golden_json("state_dict_manifest")
 FORWARD = golden_json("unet_forward")

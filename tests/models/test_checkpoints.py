@@ -14,8 +14,10 @@ import yaml
 from conftest import golden_json, write_standin
 from safetensors.torch import save_file
 
-from models.backbone import file_sha256, read_weights
-from models.checkpoints import card_names, layout_digest, load, load_network, read_card
+from files.whole import file_sha256
+from models.adm.backbone import load, load_network
+from models.adm.cards import card_names, layout_digest, read_card
+from models.weights import read_weights
 from sampling import SampleNoise, ddim, ddpm, mix, run, skipped, timesteps
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +137,7 @@ import threading, time, sys, torch
 from pathlib import Path
 from models.adm import UNet
 from models.backbone import load_weights
-from scripts.generate import generate
+from experiments.generate import generate
 
 def anonymous():  # KiB of private memory: what the file's mapped pages are not
     status = Path("/proc/self/status").read_text()
@@ -165,7 +167,7 @@ print((peak - before) / size)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_loading_into_half_precision_needs_no_second_copy(tmp_path):
     """Peak private memory over the size of the half-precision network, in a fresh process."""
-    from models.adm import UNet
+    from models.adm.networks import UNet
 
     net = UNet(num_channels=192, num_res_blocks=2, channel_mult=(1, 2, 3), attention_ds=(4,))
     torch.save(net.state_dict(), tmp_path / "net.pt")

@@ -8,16 +8,11 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from models.backbone import NetworkDenoiser, load_weights, to_uint8
-from models.digits import (
-    HERE,
-    UNET,
-    ExactDenoiser,
-    PatchUNet,
-    load,
-    load_images,
-    to_model_range,
-)
+from models.backbone import NetworkDenoiser, to_uint8
+from models.digits.backbone import load
+from models.digits.data import HERE, load_images, to_model_range
+from models.digits.networks import UNET, ExactDenoiser, PatchUNet
+from models.weights import load_weights
 from sampling import SampleNoise, Schedule, ddim, run, skipped, timesteps
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import golden_network, write_standin
 
-from models.checkpoints import load
-from models.guidance import ClassifierGuidance
+from models.adm.backbone import load
+from models.adm.guidance import ClassifierGuidance
 from sampling import SampleNoise, ddim, ddpm, iterate, mix, run, skipped, timesteps
 
 

@@ -11,7 +11,7 @@ import torch
 import sample
 from models import variance
 from models.backbone import Backbone, to_uint8
-from models.digits import load
+from models.digits.backbone import load
 from sampling import Schedule
 
 SCHEDULE = Schedule.linear()
@@ -73,4 +73,4 @@ def test_analytic_variance_on_the_command_line(command, tmp_path):
     assert len(config["x0_variance"]) == 12
     status, _, err = command(sample, *words[:-1], "out=b", "model.checkpoint=unet-1000")
     assert status == 2
-    assert "measure it once with `python scripts/variance.py" in err
+    assert "measure it once with `python -m scripts.variance" in err

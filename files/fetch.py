@@ -21,8 +21,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from eval.files import write_atomic
-from models.backbone import file_sha256, recorded_sha256
+from files.whole import file_sha256, recorded_sha256, write_atomic
 
 BACKOFF = 1.0  # seconds before the next try, doubled at each that brings nothing
 TIMEOUT = 60.0  # seconds of silence after which a connection counts as cut

@@ -1,6 +1,6 @@
 """One self-contained web page of everything under results/: tables, curves, pictures.
 
-Built from stored records and contact sheets alone; `python scripts/report.py` writes it.  Style,
+Built from stored records and contact sheets alone; `python -m scripts.report` writes it.  Style,
 script, data and pictures are inside the page, which asks the network for nothing.
 """
 
@@ -18,19 +18,11 @@ import yaml
 
 from eval.metrics import Score
 from eval.records import Record, score
-from eval.report import (
-    LOWER_IS_BETTER,
-    METRIC_NAMES,
-    Cell,
-    cutoff,
-    format_score,
-    is_the_papers,
-    load_cells,
-    metric_title,
-    paper_value,
-    scored_sentence,
-)
+from eval.scoring import LOWER_IS_BETTER, METRIC_NAMES
 from eval.sheets import INDEX
+from eval.table import Cell, cutoff, load_cells
+from report.paper import is_the_papers, paper_value
+from report.words import format_score, metric_title, scored_sentence
 
 ASSETS = Path(__file__).parent / "assets"
 PAPER_TABLES = ("table1", "table2", "table3", "table4")

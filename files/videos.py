@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import write_atomic
+from files.whole import write_atomic
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8], fps: int, bit_rate: int) -> None:
@@ -59,3 +59,8 @@ def film_strip(path: Path, count: int) -> NDArray[np.uint8]:
     frames = read_mp4(path).frames
     rows = np.linspace(0, len(frames) - 1, count).round().astype(int)
     return np.concatenate(list(frames[rows]), axis=1)
+
+
+def middle_frame(path: Path) -> NDArray[np.uint8]:
+    frames = read_mp4(path).frames
+    return frames[len(frames) // 2]

@@ -1,7 +1,7 @@
 """Train the embedded digits model and its classifier; resumable, with checkpoints.
 
-python scripts/train_digits.py unet          # the diffusion model
-python scripts/train_digits.py classifier    # the feature extractor of the digits scores
+python -m scripts.train unet          # the diffusion model
+python -m scripts.train classifier    # the feature extractor of the digits scores
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,10 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-from eval.extractors import DigitsClassifier, DigitsExtractor
-from eval.files import write_atomic
+from eval.extractors import DigitsExtractor
 from eval.reference import build_reference
-from models.digits import HERE, UNET, PatchUNet, load_images, load_reference_images, to_model_range
+from files.whole import write_atomic
+from models.digits.data import HERE, load_images, load_reference_images, to_model_range
+from models.digits.networks import UNET, DigitsClassifier, PatchUNet
 from sampling.schedule import Schedule
 
 

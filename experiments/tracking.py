@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from eval.files import write_atomic
 from eval.records import Record, score
-from scripts.commands import plain
-from scripts.generate import Job, Size, read_facts, read_manifest
+from experiments.cells import Job, Size
+from experiments.config import plain
+from experiments.folder import read_facts, read_manifest
+from files.whole import write_atomic
 
 if TYPE_CHECKING:
-    from eval.report import Cell
+    from eval.table import Cell
 
 MODES = ("online", "offline", "disabled")
 PATIENCE = 30  # seconds that a server may take to answer, and 60 to take what is left at the end
@@ -160,7 +161,7 @@ class WandbTracker(Tracker):
     @_harmless
     def reported(self, title: str, cells: Sequence[Cell], cutoffs: bool) -> None:
         """The table, and every metric as an interactive plot over NFE or over the cutoff."""
-        from eval.report import METRIC_NAMES
+        from eval.scoring import METRIC_NAMES
 
         identity = _digest({"title": title, "group": self.group})
         content = [{"row": c.row, "record": c.record} for c in cells]

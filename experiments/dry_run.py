@@ -12,9 +12,11 @@ from pathlib import Path
 
 import torch
 
+from experiments.cells import Job, Size
+from experiments.folder import read_manifest
+from experiments.generate import batch_labels, run_options
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
-from scripts.generate import Job, Size, batch_labels, read_manifest, run_options
 
 Column = tuple[int, Size, dict[str, Job]]  # step count, size, and the job of each row
 

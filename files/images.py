@@ -1,57 +1,19 @@
-"""Reading samples in the formats others use, and writing files whole or not at all."""
+"""Sets of images in the formats others use: .npz files and folders of PNG files."""
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
-import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-# What NumPy and zipfile raise for a damaged .npz; a RuntimeError for one that seems encrypted.
-UNREADABLE = (KeyError, ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
-
-PARTIAL = ".part-"  # begins the name of a file that is being written
-
-
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary)` produce the file, then rename it into place.
-
-    Whatever happens in between (Ctrl-C, a full disk), `path` is the old file or the whole new
-    one.  The temporary name keeps the suffix, on which some writers insist, and is like no other's,
-    on this machine or on others that share the folder.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
-    try:
-        for attempt in range(5):
-            write(partial)
-            try:
-                os.replace(partial, path)
-                return
-            except FileNotFoundError:  # another's `remove_partial` took it for a dead process's
-                if attempt == 4:
-                    raise
-    except ValueError as error:
-        # zipfile, interrupted between two members, complains of that instead of passing it on.
-        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
-            raise error.__context__ from None
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def remove_partial(folder: Path) -> None:
-    """Remove what killed processes left in a folder half-written."""
-    for path in folder.glob(f"{PARTIAL}*"):
-        path.unlink(missing_ok=True)
+from files.whole import UNREADABLE, write_atomic
 
 
 class Samples(NamedTuple):
@@ -146,22 +108,24 @@ def _read_pngs(folder: Path) -> NDArray[np.uint8]:
     return np.stack(images)
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a text file, one a line in UTF-8, without space around them.
+def save_grid(images: NDArray[np.uint8], path: Path) -> None:
+    """Images uint8 [N, H, W, C] as one PNG, row by row in a square, 2 pixels apart."""
+    n, height, width, channels = images.shape
+    columns = math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + 2) + 2, columns * (width + 2) + 2, channels), 128, np.uint8)
+    for i, image in enumerate(images):
+        y, x = 2 + (i // columns) * (height + 2), 2 + (i % columns) * (width + 2)
+        sheet[y : y + height, x : x + width] = image
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(path)
 
-    Raises FileNotFoundError, or ValueError for a file that is not such text, is empty or has a
-    blank line, which would shift the prompts of all later samples.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no prompts at {path}: give prompts=FILE with one prompt a line")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
-    prompts = [line.strip() for line in lines]
-    if prompts[-1] == "":  # the end of the last line
-        prompts.pop()
-    if "" in prompts or not prompts:
-        where = f"line {prompts.index('') + 1} is blank" if prompts else "it is empty"
-        raise ValueError(f"{path} must have one prompt a line, but {where}: remove or fill it")
-    return prompts
+
+def export_png(folder: Path, images: NDArray[np.uint8]) -> None:
+    """One PNG a sample, named by its id, in folder/png; those already there are kept."""
+    target = folder / "png"
+    target.mkdir(exist_ok=True)
+    for i, image in enumerate(tqdm(images, desc="png", leave=False, delay=2)):
+        path = target / f"{i:06d}.png"
+        if not path.exists():
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            write_atomic(path, picture.save)

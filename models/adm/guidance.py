@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.adm import Classifier
+from models.adm.networks import Classifier
 from sampling import Gradient
 
 

@@ -1,4 +1,4 @@
-"""Evaluating samples at the edge: configs in, a stored record out."""
+"""Evaluating samples: a protocol and a reference in, a stored record out."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from eval.extractors import ClipExtractor, Extracted, extractor_named
-from eval.files import Samples, load_samples, read_prompts
-from eval.metrics import Score, check_metrics, evaluate
+from eval.metrics import Score
 from eval.preprocessing import Preprocessed, Preprocessing
 from eval.records import Record, load_records, make_record, protocol, save_records
-from eval.reference import (
-    PublishedStatistics,
-    Reference,
-    build_reference,
-    read_adm_statistics,
-    real_floor,
-)
-from models.backbone import file_sha256
-from scripts.commands import CONFIGS, ROOT, plain
-from scripts.distributed import agree, connected, gather, worker
-from scripts.generate import read_manifest
+from eval.reference import PublishedStatistics, Reference, build_reference, read_adm_statistics
+from eval.scoring import check_metrics, evaluate, real_floor
+from experiments.config import CONFIGS, plain
+from experiments.folder import read_manifest
+from experiments.workers import agree, connected, gather, worker
+from files.images import Samples, load_samples
+from files.places import ROOT
+from files.prompts import read_prompts
+from files.whole import file_sha256
 
 
 class Evaluator:
@@ -58,7 +55,7 @@ class Evaluator:
         config = self._reference_config
         path = Path(config.batch) if config.get("batch") else None
         if path and not path.is_file():
-            fetch = f"fetch it with `python scripts/download.py {config.name}` or from {config.url}"
+            fetch = f"fetch it with `python -m scripts.download {config.name}` or from {config.url}"
             raise FileNotFoundError(f"{path} is missing: {config.get('remedy') or fetch}")
         return path
 

@@ -1,16 +1,14 @@
-"""What the three commands share: composing the config, building cells, reporting errors."""
+"""Configs, command lines and errors: all of Hydra is here."""
 
 from __future__ import annotations
 
 import errno
 import functools
-import hashlib
 import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,18 +20,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.files import read_prompts
+from experiments.workers import local_rank
+from files.places import ROOT, downloads
+from files.prompts import read_prompts
 from models.backbone import Backbone
-from models.checkpoints import read_card
-from models.variance import stored_x0_variance
-from sampling import Schedule, timesteps
-from sampling.adapters import num_nodes, sampler_named
-from scripts.distributed import local_rank
-from scripts.generate import Job
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = str(ROOT / "configs")
-TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 
 
 def run_command(main: Callable[[DictConfig], None], config: str) -> None:
@@ -97,6 +89,7 @@ def _terminated(number: int, frame: object) -> None:
 def register_resolvers() -> None:
     """What configs may say: ${repository:} is its folder, ${file_name:URL} a URL's last part."""
     OmegaConf.register_new_resolver("repository", lambda: str(ROOT), replace=True)
+    OmegaConf.register_new_resolver("downloads_folder", lambda: str(downloads()), replace=True)
     OmegaConf.register_new_resolver("file_name", lambda url: url.rsplit("/", 1)[-1], replace=True)
 
 
@@ -219,91 +212,3 @@ def plain(config: Any) -> Any:
     if isinstance(config, DictConfig | ListConfig):
         return OmegaConf.to_container(config, resolve=True)
     return config
-
-
-def make_job(
-    model: DictConfig,
-    backbone: Backbone,
-    sampler: dict[str, Any],
-    *,
-    steps: int | None,
-    spacing: Any,
-    seed: int,
-    label: int | str | None,
-    out: str | None = None,
-    names: str = "id",
-) -> Job:
-    """One cell: its plan, its folder and everything its pixels depend on, and videos' `names`.
-
-    Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
-    cells of different experiments are sampled once and different ones never meet.
-    """
-    for option in (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail"):
-        value = sampler.get(option)
-        if value is not None and type(value) not in (int, float):
-            raise ValueError(f"sampler.{option} must be a number, got {value!r}")
-    k = sampler.get("skipped_steps")
-    if k is not None and type(k) is not int:
-        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
-    options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
-    measured: dict[str, Any] = {}
-    if sampler["name"] == "mixpp" and options.get("variance") == "analytic":
-        measured["x0_variance"] = stored_x0_variance(backbone)
-    grid = timesteps(backbone.schedule, num_nodes(sampler["name"], steps), spacing)
-    plan = sampler_named(sampler["name"], backbone.schedule, grid, **options, **measured)
-    for option in TIMESTEPS:
-        _check_cutoff(option, options.get(option), backbone.schedule)
-    config: dict[str, Any] = {
-        "model": _identity(plain(model), backbone),
-        "sampler": {"name": sampler["name"], **options},
-        "steps": len(plan),
-        "spacing": spacing,
-        "seed": seed,
-        "label": label,
-    }
-    for name, numbers in measured.items():
-        config["sampler"][name] = hashlib.sha256(numbers.tobytes()).hexdigest()[:12]
-    if backbone.guidance is not None:
-        config["guidance"] = backbone.guidance.facts
-    if backbone.prompts is not None:
-        digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
-        config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
-        config["evaluations_per_call"] = backbone.evaluations_per_call
-    if backbone.fps is not None:
-        if names not in ("id", "prompt"):
-            raise ValueError(f"unknown names {names!r}: choose id or prompt")
-        config["names"] = names
-    job = Job(plan, Path(out or "."), config)
-    if out:
-        return job
-    parts = [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
-    return replace(job, folder=Path("runs", model.name, f"{'-'.join(parts)}-{job.digest[:8]}"))
-
-
-def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """What of a model's config its samples depend on, wherever its files lie.
-
-    channels_last and compile change the last bits alone, as another GPU does; of a pipeline its
-    networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
-    own and change, what it says beyond the weights counts.
-    """
-    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
-    kept = {key: v for key, v in model.items() if key not in left_out}
-    for key in ("checkpoint", "id", "text_encoder", "vae"):
-        if key in kept:
-            kept[key] = Path(kept[key]).name
-    if "card" in kept:
-        kept["card"] = Path(kept["card"]).stem
-        kept["schedule"], kept["shape"] = backbone.schedule.name, list(backbone.shape)
-        # Heads and the order of attention change pixels, but no key and no shape.
-        kept["network"] = read_card(model["card"]).network
-    return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
-
-
-def _check_cutoff(option: str, value: float | None, schedule: Schedule) -> None:
-    """The builder takes any cutoff >= 0; on a command line one beyond T is a slip."""
-    if value is not None and value > schedule.T:
-        raise ValueError(
-            f"{option} must be in 0..{schedule.T} (0: all Skipped-Step, {schedule.T}: all DDIM), "
-            f"got {value}"
-        )

@@ -1,127 +1,19 @@
-"""Published ADM checkpoints: what each one's card says, and loading it as a `Backbone`.
-
-A card is a YAML file under `models/cards/`: where the checkpoint comes from, the options of its
-network, what keys and shapes it must hold, and what its authors say of it.
-"""
+"""Published ADM checkpoints, and those of one's own, as a `Backbone`."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
-from models.adm import Classifier, UNet
-from models.backbone import (
-    Backbone,
-    NetworkDenoiser,
-    check_fit,
-    dtype_named,
-    file_sha256,
-    load_weights,
-    read_weights,
-    recorded_sha256,
-    to_uint8,
-)
-from models.guidance import ClassifierGuidance
+from files.whole import file_sha256, recorded_sha256
+from models.adm.cards import Card, read_card
+from models.adm.guidance import ClassifierGuidance
+from models.backbone import Backbone, NetworkDenoiser, to_uint8
+from models.weights import dtype_named, load_weights
 from sampling import Schedule
-
-CARDS = Path(__file__).parent / "cards"
-KINDS: dict[str, Callable[..., UNet | Classifier]] = {"unet": UNet, "classifier": Classifier}
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of one checkpoint.
-
-    `network` are the options of `models.adm.UNet` or `Classifier` (`kind`).  `tensors`,
-    `parameters` and `layout` say what the file must hold: `layout` is the SHA-256 of the ordered
-    list of [key, shape].  `sha256` is None where its authors publish none.
-    """
-
-    name: str
-    title: str
-    kind: str
-    url: str
-    sha256: str | None
-    licence: str
-    image_size: int
-    network: dict[str, Any]
-    tensors: int
-    parameters: int
-    layout: str
-    schedule: str = "linear"
-    classifier: str | None = None
-    reference: str | None = None
-    notes: tuple[str, ...] = ()
-    published: tuple[dict[str, Any], ...] = ()
-
-    @property
-    def file_name(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
-
-    @property
-    def remedy(self) -> str:
-        return f"fetch it with `python scripts/download.py {self.name}` or from {self.url}"
-
-    @cached_property
-    def shapes(self) -> dict[str, list[int]]:
-        """Key -> shape, in order, of everything the checkpoint must hold."""
-        return {key: list(value.shape) for key, value in self.build().state_dict().items()}
-
-    def build(self) -> UNet | Classifier:
-        """The network on the meta device: its shape, without memory."""
-        with torch.device("meta"):
-            return KINDS[self.kind](**self.network)
-
-    def check_file(self, path: Path) -> None:
-        """Raise ValueError unless the file is a checkpoint of exactly this card's layout."""
-        weights = read_weights(path, self.remedy)
-        check_fit(self.shapes, weights, path)
-
-
-def layout_digest(shapes: dict[str, list[int]]) -> str:
-    """SHA-256 of the ordered list of [key, shape]."""
-    return hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()
-
-
-def read_card(name: str | Path) -> Card:
-    """The card of that name under models/cards, or in the YAML file of that path.
-
-    Raises FileNotFoundError with the known names, or ValueError for a card that is incomplete or
-    whose network has another layout than it says.
-    """
-    path = CARDS / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        known = ", ".join(card_names())
-        raise FileNotFoundError(f"no card {str(name)!r}: choose a YAML file or one of {known}")
-    try:
-        entries: dict[str, Any] = yaml.safe_load(path.read_text())
-        for key in ("notes", "published"):
-            entries[key] = tuple(entries.get(key) or ())
-        card = Card(name=path.stem if path.parent == CARDS else str(path), **entries)
-        found = (len(card.shapes), layout_digest(card.shapes))
-    except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        raise ValueError(f"the card {path} is not complete: {error}") from None
-    if found != (card.tensors, card.layout):
-        raise ValueError(
-            f"the card {path} contradicts itself: its network has {found[0]} tensors with layout "
-            f"{found[1]}, it says {card.tensors} with {card.layout}"
-        )
-    return card
-
-
-def card_names() -> list[str]:
-    return sorted(path.stem for path in CARDS.glob("*.yaml"))
 
 
 def load(

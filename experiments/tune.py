@@ -14,17 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.files import write_atomic
 from eval.metrics import Score
 from eval.records import save_records, score
-from eval.report import (
-    LOWER_IS_BETTER,
-    METRIC_NAMES,
-    Cell,
-    format_score,
-    gain,
-    reference_words,
-)
+from eval.scoring import LOWER_IS_BETTER, METRIC_NAMES
+from eval.table import Cell, gain
+from files.whole import write_atomic
+from report.words import format_score, reference_words
 
 Sampler = dict[str, Any]
 # (samplers by name, number of samples, seed) -> their cells, and the image calls that it takes

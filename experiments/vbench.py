@@ -1,0 +1,155 @@
+"""Running VBench on folders of videos, and the records of its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from eval.records import Record
+from eval.vbench import DIMENSIONS, aggregate, read_results
+from experiments.folder import read_manifest
+from files.places import downloads
+from files.whole import write_atomic
+
+VERSION = "0.1.5"
+
+
+INFO = "VBench_full_info.json"
+
+
+FLICKERING = "flickering.json"  # where the videos for temporal flickering are from
+
+
+def result_files(run: Path) -> list[Path]:
+    return sorted((run / "vbench").glob("*_eval_results.json"))
+
+
+def run_vbench(
+    runs: list[Path],
+    flickering: list[Path] | None = None,
+    *,
+    gpus: str | None = None,
+    dimensions: list[str] | None = None,
+    env: Path | None = None,
+    info: Path | None = None,
+) -> None:
+    """Run VBench on every dimension that has no result yet, one at a time on each GPU.
+
+    `flickering` are for each run one with 25 videos a prompt; `gpus` defaults to those of this
+    process.  Raises FileNotFoundError without VBench, ValueError for unfit runs, OSError if it fails.
+    """
+    home = downloads() / "vbench"
+    gpus = gpus or os.environ.get("CUDA_VISIBLE_DEVICES") or "0"
+    program = (env or home / "env") / "bin/vbench"
+    if not program.is_file():
+        raise FileNotFoundError(f"{program} is missing: run `python -m scripts.vbench setup`")
+    flickering = flickering or runs
+    if len(flickering) != len(runs):
+        raise ValueError(f"give as many --flickering folders as runs, {len(runs)}")
+    for folder in {*runs, *flickering}:
+        _check_run(folder)
+    wanted = dimensions or list(DIMENSIONS)
+    if unknown := sorted(set(wanted) - set(DIMENSIONS)):
+        raise ValueError(f"unknown dimension {', '.join(unknown)}: choose {', '.join(DIMENSIONS)}")
+    todo = []
+    for folder, other in zip(runs, flickering, strict=True):
+        done = read_results(result_files(folder))
+        todo += [
+            (folder, name, other if name == "temporal_flickering" else folder)
+            for name in wanted
+            if name not in done
+        ]
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for gpu in gpus.split(","):
+        free.put(gpu)
+
+    def one(task: tuple[Path, str, Path]) -> None:
+        gpu = free.get()
+        try:
+            _evaluate(program, info or home / INFO, gpu, *task)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(len(gpus.split(","))) as pool:
+        for _ in tqdm(pool.map(one, todo), total=len(todo), desc="dimensions", disable=not todo):
+            pass
+
+
+def _check_run(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest["complete"] or not manifest.get("videos"):
+        raise ValueError(f"{folder} is no complete run of videos: sample it to its end first")
+    if manifest["config"].get("names") != "prompt":
+        raise ValueError(
+            f"{folder} was not sampled with names=prompt, by which VBench finds videos"
+        )
+
+
+def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, source: Path) -> None:
+    """One dimension: VBench writes beside, and the result is moved to its place when it is whole.
+
+    Temporal flickering from a run of its own is of the videos that pass VBench's static filter.
+    """
+    target = run / "vbench"
+    scratch = target / f".part-{dimension}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    videos = source / "videos"
+    log = target / f"{dimension}.log"
+    failed = (
+        f"VBench failed on {dimension} (see {log}): mend it and run the same command to continue"
+    )
+    if source != run:
+        words = ["static_filter", "--videos_path", str(videos), "--result_path", str(scratch)]
+        if _call([str(program), *words], gpu, log):
+            raise OSError(failed)
+        videos = scratch / "filtered_videos"
+    words = ["evaluate", "--videos_path", str(videos), "--dimension", dimension,
+             "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
+    status = _call([str(program), *words], gpu, log)
+    results = sorted(scratch.glob("*_eval_results.json"))
+    if status or len(results) != 1 or dimension not in read_results(results):
+        raise OSError(failed)
+    if dimension == "temporal_flickering":
+        facts = {"static_filter": source != run, "flickering_run": source.name}
+        write_atomic(target / FLICKERING, lambda p: p.write_text(json.dumps(facts) + "\n"))
+    os.replace(results[0], target / f"{dimension}_eval_results.json")
+    shutil.rmtree(scratch)
+
+
+def _call(command: list[str], gpu: str, log: Path) -> int:
+    with log.open("a") as file:
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
+        return subprocess.run(command, stdout=file, stderr=file, env=env).returncode
+
+
+def vbench_record(run: Path) -> Record:
+    """The record of a run that VBench has scored; ValueError if dimensions are missing."""
+    results = read_results(result_files(run))
+    manifest = read_manifest(run)
+    assert manifest is not None
+    path = run / "vbench" / FLICKERING
+    facts = json.loads(path.read_text()) if path.is_file() else {"static_filter": False}
+    return {
+        "protocol": "vbench",
+        "n": manifest["num_samples"],
+        "extractor": "vbench",
+        "extractor_weights": VERSION,
+        "reference": None,
+        "reference_n": None,
+        "reference_digest": None,
+        "metrics": ["quality", "semantic", "total"],
+        "options": {"static_filter": facts["static_filter"]},
+        "cell": {key: manifest[key] for key in ("config", "plan", "nfe")},
+        "run": None,
+        "scores": {name: s._asdict() for name, s in aggregate(results).items()},
+        "dimensions": {name: s._asdict() for name, s in results.items()},
+        "floor": None,
+    }

@@ -1,0 +1,13 @@
+"""Where the repository and its downloads lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def downloads() -> Path:
+    """The folder of checkpoints and reference batches: $SKIPPED_STEP_DOWNLOADS, or downloads/."""
+    return Path(os.environ.get("SKIPPED_STEP_DOWNLOADS", ROOT / "downloads"))

@@ -1,0 +1,76 @@
+"""Files that are whole or not there, and their SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from uuid import uuid4
+
+# What NumPy and zipfile raise for a damaged .npz; a RuntimeError for one that seems encrypted.
+UNREADABLE = (KeyError, ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
+
+
+PARTIAL = ".part-"  # begins the name of a file that is being written
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write(temporary)` produce the file, then rename it into place.
+
+    Whatever happens in between (Ctrl-C, a full disk), `path` is the old file or the whole new
+    one.  The temporary name keeps the suffix, on which some writers insist, and is like no other's,
+    on this machine or on others that share the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
+    try:
+        for attempt in range(5):
+            write(partial)
+            try:
+                os.replace(partial, path)
+                return
+            except FileNotFoundError:  # another's `remove_partial` took it for a dead process's
+                if attempt == 4:
+                    raise
+    except ValueError as error:
+        # zipfile, interrupted between two members, complains of that instead of passing it on.
+        if isinstance(error.__context__, KeyboardInterrupt | SystemExit):
+            raise error.__context__ from None
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what killed processes left in a folder half-written."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        path.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def recorded_sha256(path: Path) -> str | None:
+    """The hash in `<path>.sha256`, which a download writes; None if there is no such file.
+
+    Raises ValueError if it is not in sha256sum's format.
+    """
+    record = path.with_name(path.name + ".sha256")
+    try:
+        text = record.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+    if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):
+        raise ValueError(f"{record} is not in the format of sha256sum: restore or remove it")
+    return match[1].lower()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8"))
