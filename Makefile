@@ -3,9 +3,10 @@ MODEL ?=
 PYTHON ?= python3
 ARGS ?=
 PY := .venv/bin/python
-# MODEL is the experiment's own unless given; what runs anywhere takes digits.
+# MODEL is the experiment's own unless given.  MODEL=digits picks experiments of a laptop's size.
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
-SMALL_MODEL = model=$(or $(MODEL),digits)
+SMALL = $(if $(filter digits,$(MODEL)),_small)
+SMALL_UNLESS_OTHER = $(if $(filter-out digits,$(MODEL)),,_small)
 
 .PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench clean
 .DEFAULT_GOAL := help
@@ -39,13 +40,13 @@ test: .venv/installed ## the test suite
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 smoke: .venv/installed ## a tiny table and figures end to end, into runs/smoke
-	$(PY) reproduce.py experiment=table1 $(SMALL_MODEL) num_samples=80 'experiment.steps=[10]' \
+	$(PY) reproduce.py experiment=table1_small $(OF_MODEL) num_samples=80 'experiment.steps=[10]' \
 	    metrics.options.kid_subset_size=50 out=runs/smoke/table1
-	$(PY) reproduce.py experiment=figure4 $(SMALL_MODEL) num_samples=80 'experiment.steps=[10]' \
+	$(PY) reproduce.py experiment=figure4_small $(OF_MODEL) num_samples=80 'experiment.steps=[10]' \
 	    metrics.options.kid_subset_size=50 out=runs/smoke/figure4
-	$(PY) reproduce.py experiment=figure2 $(SMALL_MODEL) num_samples=10 'experiment.steps=[10]' \
+	$(PY) reproduce.py experiment=figure2_small $(OF_MODEL) num_samples=10 'experiment.steps=[10]' \
 	    out=runs/smoke/figure2
-	$(PY) reproduce.py experiment=table1 $(SMALL_MODEL) dry=true
+	$(PY) reproduce.py experiment=table1_small $(OF_MODEL) dry=true
 
 download: .venv/installed ## fetch MODEL's checkpoint, reference batch and Inception's weights
 	@[ -n "$(MODEL)" ] || { echo "error: name what to fetch, as in make download MODEL=adm_imagenet"; exit 2; }
@@ -56,10 +57,10 @@ coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Tabl
 	$(PY) -m scripts.prepare_coco images
 
 table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (6 minutes on two cores)
-	$(PY) reproduce.py experiment=table1 $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=table1$(SMALL) $(OF_MODEL) $(ARGS)
 
 table1_full: .venv/installed ## Table 1 on digits with all five step counts of the paper (about an hour)
-	$(PY) reproduce.py experiment=table1_full $(SMALL_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=table1_full $(OF_MODEL) $(ARGS)
 
 table2: .venv/installed ## the paper's Table 2: ADM on LSUN bedroom
 	$(PY) reproduce.py experiment=table2 $(OF_MODEL) $(ARGS)
@@ -71,13 +72,13 @@ table4: .venv/installed ## the paper's Table 4: Open-Sora 1.1 on VBench
 	$(PY) reproduce.py experiment=table4 $(OF_MODEL) $(ARGS)
 
 figure2: .venv/installed ## samples of Mix and DDIM side by side at several step counts
-	$(PY) reproduce.py experiment=figure2 $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=figure2$(SMALL) $(OF_MODEL) $(ARGS)
 
 figure3: .venv/installed ## more samples of Mix and DDIM side by side, at 100 steps
-	$(PY) reproduce.py experiment=figure3 $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=figure3$(SMALL) $(OF_MODEL) $(ARGS)
 
 figure4: .venv/installed ## the cutoff ablation of figure 4
-	$(PY) reproduce.py experiment=figure4 $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=figure4$(SMALL) $(OF_MODEL) $(ARGS)
 
 figure5: .venv/installed ## samples of Mix and DDIM on Stable Diffusion, prompt by prompt
 	$(PY) reproduce.py experiment=figure5 $(OF_MODEL) $(ARGS)
@@ -89,10 +90,10 @@ figure7: .venv/installed ## as figure6, with the cactus
 	$(PY) reproduce.py experiment=figure7 $(OF_MODEL) $(ARGS)
 
 tune: .venv/installed ## find Mix++'s window for a model, MODEL=digits by default (20 minutes)
-	$(PY) reproduce.py experiment=tune $(SMALL_MODEL) $(ARGS)
+	$(PY) -m scripts.tune experiment=tune$(SMALL_UNLESS_OTHER) $(OF_MODEL) $(ARGS)
 
 slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
-	$(PY) -m scripts.slurm experiment=table1 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table1$(SMALL) $(OF_MODEL) $(ARGS)
 
 slurm-table2: .venv/installed ## submit table2 to SLURM
 	$(PY) -m scripts.slurm experiment=table2 $(OF_MODEL) $(ARGS)
@@ -104,13 +105,13 @@ slurm-table4: .venv/installed ## submit table4 to SLURM, VBench included
 	$(PY) -m scripts.slurm experiment=table4 $(OF_MODEL) $(ARGS)
 
 slurm-figure4: .venv/installed ## submit figure4 to SLURM
-	$(PY) -m scripts.slurm experiment=figure4 $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=figure4$(SMALL) $(OF_MODEL) $(ARGS)
 
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
 	$(PY) -m scripts.status
 
-STUDY = $(PY) reproduce.py -m model=digits experiment=study,study_pixels,study_log_snr,study_exact
-DIAL = $(PY) reproduce.py -m model=digits experiment=study_dial \
+STUDY = $(PY) reproduce.py -m experiment=study,study_pixels,study_log_snr,study_exact
+DIAL = $(PY) reproduce.py -m experiment=study_dial \
     model.checkpoint=unet-1000,unet-3000,unet-6500,exact
 
 study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)
@@ -122,7 +123,7 @@ report: .venv/installed ## one web page of all results, without server or networ
 	$(PY) -m scripts.report
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
-	$(PY) reproduce.py -m experiment=table1,table1_full,figure4 $(SMALL_MODEL) render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER),table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
 	$(PY) -m scripts.study

@@ -19,39 +19,43 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from eval.gate import gate
 from eval.records import Record, score
-from eval.scoring import METRIC_NAMES
-from experiments.config import pick_device, plain, run_command
-from experiments.evaluate import Evaluator, changed_protocol, reference_of
-from experiments.tracking import tracker_named
-from experiments.workers import connected, worker
+from eval.scoring import METRICS
+from experiments.config import (
+    Config,
+    changed_option,
+    evaluator_of,
+    plain,
+    reference_with,
+    run_command,
+    tracker_of,
+)
+from experiments.evaluate import Subject
+from experiments.workers import first_process
 from report.words import format_score, reference_words
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     path = Path(cfg.samples)
     if cfg.labels not in ("auto", "off"):
         raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
-    tracker = tracker_named(cfg.logger, str(path.parent.name))
-    evaluator = Evaluator(cfg.metrics, cfg.reference, str(pick_device(cfg.device)))
+    tracker = tracker_of(cfg, path.parent.name)
     beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
-    out = Path(cfg.out or f"{beside}-{cfg.metrics.name}.json")
-    record = evaluator.record(
+    subject = Subject(
         path,
-        out,
+        out=Path(cfg.out or f"{beside}-{cfg.metrics.name}.json"),
         num_samples=cfg.num_samples,
         use_labels=cfg.labels == "auto",
         prompts=cfg.prompts and Path(cfg.prompts),
     )
-    if connected() and worker()[0] > 0:
-        return  # the first process tells
+    record = evaluator_of(cfg).record(subject)
+    if not first_process():
+        return
     if record["cell"]:
         tracker.evaluated(record)
     print_record(record)
-    print(f"record: {out}")
+    print(f"record: {subject.out}")
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
     obstacle = gate_obstacle(cfg, path.stem, published)
     if obstacle:
@@ -61,28 +65,30 @@ def main(cfg: DictConfig) -> None:
         sys.exit(0 if passed else 1)
 
 
-def gate_obstacle(cfg: DictConfig, batch: str, published: Any) -> str | None:
+def gate_obstacle(cfg: Config, batch: str, published: Any) -> str | None:
     """Why a published batch cannot be judged by these settings; None if it can, or is not one."""
-    home = reference_of(batch)
+    home = reference_with(batch)
     if not published:
         return home and f"this batch is judged with reference={home}"
     if cfg.metrics.name != "adm":
         return "it needs metrics=adm"
     if cfg.num_samples is not None:
         return "it needs the whole batch, num_samples=null"
-    changed = changed_protocol(cfg.metrics.options)
+    # Options on which scores depend, not only their errors.
+    changed = changed_option(cfg.metrics.options, "adm", ("k", "is_chunk_size"))
     if changed:
         return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"
     return None if published["scores"] else f"no published score of {batch} is known here"
 
 
 def print_record(record: Record) -> None:
-    print(f"{record['n']} samples, protocol {record['protocol']}, "
-          f"extractor {record['extractor']} ({record['extractor_weights']}), "
-          f"{reference_words(record)}")  # fmt: skip
+    print(
+        f"{record['n']} samples, protocol {record['protocol']}, extractor {record['extractor']} "
+        f"({record['extractor_weights']}), {reference_words(record)}"
+    )
     print(f"{'score':<28}{'samples':>18}{'real (floor)':>18}   ± is half the 95% interval")
     for metric in record["scores"]:
-        name = f"{METRIC_NAMES[metric]} ({record['extractor']})"
+        name = f"{METRICS[metric].title} ({record['extractor']})"
         ours = format_score(metric, score(record, metric))
         floor = format_score(metric, score(record, metric, "floor"))
         print(f"{name:<28}{ours:>18}{floor:>18}")
@@ -94,8 +100,10 @@ def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bo
     print(f"protocol gate: {batch} against its published scores")
     for check in checks:
         verdict = "pass" if check.passed else "FAIL"
-        print(f"  {METRIC_NAMES[check.metric]:<12}{check.ours:10.4f}   published "
-              f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}")  # fmt: skip
+        print(
+            f"  {METRICS[check.metric].title:<12}{check.ours:10.4f}   published "
+            f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}"
+        )
     passed = all(check.passed for check in checks)
     remedy = "" if passed else ": do not trust scores made here before this is explained"
     print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")

@@ -7,59 +7,42 @@ the same command again continues, or does nothing when all is there.  Under torc
 processes share the shards.
 """
 
-from omegaconf import DictConfig
-
-from experiments.cells import Size, make_job
-from experiments.config import load_backbone, pick_device, plain, run_command
+from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
 from experiments.generate import generate
-from experiments.tracking import tracker_named
 from experiments.workers import share
-from files.images import export_png, load_samples
+from models.backbone import Backbone
 
 
-def main(cfg: DictConfig) -> None:
+def main(cfg: Config) -> None:
     if cfg.format not in ("npz", "png"):
         raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
     rank, world = share(cfg.part, cfg.parts)
-    tracker = tracker_named(cfg.logger, cfg.model.name)
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
-    count = cfg.num_samples
-    if count is None:
-        count = len(backbone.prompts) if backbone.prompts and cfg.label is None else 64
-    size = Size(count, cfg.batch_size, cfg.shard_size)
-    job = make_job(
-        cfg.model,
-        backbone,
-        plain(cfg.sampler),
-        steps=cfg.steps,
-        spacing=plain(cfg.spacing),
-        seed=cfg.seed,
-        label=cfg.label,
-        out=cfg.out,
-        names=cfg.names,
+    tracker = tracker_of(cfg, cfg.model.name)
+    backbone = load_backbone(cfg)
+    settings = settings_of(cfg, backbone, plain(cfg.spacing), cfg.names)
+    cell = settings.cell(
+        cfg.sampler.name, plain(cfg.sampler), cfg.steps, num_samples(cfg, backbone), cfg.out
     )
     if cfg.show_plan:
-        print(job.plan)
-    complete = generate(
-        [job],
-        backbone,
-        size,
-        seed=cfg.seed,
-        label=cfg.label,
-        device=device,
-        rank=rank,
-        world=world,
-        watch=tracker.sampling if rank == 0 else None,
-    )
-    if not complete:
-        print(f"this process is done; others still sample into {job.folder}")
+        print(cell.plan)
+    watch = tracker.sampling if rank == 0 else None
+    if not generate([cell], backbone, rank=rank, world=world, watch=watch):
+        print(f"this process is done; others still sample into {cell.folder}")
         return
-    tracker.sampled([job])
-    if cfg.format == "png" and backbone.fps is None:
-        export_png(job.folder, load_samples(job.folder).images)
+    tracker.sampled([cell])
+    if cfg.format == "png":
+        cell.media.export_png(cell.folder)
     twice = " (two evaluations a call)" if backbone.evaluations_per_call == 2 else ""
-    print(f"{size.num_samples} samples, {len(job.plan)} network calls each{twice}: {job.folder}")
+    n = cell.size.num_samples
+    print(f"{n} samples, {len(cell.plan)} network calls each{twice}: {cell.folder}")
+
+
+def num_samples(cfg: Config, backbone: Backbone) -> int:
+    """The number asked for, else one a prompt, or 64 where there are none."""
+    if cfg.num_samples is not None:
+        n: int = cfg.num_samples
+        return n
+    return len(backbone.prompts) if backbone.prompts and cfg.label is None else 64
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-if TYPE_CHECKING:
-    pass
 
 Floats = NDArray[np.floating[Any]]  # float32 or float64
 Array = NDArray[np.float64]
@@ -37,10 +34,15 @@ JACKKNIFE_GROUPS = 10  # groups of samples that recall's jackknife leaves out in
 
 
 class Score(NamedTuple):
-    """A value and its standard error; the 95% interval is value +- 1.96 se."""
+    """A value and its standard error; the 95% interval is value +- half."""
 
     value: float
     se: float
+
+    @property
+    def half(self) -> float:
+        """Half the width of the 95% interval: 1.96 standard errors."""
+        return 1.96 * self.se
 
 
 # --- Frechet distance -----------------------------------------------------------------
@@ -83,7 +85,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises ValueError when the feature sizes differ, or when n <= F on either side: such a
     covariance has rank n - 1 at most, and the distance says more about n than about images.
     """
-    _check_comparable(a, b)
+    _check_sizes(len(a.mean), len(b.mean))
+    check_fid_size(min(a.n, b.n), len(a.mean))
     return _distance(a, b, _root(b.cov))
 
 
@@ -113,9 +116,9 @@ def fid(
     if se not in ("bootstrap", "delta"):
         raise ValueError(f"unknown fid_se {se!r}: choose bootstrap or delta")
     samples = statistics(features)
-    if not allow_few:
-        _check_comparable(samples, reference)
     _check_sizes(len(samples.mean), len(reference.mean))
+    if not allow_few:
+        check_fid_size(min(samples.n, reference.n), len(samples.mean))
     root = _root(reference.cov)  # factored once for all resamples
     value = _distance(samples, reference, root)
     if se == "delta":
@@ -170,8 +173,8 @@ def _delta_se(
     deviation's outer product.  Null directions, where the root has no derivative, are left out.
     """
     eigenvalues, vectors = np.linalg.eigh(root_b.T @ a.cov @ root_b)
-    kept = eigenvalues > eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
-    half = (root_b @ vectors[:, kept]) / eigenvalues[kept] ** 0.25
+    positive = eigenvalues > eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
+    half = (root_b @ vectors[:, positive]) / eigenvalues[positive] ** 0.25
     slope = 2 * (a.mean - b.mean)
     influence = np.empty(len(features))
     for rows in _blocks(len(features)):
@@ -204,9 +207,8 @@ def _root(cov: Array) -> Array:
     return np.asarray(root, dtype=np.float64)
 
 
-def _check_comparable(a: Statistics, b: Statistics) -> None:
-    _check_sizes(len(a.mean), len(b.mean))
-    size, n = len(a.mean), min(a.n, b.n)
+def check_fid_size(n: int, size: int) -> None:
+    """Raise ValueError if n samples are too few for the FID of `size` features."""
     if n <= size:
         raise ValueError(
             f"FID with {size} features needs more than {size} samples, got {n}: raise num_samples "
@@ -311,12 +313,8 @@ def kid(
     Raises ValueError for fewer than `subset_size` samples or reference images.
     """
     _check_sizes(features.shape[1], reference_features.shape[1])
-    for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
-        if n < subset_size:
-            raise ValueError(
-                f"KID draws subsets of {subset_size}, got {n} {what}: "
-                "raise num_samples or lower subset_size"
-            )
+    check_kid_size(len(features), subset_size)
+    check_kid_size(len(reference_features), subset_size, "reference images")
     # Imported here because it takes more than a second, which only KID should cost.
     from torch_fidelity import metric_kid
 
@@ -331,6 +329,15 @@ def kid(
     spread = _kid_resampled(features, reference_features, bootstrap, seed, strata)
     mean, std = result[metric_kid.KEY_METRIC_KID_MEAN], result[metric_kid.KEY_METRIC_KID_STD]
     return Score(mean, float(np.hypot(_std(spread), std / np.sqrt(subsets))))
+
+
+def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
+    """Raise ValueError if KID cannot draw its subsets from n samples or reference images."""
+    if n < subset_size:
+        raise ValueError(
+            f"KID draws subsets of {subset_size}, got {n} {what}: raise num_samples or lower "
+            "metrics.options.kid_subset_size"
+        )
 
 
 def _kid_resampled(
@@ -417,9 +424,9 @@ def _radii(x: Tensor, sizes: Sequence[int], k: int) -> Tensor:
             part.topk(min(k, part.shape[1]), largest=False).values
             for part in torch.split(distances, list(sizes), dim=1)
         ]
-        kept = [nearest, *([*nearest[:g], *nearest[g + 1 :]] for g in range(len(sizes)))]
-        kept = kept if len(sizes) > 1 else kept[:1]
-        candidates = [torch.cat(near, dim=1) for near in kept]
+        others = [[*nearest[:g], *nearest[g + 1 :]] for g in range(len(sizes))]
+        sets = [nearest, *(others if len(sizes) > 1 else [])]
+        candidates = [torch.cat(near, dim=1) for near in sets]
         radii.append(torch.stack([c.kthvalue(min(k, c.shape[1])).values for c in candidates]))
     return torch.cat(radii, dim=1)
 
@@ -429,14 +436,14 @@ def _covered(points: Tensor, centres: Tensor, radii: Tensor, sizes: Sequence[int
     inside = []
     for rows in _tiles(len(points), len(centres)):
         distances = _squared_distances(points[rows], centres)
-        found = torch.zeros(len(radii), len(distances), dtype=torch.bool)
+        covered = torch.zeros(len(radii), len(distances), dtype=torch.bool)
         split = partial(torch.split, split_size_or_sections=list(sizes), dim=1)
         parts = zip(split(distances), split(radii), strict=True)
         for group, (part, part_radii) in enumerate(parts, start=1):
             for g, reach in enumerate(part_radii):
                 if g != group:
-                    found[g] |= (part <= reach).any(dim=1)
-        inside.append(found)
+                    covered[g] |= (part <= reach).any(dim=1)
+        inside.append(covered)
     return torch.cat(inside, dim=1)
 
 
@@ -491,9 +498,6 @@ def clip_score(images: Floats, texts: Floats) -> Score:
     cosines = (images.astype(np.float64) * texts).sum(axis=1)
     values = np.maximum(100 * cosines, 0)
     return Score(float(values.mean()), _std(values) / float(np.sqrt(len(values))))
-
-
-# --- All of them ----------------------------------------------------------------------
 
 
 # --- Resampling and tiling ------------------------------------------------------------

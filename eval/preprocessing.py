@@ -63,12 +63,10 @@ class Preprocessing:
         """uint8 [N, H, W, C] of 1 or 3 channels -> uint8 [N, size, size, C]."""
         if images.shape[1:3] == (self.size, self.size):
             return images  # what either way would give, too
-        done = [np.asarray(self.image(Image.fromarray(_drawable(image)))) for image in images]
-        return np.stack(done).reshape(len(images), self.size, self.size, images.shape[3])
-
-
-def _drawable(image: Images) -> Images:
-    return image[..., 0] if image.shape[-1] == 1 else image
+        grey = images.shape[3] == 1  # PIL wants these without a channel
+        pictures = [Image.fromarray(image[..., 0] if grey else image) for image in images]
+        resized = np.stack([np.asarray(self.image(picture)) for picture in pictures])
+        return resized.reshape(len(images), self.size, self.size, images.shape[3])
 
 
 class Preprocessed:

@@ -1,60 +1,72 @@
-"""Evaluation records: every score with its protocol, as JSON."""
+"""Evaluation records: every score with its protocol, as JSON; and which records compare."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from eval.extractors import Extractor
 from eval.metrics import Score
 from eval.reference import Reference
-from files.whole import write_atomic
+from files.whole import write_text
 
 Record = dict[str, Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """How samples are scored: `name` is that of configs/metrics, `options` are metrics.options.
+
+    `more` is what else belongs to some protocols: preprocessing, a CLIP model, prompts.
+    """
+
+    name: str
+    extractor: Extractor
+    reference: Reference | None
+    options: Mapping[str, Any]
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self, metrics: Iterable[str], n: int, cell: Mapping[str, Any] | None) -> Record:
+        """All that a record of n samples says but for their scores.
+
+        `cell` says how the samples were made, as far as their manifest tells.
+        """
+        reference = self.reference
+        return {
+            "protocol": self.name,
+            "n": n,
+            "extractor": self.extractor.name,
+            "extractor_weights": self.extractor.digest[:12],
+            "reference": reference and reference.name,
+            "reference_n": reference and reference.n,
+            "reference_digest": reference and reference.digest[:12],
+            **self.more,
+            "metrics": sorted(metrics),
+            "options": self.options,
+            "cell": cell,
+        }
+
+
 def make_record(
-    scores: dict[str, Score],
-    floor: dict[str, Score] | None,
-    *,
-    protocol: str,
-    n: int,
-    extractor: Extractor,
-    reference: Reference | None,
-    options: dict[str, Any],
-    cell: dict[str, Any] | None,
-    run: dict[str, Any] | None = None,
-    more: dict[str, Any] | None = None,
+    facts: Record,
+    scores: Mapping[str, Score],
+    floor: Mapping[str, Score] | None,
+    run: Mapping[str, Any] | None = None,
 ) -> Record:
     """A score is no result without its protocol: this holds both.
 
-    `scores` of n samples and the real-vs-real `floor` at the same n (None if there are too
-    few real images); `protocol` is the name of configs/metrics that they follow, `options` are
-    those of the metrics; `cell` says how the samples were made and `run`
-    what that took, as far as their manifest tells; `more` is what else belongs to the protocol.
+    `floor` is the real-vs-real one at the same n (None if there are too few real images); `run` is
+    what making the samples took.
     """
     return {
-        "protocol": protocol,
-        "n": n,
-        "extractor": extractor.name,
-        "extractor_weights": extractor.digest[:12],
-        "reference": reference and reference.name,
-        "reference_n": reference and reference.n,
-        "reference_digest": reference and reference.digest[:12],
-        **(more or {}),
-        "metrics": sorted(scores),
-        "options": options,
-        "cell": cell,
+        **facts,
         "run": run,
         "scores": {name: score._asdict() for name, score in scores.items()},
         "floor": floor and {name: score._asdict() for name, score in floor.items()},
     }
-
-
-def protocol(record: Record) -> Record:
-    """What must agree for a stored record to stand for a new evaluation."""
-    return {key: record[key] for key in record if key not in ("scores", "floor", "run")}
 
 
 def score(record: Record, metric: str, of: str = "scores") -> Score | None:
@@ -63,8 +75,72 @@ def score(record: Record, metric: str, of: str = "scores") -> Score | None:
     return Score(**values) if values else None
 
 
-def save_records(path: Path, records: Record | list[Record]) -> None:
-    write_atomic(path, lambda p: p.write_text(json.dumps(records, indent=1) + "\n"))
+# --- Which records compare ------------------------------------------------------------
+
+# Two scores compare if they were computed alike: what follows is the same in both records.
+COMPARABLE = (
+    "protocol",
+    "extractor",
+    "extractor_weights",
+    "reference",
+    "reference_digest",
+    "options",
+    "preprocess",
+    "prompts",
+)
+
+
+def protocol(record: Record) -> Record:
+    """What must agree for a stored record to stand for a new evaluation of the same samples."""
+    return {key: record[key] for key in record if key not in ("scores", "floor", "run")}
+
+
+def check_comparable(records: Sequence[Record]) -> None:
+    """Raise ValueError unless a table's records were scored alike, all of a column with one N."""
+    first = records[0]
+    sizes: dict[int, int] = {}
+    for record in records:
+        for key in COMPARABLE:
+            here, there = record.get(key), first.get(key)
+            if here != there:
+                raise ValueError(
+                    f"a table never mixes protocols: {key} is {there} in row {first['row']} at "
+                    f"{first['steps']} steps, {here} in row {record['row']} at {record['steps']}; "
+                    "evaluate them anew with one metrics= and reference="
+                )
+        n = sizes.setdefault(record["steps"], record["n"])
+        if record["n"] != n:
+            raise ValueError(
+                f"a column never mixes numbers of samples: {n} and {record['n']} at "
+                f"{record['steps']} steps"
+            )
+
+
+def check_same_kind(stored: Record, protocol: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError if a stored record is of another model, protocol, guidance, seed...
+
+    `config` is that of a manifest: the table that the record is in would be overwritten by one
+    that does not compare.
+    """
+    there = _kind(stored["protocol"], stored["cell"]["config"])
+    for key, value in _kind(protocol, json.loads(json.dumps(config))).items():
+        if there[key] != value:
+            raise ValueError(
+                f"results of another kind are there already ({key} is {there[key]} there, {value} "
+                "here): choose another out=DIR"
+            )
+
+
+def _kind(protocol: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    shared = {key: config.get(key) for key in ("guidance", "spacing", "seed", "label")}
+    return {"protocol": protocol, "checkpoint": config["model"]["sha256"], **shared}
+
+
+# --- Files ----------------------------------------------------------------------------
+
+
+def save_records(path: Path, records: Record | Sequence[Record]) -> None:
+    write_text(path, json.dumps(records, indent=1) + "\n")
 
 
 def load_records(path: Path) -> Any:

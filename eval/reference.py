@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 
 from eval.extractors import Extractor, Images
 from eval.metrics import Statistics, statistics
-from files.whole import write_atomic
+from files.whole import UNREADABLE, write_atomic
+
+TEXTS = ("name", "extractor", "weights", "source")  # what a file says besides its arrays
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,12 +60,7 @@ class Reference:
     def save(self, folder: Path) -> Path:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
         path = folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
-        texts = {
-            "name": self.name,
-            "extractor": self.extractor,
-            "weights": self.weights,
-            "source": self.source,
-        }
+        texts = {key: getattr(self, key) for key in TEXTS}
         arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))
         return path
@@ -73,11 +69,14 @@ class Reference:
     def load(path: Path) -> Reference:
         """Read a file of `save`.  Raises ValueError if its content is not what was written."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # NumPy would leave a damaged file open.
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
             reference = _from_arrays(arrays)
             intact = reference.digest == arrays["digest"].item()
-        except (zipfile.BadZipFile, EOFError, KeyError, ValueError):
+        except FileNotFoundError:
+            raise
+        except UNREADABLE:
             intact = False
         if not intact:
             raise ValueError(f"{path} is damaged: delete it and build the reference again")
@@ -116,16 +115,15 @@ def build_reference(
     """
     seen = extractor(images)
     spatial = None if seen.spatial is None else statistics(seen.spatial)
-    own = PublishedStatistics(statistics(seen.features), spatial)
-    stated = published or own
+    whole = published or PublishedStatistics(statistics(seen.features), spatial)
     return Reference(
         name,
         extractor.name,
         extractor.digest,
-        stated.features,
+        whole.features,
         seen.features,
         seen.logits,
-        spatial=stated.spatial,
+        spatial=whole.spatial,
         manifold=seen.manifold,
         source=source,
     )
@@ -144,21 +142,22 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
     They are over the whole data set of n images, of which the file holds 10,000.  Raises
     ValueError, with the remedy, if the file has none or is damaged.
     """
+    keys = ("mu", "sigma", "mu_s", "sigma_s")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            absent = [key for key in ("mu", "sigma", "mu_s", "sigma_s") if key not in file]
-            if absent:
-                raise ValueError(
-                    f"{path} has no {', '.join(absent)}: the published reference batches hold "
-                    "statistics of the whole data set, and scores against its images alone are "
-                    "other scores; fetch the published file, or use reference=custom for yours"
-                )
-            mu, sigma, mu_s, sigma_s = (
-                file[key].astype(np.float64) for key in ("mu", "sigma", "mu_s", "sigma_s")
-            )
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = {key: file[key].astype(np.float64) for key in keys if key in file}
+    except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({error}): download it again") from None
-    return PublishedStatistics(Statistics(mu, sigma, n), Statistics(mu_s, sigma_s, n))
+    if absent := [key for key in keys if key not in arrays]:
+        raise ValueError(
+            f"{path} has no {', '.join(absent)}: the published reference batches hold "
+            "statistics of the whole data set, and scores against its images alone are "
+            "other scores; fetch the published file, or use reference=custom for yours"
+        )
+    return PublishedStatistics(
+        Statistics(arrays["mu"], arrays["sigma"], n),
+        Statistics(arrays["mu_s"], arrays["sigma_s"], n),
+    )
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:
@@ -167,13 +166,10 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:
     if "spatial_mean" in arrays:
         spatial = Statistics(arrays["spatial_mean"], arrays["spatial_cov"], n)
     return Reference(
-        name=arrays["name"].item(),
-        extractor=arrays["extractor"].item(),
-        weights=arrays["weights"].item(),
+        **{key: arrays[key].item() if key in arrays else "" for key in TEXTS},
         statistics=Statistics(arrays["mean"], arrays["cov"], n),
         features=arrays["features"],
         logits=arrays.get("logits"),
         spatial=spatial,
         manifold=arrays.get("manifold"),
-        source=arrays["source"].item() if "source" in arrays else "",
     )

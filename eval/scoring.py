@@ -1,9 +1,14 @@
-"""All metrics by name, and the scores of a set of samples."""
+"""All metrics by name, and the scores of a set of samples.
+
+A new metric is a function in eval/metrics.py and an entry of `METRICS`: what prints, draws, tunes
+or compares scores knows it from there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,8 @@ from numpy.typing import NDArray
 from eval.extractors import Extracted
 from eval.metrics import (
     Score,
+    check_fid_size,
+    check_kid_size,
     clip_score,
     diagonal_fid,
     fid,
@@ -22,81 +29,198 @@ from eval.metrics import (
 )
 from eval.reference import Reference
 
-METRIC_NAMES = {
-    "is": "IS",
-    "fid": "FID",
-    "sfid": "sFID",
-    "diagonal_fid": "Diagonal FID",
-    "kid": "KID",
-    "precision": "Precision",
-    "recall": "Recall",
-    "label_agreement": "Label agreement",
-    "clip_score": "CLIP score",
-    "total": "Total score",
-    "quality": "Quality score",
-    "semantic": "Semantic score",
+USUAL = ("is", "fid", "kid", "precision", "recall")
+
+
+def _integer(default: int | None, least: int) -> Any:
+    return field(default=default, metadata={"least": least})
+
+
+def _choice(default: str | bool, *choices: str | bool) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True)
+class Options:
+    """metrics.options of configs/metrics/*.yaml: what the metrics' own parameters are set to."""
+
+    k: int = _integer(3, least=1)  # neighbours for precision and recall
+    kid_subset_size: int = _integer(1000, least=2)
+    is_splits: int = _integer(1, least=1)
+    is_chunk_size: int | None = _integer(None, least=1)
+    is_shuffle_seed: int | None = _integer(None, least=0)
+    bootstrap: int = _integer(100, least=0)  # resampled sets for the standard errors
+    seed: int = _integer(0, least=0)
+    fid_se: str = _choice("bootstrap", "bootstrap", "delta")
+    allow_few: bool = _choice(False, True, False)
+
+    @staticmethod
+    def of(mapping: Mapping[str, Any]) -> Options:
+        """Raises ValueError for an unknown option or a bad value, with what may be chosen."""
+        checks = {option.name: option.metadata for option in fields(Options)}
+        for name, value in mapping.items():
+            if name not in checks:
+                raise ValueError(
+                    f"unknown metrics.options.{name}: choose among {', '.join(checks)}"
+                )
+            least, choices = checks[name].get("least"), checks[name].get("choices")
+            if choices and value not in choices:
+                words = " or ".join(str(choice).lower() for choice in choices)
+                raise ValueError(f"metrics.options.{name} must be {words}, got {value!r}")
+            if least is not None and (type(value) is not int or value < least):
+                raise ValueError(
+                    f"metrics.options.{name} must be an integer of at least {least}, got {value!r}"
+                )
+        return Options(**mapping)
+
+
+DEFAULTS = Options()
+
+
+class _Lacking(Exception):
+    """What a metric needs is not there."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What metrics are computed from: features of samples, the real images, labels, options."""
+
+    samples: Extracted
+    reference: Reference | None
+    labels: NDArray[np.int64] | None
+    strata: NDArray[np.int64] | None
+    options: Options
+
+    @property
+    def real(self) -> Reference:
+        if self.reference is None:
+            raise _Lacking("compares with real images: give a reference")
+        return self.reference
+
+    def needed(self, part: Any) -> Any:
+        """A part of the samples' or the reference's features, which not every extractor gives."""
+        if part is None:
+            reference = "" if self.reference is None else f" {self.reference.name}"
+            raise _Lacking(
+                f"needs what the extractor or the reference{reference} lacks: use another metrics="
+            )
+        return part
+
+    @property
+    def resampling(self) -> dict[str, Any]:
+        o = self.options
+        return {"bootstrap": o.bootstrap, "seed": o.seed, "strata": self.strata}
+
+    @property
+    def frechet(self) -> dict[str, Any]:
+        return {
+            "se": self.options.fid_se,
+            "allow_few": self.options.allow_few,
+            **self.resampling,
+        }
+
+    @cached_property  # one pass over all distances gives both
+    def precision_recall(self) -> tuple[Score, Score]:
+        x, y = self.samples, self.real
+        if x.manifold is None or y.manifold is None:
+            return precision_recall(x.features, y.features, k=self.options.k)
+        return precision_recall(x.manifold, y.manifold, k=self.options.k)
+
+
+def _inception_score(m: Material) -> Score:
+    o = m.options
+    return inception_score(
+        m.needed(m.samples.logits),
+        splits=o.is_splits,
+        chunk_size=o.is_chunk_size,
+        shuffle_seed=o.is_shuffle_seed,
+        **m.resampling,
+    )
+
+
+def _sfid(m: Material) -> Score:
+    return fid(m.needed(m.samples.spatial), m.needed(m.real.spatial), **m.frechet)
+
+
+def _kid(m: Material) -> Score:
+    size = m.options.kid_subset_size
+    return kid(m.samples.features, m.real.features, subset_size=size, **m.resampling)
+
+
+def _label_agreement(m: Material) -> Score:
+    return label_agreement(m.needed(m.samples.logits), m.needed(m.labels))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a score is printed and made; `compute` is None where it is not made from features."""
+
+    title: str
+    lower_is_better: bool
+    decimals: int
+    compute: Callable[[Material], Score] | None
+
+
+# In the order in which they are printed.
+METRICS: dict[str, Metric] = {
+    "is": Metric("IS", False, 2, _inception_score),
+    "fid": Metric(
+        "FID", True, 2, lambda m: fid(m.samples.features, m.real.statistics, **m.frechet)
+    ),
+    "sfid": Metric("sFID", True, 2, _sfid),
+    "diagonal_fid": Metric(
+        "Diagonal FID",
+        True,
+        2,
+        lambda m: diagonal_fid(m.samples.features, m.real.statistics, m.strata),
+    ),
+    "kid": Metric("KID", True, 4, _kid),
+    "precision": Metric("Precision", False, 3, lambda m: m.precision_recall[0]),
+    "recall": Metric("Recall", False, 3, lambda m: m.precision_recall[1]),
+    "label_agreement": Metric("Label agreement", False, 3, _label_agreement),
+    "clip_score": Metric(
+        "CLIP score", False, 2, lambda m: clip_score(m.samples.features, m.needed(m.samples.text))
+    ),
+    # VBench's, computed by itself from videos (eval/vbench.py)
+    "total": Metric("Total score", False, 2, None),
+    "quality": Metric("Quality score", False, 2, None),
+    "semantic": Metric("Semantic score", False, 2, None),
 }
 
-
-LOWER_IS_BETTER = ("fid", "sfid", "diagonal_fid", "kid")
-
-
-DIGITS = {
-    "is": 2,
-    "fid": 2,
-    "sfid": 2,
-    "diagonal_fid": 2,
-    "kid": 4,
-    "clip_score": 2,
-    "total": 2,
-    "quality": 2,
-    "semantic": 2,
-}  # decimals shown; 3 for the others
-
-
-METRICS = (
-    "is",
-    "fid",
-    "sfid",
-    "diagonal_fid",
-    "kid",
-    "precision",
-    "recall",
-    "label_agreement",
-    "clip_score",
-)
+METRIC_NAMES = {name: metric.title for name, metric in METRICS.items()}
+LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if metric.lower_is_better)
+DIGITS = {name: metric.decimals for name, metric in METRICS.items()}
 
 
 def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
-    """The names unchanged; ValueError with the known ones if any is unknown."""
-    unknown = sorted(set(metrics) - set(METRICS))
-    if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(METRICS)}")
+    """The names unchanged; ValueError with those that can be computed if one cannot."""
+    computed = [name for name, metric in METRICS.items() if metric.compute]
+    if unknown := sorted(set(metrics) - set(computed)):
+        raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(computed)}")
     return metrics
+
+
+def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:
+    """Raise ValueError if n samples are too few for the metrics, before they are made."""
+    if "fid" in metrics and not options.allow_few:
+        check_fid_size(n, num_features)
+    if "kid" in metrics:
+        check_kid_size(n, options.kid_subset_size)
 
 
 def evaluate(
     extracted: Extracted,
     reference: Reference | None,
     labels: NDArray[np.int64] | None = None,
-    metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
-    *,
-    k: int = 3,
-    kid_subset_size: int = 1000,
-    is_splits: int = 1,
-    is_chunk_size: int | None = None,
-    is_shuffle_seed: int | None = None,
-    fid_se: str = "bootstrap",
-    allow_few: bool = False,
-    bootstrap: int = 100,
-    seed: int = 0,
+    metrics: Sequence[str] = USUAL,
     strata: NDArray[np.int64] | None = None,
+    options: Options = DEFAULTS,
 ) -> dict[str, Score]:
     """The scores asked for, by name and in the order asked for.
 
     With `labels` [N], `label_agreement` is always among them.  `strata` [N] are the labels of
     samples whose class counts were fixed by design rather than drawn: their standard errors
-    then leave the class counts fixed, too.  The other options are those of the metrics.
+    then leave the class counts fixed, too.
 
     Raises ValueError for an unknown metric, for one whose features the extractor does not give or
     that needs a reference where there is none, for label agreement without labels, and as each
@@ -106,75 +230,34 @@ def evaluate(
     if labels is None and "label_agreement" in metrics:
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
-    x = extracted
-    resampling: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed, "strata": strata}
-    frechet: dict[str, Any] = {"se": fid_se, "allow_few": allow_few, **resampling}
+    material = Material(extracted, reference, labels, strata, options)
+    return {name: _computed(name, material) for name in names}
 
-    def real(metric: str) -> Reference:
-        if reference is None:
-            raise ValueError(
-                f"{metric} compares with real images: give a reference, or leave {metric} out of "
-                "metrics.scores"
-            )
-        return reference
 
-    @cache
-    def both() -> tuple[Score, Score]:
-        y = real("precision")
-        if x.manifold is None or y.manifold is None:
-            return precision_recall(x.features, y.features, k=k)
-        return precision_recall(x.manifold, y.manifold, k=k)
-
-    def given(value: Any, metric: str) -> Any:
-        if value is None:
-            raise ValueError(
-                f"{metric} needs what the extractor or the reference{'' if reference is None else ' ' + reference.name} "
-                f"lacks: leave {metric} out of metrics.scores or use another metrics="
-            )
-        return value
-
-    compute: dict[str, Callable[[], Score]] = {
-        "is": lambda: inception_score(
-            given(x.logits, "is"),
-            splits=is_splits,
-            chunk_size=is_chunk_size,
-            shuffle_seed=is_shuffle_seed,
-            **resampling,
-        ),
-        "fid": lambda: fid(x.features, real("fid").statistics, **frechet),
-        "sfid": lambda: fid(
-            given(x.spatial, "sfid"), given(real("sfid").spatial, "sfid"), **frechet
-        ),
-        "diagonal_fid": lambda: diagonal_fid(x.features, real("diagonal_fid").statistics, strata),
-        "kid": lambda: kid(
-            x.features, real("kid").features, subset_size=kid_subset_size, **resampling
-        ),
-        "precision": lambda: both()[0],
-        "recall": lambda: both()[1],
-        "label_agreement": lambda: label_agreement(
-            given(x.logits, "label_agreement"), given(labels, "label_agreement")
-        ),
-        "clip_score": lambda: clip_score(x.features, given(x.text, "clip_score")),
-    }
-    return {name: compute[name]() for name in names}
+def _computed(name: str, material: Material) -> Score:
+    compute = METRICS[name].compute
+    assert compute is not None
+    try:
+        return compute(material)
+    except _Lacking as error:
+        raise ValueError(f"{name} {error}, or leave {name} out of metrics.scores") from None
 
 
 def real_floor(
     real: Extracted,
     reference: Reference,
     n: int,
-    metrics: Sequence[str] = ("is", "fid", "kid", "precision", "recall"),
-    seed: int = 0,
     labels: NDArray[np.int64] | None = None,
-    **options: Any,
+    metrics: Sequence[str] = USUAL,
+    options: Options = DEFAULTS,
 ) -> dict[str, Score]:
     """What a perfect sampler would score with n samples: n real images in place of samples.
 
     `real` holds images that are not in the reference; n of them are drawn without
     replacement.  With their `labels` the draw is balanced over classes, to go with balanced
-    samples.  `options` go to `evaluate`.  Raises ValueError if there are too few.
+    samples.  Raises ValueError if there are too few.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     pool = np.zeros(len(real.features), np.int64) if labels is None else labels
     classes = np.unique(pool)
     rows = np.empty(0, np.int64)
@@ -187,4 +270,4 @@ def real_floor(
         rows = np.concatenate([rows, rng.choice(members, wanted, replace=False)])
     drawn = Extracted._make(None if part is None else part[rows] for part in real)
     strata = None if labels is None else labels[rows]
-    return evaluate(drawn, reference, metrics=metrics, seed=seed, strata=strata, **options)
+    return evaluate(drawn, reference, metrics=metrics, strata=strata, options=options)

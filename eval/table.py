@@ -1,72 +1,22 @@
-"""Scored samplers by rows and step counts, and which of them differ."""
+"""A table of scores: rows are samplers, columns step counts, and each cell a record.
+
+All that shows scores is made from it: Markdown, CSV, LaTeX, plots, the page, tuning, the study.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from eval.metrics import Score
-from eval.records import Record, load_records, save_records, score
-from eval.scoring import LOWER_IS_BETTER
+from eval.records import Record, check_comparable, load_records, save_records, score
+from eval.scoring import METRICS
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One record at its place in a table: `row` is the sampler as printed, `steps` the column."""
-
-    row: str
-    steps: int
-    record: Record
-
-
-def save_cells(path: Path, cells: Sequence[Cell]) -> None:
-    """A table's records.json.  `steps` is a cell's column: Heun makes other calls at "10 steps"."""
-    save_records(path, [{"row": c.row, "steps": c.steps, **c.record} for c in cells])
-
-
-def load_cells(path: Path) -> list[Cell]:
-    """The cells of a table's records.json.  Raises as `load_records`."""
-    try:
-        return [Cell(r.pop("row"), r.pop("steps"), r) for r in load_records(path)]
-    except (AttributeError, KeyError):
-        raise ValueError(f"{path} holds no table's records: remove it and run again") from None
-
-
-PROTOCOL = (
-    "protocol",
-    "extractor",
-    "extractor_weights",
-    "reference",
-    "reference_digest",
-    "options",
-    "preprocess",
-    "prompts",
-)
-
-
-def check_one_protocol(cells: Sequence[Cell]) -> None:
-    """Raise ValueError unless all cells were scored alike, and all of a column with one N."""
-    first = cells[0]
-    for cell in cells:
-        for key in PROTOCOL:
-            here, there = cell.record.get(key), first.record.get(key)
-            if here != there:
-                raise ValueError(
-                    f"a table never mixes protocols: {key} is {there} in row "
-                    f"{first.row} at {first.steps} steps, {here} in row {cell.row} at "
-                    f"{cell.steps}; evaluate them anew with one metrics= and reference="
-                )
-        n = next(other.record["n"] for other in cells if other.steps == cell.steps)
-        if cell.record["n"] != n:
-            raise ValueError(
-                f"a column never mixes numbers of samples: {n} and {cell.record['n']} at "
-                f"{cell.steps} steps"
-            )
+VERDICTS = ("better than", "worse than", "not told apart from")
 
 
 class Gain(NamedTuple):
@@ -81,6 +31,7 @@ class Gain(NamedTuple):
 
     @property
     def words(self) -> str:
+        """One of VERDICTS."""
         if abs(self.value) <= self.half:
             return "not told apart from"
         return "better than" if self.value > 0 else "worse than"
@@ -88,43 +39,120 @@ class Gain(NamedTuple):
 
 def gain(metric: str, ours: Score, theirs: Score) -> Gain:
     """Positive where ours is the better one."""
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    return Gain(sign * (theirs.value - ours.value), 1.96 * float(np.hypot(ours.se, theirs.se)))
+    sign = 1 if METRICS[metric].lower_is_better else -1
+    difference = Score(sign * (theirs.value - ours.value), float(np.hypot(ours.se, theirs.se)))
+    return Gain(difference.value, difference.half)
 
 
-def undecided_best(metric: str, scores: dict[str, Score]) -> set[str]:
-    """The best row and every row that cannot be told from it (see `Gain`)."""
-    if not scores:
-        return set()
-    pick = min if metric in LOWER_IS_BETTER else max
-    best = scores[pick(scores, key=lambda row: scores[row].value)]
-    return {row for row, value in scores.items() if value is best
-            or gain(metric, best, value).value <= gain(metric, best, value).half}  # fmt: skip
-
-
-def _columns(cells: Sequence[Cell]) -> list[int]:
-    return sorted({cell.steps for cell in cells}, reverse=True)
-
-
-def _rows(cells: Sequence[Cell]) -> list[str]:
-    return list(dict.fromkeys(cell.row for cell in cells))
-
-
-def _column(cells: Sequence[Cell], steps: int, metric: str) -> dict[str, Score]:
-    found = {c.row: score(c.record, metric) for c in cells if c.steps == steps}
-    return {row: value for row, value in found.items() if value is not None}
-
-
-def _floor(cells: Sequence[Cell], steps: int, metric: str) -> Score | None:
-    return next((score(c.record, metric, "floor") for c in cells if c.steps == steps), None)
-
-
-def _sizes(cells: Sequence[Cell]) -> dict[int, int]:
-    return {cell.steps: cell.record["n"] for cell in cells}
-
-
-def cutoff(cell: Cell) -> float:
+def cutoff(record: Record) -> float:
     """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN."""
-    sampler = cell.record["cell"]["config"]["sampler"]
+    sampler = record["cell"]["config"]["sampler"]
     ends = {"skipped": 0, "ddim": 1000}
     return float(sampler.get("cutoff", ends.get(sampler["name"], math.nan)))
+
+
+class Table:
+    """Records by sampler and step count.
+
+    Each record has the keys "row", the sampler as printed, and "steps", its column (Heun makes
+    other calls at "10 steps").  `rows` are in the order of the records, `columns` descending.
+    Raises ValueError unless the records are comparable (`check_comparable`).
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        check_comparable(records)
+        self.records = list(records)
+        self.rows: list[str] = list(dict.fromkeys(r["row"] for r in records))
+        self.columns: list[int] = sorted({r["steps"] for r in records}, reverse=True)
+        self._cells = {(r["row"], r["steps"]): r for r in records}
+
+    @staticmethod
+    def load(path: Path) -> Table:
+        """The table of a records.json.  Raises FileNotFoundError or ValueError, with the remedy."""
+        records = load_records(path)
+        if not isinstance(records, list) or not all({"row", "steps"} <= r.keys() for r in records):
+            raise ValueError(f"{path} holds no table's records: remove it and run again")
+        return Table(records)
+
+    def save(self, path: Path) -> None:
+        """Write the records as JSON, each with its row and steps first."""
+        save_records(path, [{"row": r["row"], "steps": r["steps"], **r} for r in self.records])
+
+    def by_cutoff(self) -> Table:
+        """The same with its rows in the order of their cutoffs, and named by them."""
+        return Table([{**r, "row": f"{cutoff(r):g}"} for r in sorted(self.records, key=cutoff)])
+
+    # --- one cell, one column ---------------------------------------------------------------
+
+    def record(self, row: str, steps: int) -> Record | None:
+        return self._cells.get((row, steps))
+
+    def column(self, steps: int) -> list[Record]:
+        """The records of one step count, in the order of the rows."""
+        return [r for row in self.rows if (r := self.record(row, steps)) is not None]
+
+    def value(self, row: str, steps: int, metric: str) -> Score | None:
+        record = self.record(row, steps)
+        return None if record is None else score(record, metric)
+
+    def score(self, row: str, steps: int, metric: str) -> Score:
+        """As `value`, but raises ValueError if there is none."""
+        value = self.value(row, steps, metric)
+        if value is None:
+            raise ValueError(
+                f"the records lack {metric} of {row} at {steps} steps: run again what scores them, "
+                f"with {metric} among its metrics"
+            )
+        return value
+
+    def floor(self, steps: int, metric: str) -> Score | None:
+        """What as many real images score in place of samples."""
+        return score(self.column(steps)[0], metric, "floor")
+
+    def n(self, steps: int) -> int:
+        """The number of samples of each record of a column."""
+        n: int = self.column(steps)[0]["n"]
+        return n
+
+    # --- which samplers differ --------------------------------------------------------------
+
+    def best(self, steps: int, metric: str, rows: Iterable[str] | None = None) -> str:
+        """The row with the best score, of all or of some that have one.
+
+        Raises ValueError if none has.
+        """
+        scores = self._scores(steps, metric, rows)
+        if not scores:
+            raise ValueError(f"no row has a score {metric} at {steps} steps")
+        pick = min if METRICS[metric].lower_is_better else max
+        return pick(scores, key=lambda row: scores[row].value)
+
+    def tied(self, steps: int, metric: str, rows: Iterable[str] | None = None) -> set[str]:
+        """The best row and all that cannot be told from it (see `Gain`)."""
+        scores = self._scores(steps, metric, rows)
+        if not scores:
+            return set()
+        best = self.best(steps, metric, scores)
+        gains = {row: gain(metric, scores[best], value) for row, value in scores.items()}
+        return {best, *(row for row, g in gains.items() if g.value <= g.half)}
+
+    def _scores(self, steps: int, metric: str, rows: Iterable[str] | None) -> dict[str, Score]:
+        values = {
+            row: self.value(row, steps, metric) for row in (self.rows if rows is None else rows)
+        }
+        return {row: value for row, value in values.items() if value is not None}
+
+    def against(self, ours: Row, theirs: Row, metric: str) -> dict[str, list[int]]:
+        """The step counts, ascending, of each of VERDICTS on one row against another.
+
+        A row is a name, or a function that chooses one for a step count.
+        """
+        steps_by: dict[str, list[int]] = {verdict: [] for verdict in VERDICTS}
+        for steps in sorted(self.columns):
+            a, b = (row if isinstance(row, str) else row(steps) for row in (ours, theirs))
+            difference = gain(metric, *(self.score(row, steps, metric) for row in (a, b)))
+            steps_by[difference.words].append(steps)
+        return steps_by
+
+
+Row = str | Callable[[int], str]

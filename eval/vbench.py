@@ -1,6 +1,6 @@
 """VBench's scores from its result files: quality, semantic and total (Huang et al. 2024).
 
-VBench itself runs in an environment of its own (scripts/vbench.py); files are all that is exchanged.
+VBench itself runs in an environment of its own (`python -m scripts.vbench`); files are all that is exchanged.
 Its public aggregation sets a dimension without result to 0; here that is an error.
 """
 
@@ -55,28 +55,31 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
     file holds them.  Raises ValueError for a damaged file, an unknown dimension, a score that is
     not a fraction, and for two files that give one dimension different scores.
     """
-    found: dict[str, tuple[Score, Path]] = {}
+    scores: dict[str, Score] = {}
+    origin: dict[str, Path] = {}
     for path in files:
-        try:
-            content = json.loads(path.read_text())
-            entries = {
-                name: (float(v[0]), v[1] if len(v) > 1 else []) for name, v in content.items()
-            }
-        except (ValueError, TypeError, AttributeError, IndexError, KeyError):
-            raise ValueError(
-                f"{path} is no result file of VBench or damaged: remove it and run VBench again"
-            ) from None
-        for name, (value, videos) in entries.items():
+        for name, (value, videos) in _entries(path).items():
             if name not in DIMENSIONS:
                 raise ValueError(f"{path} has an unknown dimension {name!r}: remove it")
             if not 0 <= value <= 1:
                 raise ValueError(f"{path}: {name} is {value}, but VBench's scores are fractions")
-            if name in found and found[name][0].value != value:
+            if name in scores and scores[name].value != value:
                 raise ValueError(
-                    f"{path} and {found[name][1]} give {name} different scores: remove one"
+                    f"{path} and {origin[name]} give {name} different scores: remove one"
                 )
-            found[name] = Score(value, _se(name, videos)), path
-    return {name: found[name][0] for name in DIMENSIONS if name in found}
+            scores[name], origin[name] = Score(value, _se(name, videos)), path
+    return {name: scores[name] for name in DIMENSIONS if name in scores}
+
+
+def _entries(path: Path) -> dict[str, tuple[float, Any]]:
+    """By dimension: the score, and what the file holds of single videos."""
+    try:
+        content = json.loads(path.read_text())
+        return {name: (float(v[0]), v[1] if len(v) > 1 else []) for name, v in content.items()}
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+        raise ValueError(
+            f"{path} is no result file of VBench or damaged: remove it and run VBench again"
+        ) from None
 
 
 def _se(name: str, videos: Any) -> float:
@@ -101,8 +104,8 @@ def aggregate(results: Mapping[str, Score], partial: bool = False) -> dict[str, 
     missing = [name for name in DIMENSIONS if name not in results]
     if missing and not partial:
         raise ValueError(
-            f"VBench has no result for {', '.join(missing)}: run scripts/vbench.py run again, or see "
-            "what there is with scripts/vbench.py score --partial"
+            f"VBench has no result for {', '.join(missing)}: run `python -m scripts.vbench run` "
+            "again, or see what there is with `python -m scripts.vbench score --partial`"
         )
     scores = {}
     for name, group in (("quality", QUALITY), ("semantic", SEMANTIC)):

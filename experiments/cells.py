@@ -1,56 +1,35 @@
-"""Cells and columns: what is sampled, where it lies, and what its pixels depend on."""
+"""Cells and columns: what is sampled, where it lies, and everything that its pixels depend on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from torch import Tensor
 
-from experiments.config import plain
+from files.media import Images, Media
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import Schedule, timesteps
+from sampling import sample_labels, timesteps
 from sampling.adapters import Sampler, num_nodes, sampler_named
 
+TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
+NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
-
-
-@dataclass(frozen=True)
-class Job:
-    """One folder of samples.  `config` is everything that the pixels depend on."""
-
-    plan: Sampler
-    folder: Path
-    config: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """Identifies the config; every shard carries it."""
-        text = json.dumps(self.config, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def shard(self, k: int) -> Path:
-        return self.folder / "shards" / f"shard-{k:05d}.npz"
-
-    def facts(self, k: int) -> Path:
-        """How shard k was made: the file beside it."""
-        return self.shard(k).with_suffix(".json")
-
-    @property
-    def manifest(self) -> Path:
-        return self.folder / "manifest.json"
+# Loaders that moved: the folders of samples made before keep their names.
+FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many samples, and how they are cut up; none of it changes a pixel's meaning."""
+    """How many samples, and how they are cut up for sampling and for the disk."""
 
     num_samples: int
     batch_size: int = 64
@@ -67,18 +46,210 @@ class Size:
         return math.ceil(self.num_samples / self.shard_size)
 
     def ids(self, k: int) -> range:
+        """The samples of shard k."""
         return range(k * self.shard_size, min((k + 1) * self.shard_size, self.num_samples))
 
 
-def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
+@dataclass(frozen=True)
+class Cell:
+    """One sampler at one step count: its plan, its folder of samples, and how many there are.
+
+    `config` is everything that the pixels depend on.  `row` and `steps` are its place in a table;
+    Heun's plan has other calls than the column's `steps`.
+    """
+
+    plan: Sampler
+    folder: Path
+    config: dict[str, Any]
+    size: Size
+    row: str = ""
+    steps: int = 0
+    media: Media = field(default_factory=Images)
+
+    @property
+    def digest(self) -> str:
+        """Identifies the config; every shard carries it."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def shard(self, k: int) -> Path:
+        return self.folder / "shards" / f"shard-{k:05d}.npz"
+
+    def facts(self, k: int) -> Path:
+        """How shard k was made: the file beside it."""
+        return self.shard(k).with_suffix(".json")
+
+    def record(self, protocol: str) -> Path:
+        """Where the scores of these samples by a protocol lie."""
+        return self.folder / f"evaluation-{protocol}-{self.size.num_samples}.json"
+
+
+@dataclass(frozen=True)
+class Column:
+    """The cells of one step count: sampled as one tree, with the same noise."""
+
+    steps: int
+    size: Size
+    cells: list[Cell]
+
+    @property
+    def plans(self) -> list[Sampler]:
+        return [cell.plan for cell in self.cells]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all cells of a command share.  `model` is the model's config as a plain dictionary."""
+
+    model: dict[str, Any]
+    backbone: Backbone
+    spacing: Any
+    seed: int
+    label: int | str | None
+    batch_size: int = 64
+    shard_size: int = 256
+    names: str = "id"
+
+    def column(self, samplers: Mapping[str, dict[str, Any]], steps: int, n: int) -> Column:
+        """The cells of some samplers, by their rows, at one step count.  Raises as `cell`."""
+        cells = [self.cell(row, sampler, steps, n) for row, sampler in samplers.items()]
+        return Column(steps, cells[0].size, cells)
+
+    def cell(
+        self, row: str, sampler: dict[str, Any], steps: int | None, n: int, out: str | None = None
+    ) -> Cell:
+        """One cell.
+
+        Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
+        cells of different experiments are sampled once and different ones never meet.  Raises
+        ValueError for options that make no plan.
+        """
+        name = sampler["name"]
+        options = {k: v for k, v in sampler.items() if k != "name" and v is not None}
+        _check_options(options, self.backbone.schedule.T)
+        measured = {}
+        if name == "mixpp" and options.get("variance") == "analytic":
+            measured["x0_variance"] = stored_x0_variance(self.backbone)
+        grid = timesteps(self.backbone.schedule, num_nodes(name, steps), self.spacing)
+        plan = sampler_named(name, self.backbone.schedule, grid, **options, **measured)
+        digests = {k: hashlib.sha256(v.tobytes()).hexdigest()[:12] for k, v in measured.items()}
+        config = self._config({"name": name, **options, **digests}, len(plan))
+        size = Size(n, self.batch_size, self.shard_size)
+        cell = Cell(
+            plan, Path(out or "."), config, size, row, steps or len(plan), self.backbone.media
+        )
+        if out:
+            return cell
+        parts = [name, *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
+        folder = Path("runs", self.model["name"], f"{'-'.join(parts)}-{cell.digest[:8]}")
+        return replace(cell, folder=folder)
+
+    def _config(self, sampler: dict[str, Any], nfe: int) -> dict[str, Any]:
+        """Everything that pixels depend on."""
+        backbone = self.backbone
+        config: dict[str, Any] = {
+            "model": _identity(self.model, backbone),
+            "sampler": sampler,
+            "steps": nfe,
+            "spacing": self.spacing,
+            "seed": self.seed,
+            "label": self.label,
+        }
+        if backbone.guidance is not None:
+            config["guidance"] = backbone.guidance.facts
+        if backbone.prompts is not None:
+            digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
+            config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
+            config["evaluations_per_call"] = backbone.evaluations_per_call
+        if not isinstance(backbone.media, Images):
+            if self.names not in ("id", "prompt"):
+                raise ValueError(f"unknown names {self.names!r}: choose id or prompt")
+            config["names"] = self.names
+        return config
+
+
+def _check_options(options: Mapping[str, Any], T: int) -> None:
+    """Options of a sampler as a command line may misstate them.
+
+    The builder takes any cutoff >= 0; in a command one beyond T is a slip.
+    """
+    for option in NUMBERS:
+        if option in options and type(options[option]) not in (int, float):
+            raise ValueError(f"sampler.{option} must be a number, got {options[option]!r}")
+    k = options.get("skipped_steps")
+    if k is not None and type(k) is not int:
+        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
+    for option in TIMESTEPS:
+        if option in options and options[option] > T:
+            raise ValueError(
+                f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
+                f"got {options[option]}"
+            )
+
+
+def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """What of a model's config its samples depend on, wherever its files lie.
+
+    channels_last and compile change the last bits alone, as another GPU does; of a pipeline its
+    networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
+    own and change, what it says beyond the weights counts.
+    """
+    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
+    identity = {key: v for key, v in model.items() if key not in left_out}
+    loader = identity["_target_"]
+    identity["_target_"] = FORMER_LOADERS.get(loader, loader)
+    for key in ("checkpoint", "id", "text_encoder", "vae"):
+        if key in identity:
+            identity[key] = Path(identity[key]).name
+    if "card" in identity:
+        identity["card"] = Path(identity["card"]).stem
+        identity["schedule"], identity["shape"] = backbone.schedule.name, list(backbone.shape)
+        # Heads and the order of attention change pixels, but no key and no shape.
+        identity["network"] = read_card(model["card"]).network
+    return {**identity, "sha256": backbone.sha256, "clip": backbone.clip}
+
+
+def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | None:
+    """Class of each sample, a function of (seed, i) alone; None if the model has no classes.
+
+    The config's `label` is one class for all, "balanced" (class i mod num_classes: equally many of
+    each) or None: uniform at random, as guided-diffusion; of a model with prompts, prompt i for
+    sample i.  Raises ValueError for any other label, and for samples beyond the last prompt.
+    """
+    num_classes, label = backbone.num_classes, cell.config["label"]
+    if num_classes is None:
+        if label is not None:
+            raise ValueError("this model is unconditional: leave label=null")
+        return None
+    if label is None and backbone.prompts is None:
+        return sample_labels(cell.config["seed"], ids, num_classes)
+    if label is None:
+        if ids and ids[-1] >= num_classes:
+            raise ValueError(
+                f"sample i is of prompt i, and there are {num_classes} prompts for "
+                f"{ids[-1] + 1} samples: lower num_samples, or let the prompts repeat with "
+                "label=balanced"
+            )
+        return torch.tensor(list(ids), dtype=torch.int64)
+    if label == "balanced":
+        return torch.tensor(list(ids), dtype=torch.int64) % num_classes
+    if type(label) is not int or not 0 <= label < num_classes:
+        raise ValueError(f"label must be in 0..{num_classes - 1}, balanced or null, got {label}")
+    return torch.full((len(ids),), label, dtype=torch.int64)
+
+
+def file_names(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> list[str]:
     """File names of videos: 000007.mp4, or with names=prompt `{prompt}-{k}.mp4` as VBench reads.
 
     k counts the videos of a prompt.  Raises ValueError for prompts that cannot be file names, or
     not two of them.
     """
-    if job.config.get("names") != "prompt":
+    if cell.config.get("names") != "prompt":
         return [f"{i:06d}.mp4" for i in ids]
-    prompts, label = backbone.prompts or (), job.config["label"]
+    prompts, label = backbone.prompts or (), cell.config["label"]
     for j, prompt in enumerate(prompts):
         if "/" in prompt or "\0" in prompt or len(prompt.encode()) > LONGEST_NAME:
             raise ValueError(
@@ -92,99 +263,3 @@ def video_names(job: Job, backbone: Backbone, ids: Sequence[int]) -> list[str]:
     if label == "balanced":
         return [f"{prompts[i % len(prompts)]}-{i // len(prompts)}.mp4" for i in ids]
     return [f"{prompts[label]}-{i}.mp4" for i in ids]
-
-
-TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
-
-
-# Loaders that moved keep the name that folders sampled before know them by.
-RENAMED = {"models.adm.load": "models.checkpoints.load"}
-
-
-def make_job(
-    model: DictConfig,
-    backbone: Backbone,
-    sampler: dict[str, Any],
-    *,
-    steps: int | None,
-    spacing: Any,
-    seed: int,
-    label: int | str | None,
-    out: str | None = None,
-    names: str = "id",
-) -> Job:
-    """One cell: its plan, its folder and everything its pixels depend on, and videos' `names`.
-
-    Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
-    cells of different experiments are sampled once and different ones never meet.
-    """
-    for option in (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail"):
-        value = sampler.get(option)
-        if value is not None and type(value) not in (int, float):
-            raise ValueError(f"sampler.{option} must be a number, got {value!r}")
-    k = sampler.get("skipped_steps")
-    if k is not None and type(k) is not int:
-        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
-    options = {key: value for key, value in sampler.items() if key != "name" and value is not None}
-    measured: dict[str, Any] = {}
-    if sampler["name"] == "mixpp" and options.get("variance") == "analytic":
-        measured["x0_variance"] = stored_x0_variance(backbone)
-    grid = timesteps(backbone.schedule, num_nodes(sampler["name"], steps), spacing)
-    plan = sampler_named(sampler["name"], backbone.schedule, grid, **options, **measured)
-    for option in TIMESTEPS:
-        _check_cutoff(option, options.get(option), backbone.schedule)
-    config: dict[str, Any] = {
-        "model": _identity(plain(model), backbone),
-        "sampler": {"name": sampler["name"], **options},
-        "steps": len(plan),
-        "spacing": spacing,
-        "seed": seed,
-        "label": label,
-    }
-    for name, numbers in measured.items():
-        config["sampler"][name] = hashlib.sha256(numbers.tobytes()).hexdigest()[:12]
-    if backbone.guidance is not None:
-        config["guidance"] = backbone.guidance.facts
-    if backbone.prompts is not None:
-        digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
-        config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
-        config["evaluations_per_call"] = backbone.evaluations_per_call
-    if backbone.fps is not None:
-        if names not in ("id", "prompt"):
-            raise ValueError(f"unknown names {names!r}: choose id or prompt")
-        config["names"] = names
-    job = Job(plan, Path(out or "."), config)
-    if out:
-        return job
-    parts = [sampler["name"], *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
-    return replace(job, folder=Path("runs", model.name, f"{'-'.join(parts)}-{job.digest[:8]}"))
-
-
-def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """What of a model's config its samples depend on, wherever its files lie.
-
-    channels_last and compile change the last bits alone, as another GPU does; of a pipeline its
-    networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
-    own and change, what it says beyond the weights counts.
-    """
-    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
-    kept = {key: v for key, v in model.items() if key not in left_out}
-    for key in ("checkpoint", "id", "text_encoder", "vae"):
-        if key in kept:
-            kept[key] = Path(kept[key]).name
-    kept["_target_"] = RENAMED.get(kept["_target_"], kept["_target_"])
-    if "card" in kept:
-        kept["card"] = Path(kept["card"]).stem
-        kept["schedule"], kept["shape"] = backbone.schedule.name, list(backbone.shape)
-        # Heads and the order of attention change pixels, but no key and no shape.
-        kept["network"] = read_card(model["card"]).network
-    return {**kept, "sha256": backbone.sha256, "clip": backbone.clip}
-
-
-def _check_cutoff(option: str, value: float | None, schedule: Schedule) -> None:
-    """The builder takes any cutoff >= 0; on a command line one beyond T is a slip."""
-    if value is not None and value > schedule.T:
-        raise ValueError(
-            f"{option} must be in 0..{schedule.T} (0: all Skipped-Step, {schedule.T}: all DDIM), "
-            f"got {value}"
-        )

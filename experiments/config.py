@@ -1,31 +1,52 @@
-"""Configs, command lines and errors: all of Hydra is here."""
+"""Configs and command lines: what Hydra composes, as the objects that everything else takes.
+
+All of Hydra is here, and the rule by which errors end a command.
+"""
 
 from __future__ import annotations
 
+import argparse
 import errno
 import functools
+import hashlib
 import inspect
+import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 import torch
+import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.preprocessing import Preprocessing
+from experiments.cells import Settings
+from experiments.evaluate import Evaluator, ReferenceSource
+from experiments.tracking import Tracker, WandbTracker
 from experiments.workers import local_rank
+from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import read_prompts
+from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
+from sampling.options import check_options
 
 CONFIGS = str(ROOT / "configs")
+Config = DictConfig  # what Hydra composes, for those that only read it
+# Settings that say who does the work, where, and how it is watched: they change no result.
+CIRCUMSTANCES = ("stage", "only", "part", "parts", "logger", "device", "batch_size", "out", "hydra")
+
+
+# --- command lines ------------------------------------------------------------------------------
 
 
 def run_command(main: Callable[[DictConfig], None], config: str) -> None:
@@ -37,32 +58,54 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
-    register_resolvers()
-    wrapped = functools.wraps(main)(lambda cfg: call_job(main, cfg))
+    _register()
+    wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
 
 
 def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
     """configs/<config>.yaml with overrides, for scripts; with Hydra's own part if wanted."""
-    register_resolvers()
+    _register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         return hydra.compose(config, list(overrides), return_hydra_config=with_hydra)
 
 
-def experiment_of(cfg: DictConfig) -> dict[str, Any]:
-    """The experiment of reproduce.py, with `steps` and `num_samples` where they are given."""
-    experiment: dict[str, Any] = plain(cfg.experiment)
-    if cfg.steps is not None:
-        experiment["steps"] = [cfg.steps] if isinstance(cfg.steps, int) else plain(cfg.steps)
-    if cfg.num_samples is not None:
-        experiment["num_samples"] = plain(cfg.num_samples)
-    return experiment
+def _register() -> None:
+    """What configs may say, and the models that need no file: one for every ADM card.
+
+    ${repository:} is its folder, ${downloads_folder:} that of downloads, ${file_name:URL} a URL's
+    last part.
+    """
+    resolvers: dict[str, Callable[..., str]] = {
+        "repository": lambda: str(ROOT),
+        "downloads_folder": lambda: str(downloads()),
+        "file_name": lambda url: url.rsplit("/", 1)[-1],
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    for card in _adm_models():
+        node = {
+            "defaults": [
+                "adm",
+                {"override /reference@_global_.reference": card.reference},
+                "_self_",
+            ],
+            "name": card.name,
+            "card": card.name,
+            "checkpoint": "${downloads}/" + card.file_name,
+            "precision": card.precision,
+        }
+        ConfigStore.instance().store(group="model", name=card.name, node=node)
 
 
-def call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+def _adm_models() -> list[Card]:
+    return [card for card in map(read_card, card_names()) if card.kind == "unet"]
+
+
+def _call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
     """Call `main` as the command itself, as one of a multirun, or on a node that SLURM chose."""
-    register_resolvers()
+    _register()
     if "SUBMITIT_EXECUTOR" in os.environ:
         main(cfg)  # submitit brings errors back to the command that waits
     else:
@@ -74,23 +117,26 @@ class Announce(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if "Slurm" in config.hydra.launcher._target_:
-            print(f"SLURM jobs, logs in {config.hydra.sweep.dir}; squeue shows them.  Waiting for all: "
-                  "Ctrl-C ends the waiting, not the jobs", flush=True)  # fmt: skip
+            print(
+                f"SLURM jobs, logs in {config.hydra.sweep.dir}; squeue shows them.  Waiting for "
+                "all: Ctrl-C ends the waiting, not the jobs",
+                flush=True,
+            )
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if "Slurm" in config.hydra.launcher._target_:
             print("all jobs have ended")
 
 
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a script whose docstring is its help."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def _terminated(number: int, frame: object) -> None:
     raise SystemExit(128 + number)  # unlike the default, this removes what is half-written
-
-
-def register_resolvers() -> None:
-    """What configs may say: ${repository:} is its folder, ${file_name:URL} a URL's last part."""
-    OmegaConf.register_new_resolver("repository", lambda: str(ROOT), replace=True)
-    OmegaConf.register_new_resolver("downloads_folder", lambda: str(downloads()), replace=True)
-    OmegaConf.register_new_resolver("file_name", lambda url: url.rsplit("/", 1)[-1], replace=True)
 
 
 def reported(function: Callable[..., None], *args: Any) -> None:
@@ -98,18 +144,26 @@ def reported(function: Callable[..., None], *args: Any) -> None:
     try:
         function(*args)
     except KeyboardInterrupt:
-        print("\ninterrupted: finished shards are kept; run the same command to continue",
-              file=sys.stderr)  # fmt: skip
+        sys.stderr.write(
+            "\ninterrupted: finished shards are kept; run the same command to continue\n"
+        )
         sys.exit(130)
     except torch.OutOfMemoryError as error:
-        print(f"error: out of memory ({_one_line(error)}): lower batch_size, or use a device with "
-              "more memory", file=sys.stderr)  # fmt: skip
-        sys.exit(2)
+        sys.exit(
+            _failure(
+                f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
+                "memory"
+            )
+        )
     except Exception as error:
         if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_failure(_one_line(error)))
+
+
+def _failure(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2
 
 
 def _mendable() -> tuple[type[Exception], ...]:
@@ -139,6 +193,22 @@ def _one_line(error: BaseException) -> str:
     return text
 
 
+# --- configs as objects -------------------------------------------------------------------------
+
+
+def plain(config: Any) -> Any:
+    """A config node as dicts, lists and scalars, interpolations resolved."""
+    if isinstance(config, DictConfig | ListConfig):
+        return OmegaConf.to_container(config, resolve=True)
+    return config
+
+
+def config_digest(cfg: DictConfig) -> str:
+    """Of all settings but the circumstances of the work."""
+    settings = {key: value for key, value in plain(cfg).items() if key not in CIRCUMSTANCES}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU of this process (its local rank) if there is one, else the CPU.
 
@@ -157,38 +227,30 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cpu")
 
 
-def load_backbone(
-    config: DictConfig,
-    device: torch.device,
-    guidance: DictConfig | None = None,
-    prompts: str | ListConfig | None = None,
-    **more: Any,
-) -> Backbone:
-    """The model that configs/model/<name>.yaml describes, steered as configs/guidance/ says.
+def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
+    """The model of configs/model, steered as configs/guidance says, with the config's prompts.
 
-    `prompts` are those of a text-to-image model, as `read_prompts_setting` takes them.  `more`
-    goes to the model's loader.  Raises ValueError if the model takes no such guidance or prompts.
+    `more` goes to the model's loader.  Raises ValueError if the model takes no such guidance,
+    prompts or option.
     """
-    stated = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    options = {**cast(dict[str, Any], stated), **more}
+    device, name = pick_device(cfg.device), cfg.model.name
+    model = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
+    options = {**cast(dict[str, Any], model), **more}
+    del options["name"]
     loader = hydra.utils.get_method(options.pop("_target_"))
-    known = inspect.signature(loader).parameters
-    options.pop("name")
+    takes = list(inspect.signature(loader).parameters)
     if device.type == "cpu" and options.get("precision") == "fp16":
         print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
-    steering = plain(guidance) or {"name": "none"}
-    if steering.pop("name") != "none":
-        if "guidance" not in known:
-            raise ValueError(f"model {config.name} has no classifier: use guidance=none")
-        options["guidance"] = steering
-    if "prompts" in known:
-        options["prompts"] = read_prompts_setting(prompts)
-    elif prompts is not None:
-        raise ValueError(
-            f"model {config.name} takes no prompts: use model=sd21 or leave prompts=null"
-        )
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"model {config.name} has no option {', '.join(unknown)}")
+    guidance = plain(cfg.guidance)
+    if guidance.pop("name") != "none":
+        if "guidance" not in takes:
+            raise ValueError(f"model {name} has no classifier: use guidance=none")
+        options["guidance"] = guidance
+    if "prompts" in takes:
+        options["prompts"] = prompts_of(cfg.prompts)
+    elif cfg.prompts is not None:
+        raise ValueError(f"model {name} takes no prompts: use model=sd21 or leave prompts=null")
+    check_options(f"model {name}", options, takes)
     return cast(Backbone, loader(**options, device=device))
 
 
@@ -197,7 +259,7 @@ def takes_option(model: DictConfig, option: str) -> bool:
     return option in inspect.signature(hydra.utils.get_method(model["_target_"])).parameters
 
 
-def read_prompts_setting(prompts: str | ListConfig | None) -> list[str]:
+def prompts_of(prompts: str | ListConfig | None) -> list[str]:
     """The prompts of a file, or those of a list itself.  ValueError without any."""
     if prompts is None:
         raise ValueError(
@@ -207,8 +269,98 @@ def read_prompts_setting(prompts: str | ListConfig | None) -> list[str]:
     return read_prompts(Path(prompts)) if isinstance(prompts, str) else [str(p) for p in prompts]
 
 
-def plain(config: Any) -> Any:
-    """A config node as dicts, lists and scalars, interpolations resolved."""
-    if isinstance(config, DictConfig | ListConfig):
-        return OmegaConf.to_container(config, resolve=True)
-    return config
+def settings_of(cfg: DictConfig, backbone: Backbone, spacing: Any, names: str) -> Settings:
+    """What all cells of this config share."""
+    return Settings(
+        model=plain(cfg.model),
+        backbone=backbone,
+        spacing=spacing,
+        seed=cfg.seed,
+        label=cfg.label,
+        batch_size=cfg.batch_size,
+        shard_size=cfg.shard_size,
+        names=names,
+    )
+
+
+def evaluator_of(cfg: DictConfig) -> Evaluator:
+    """The protocol of configs/metrics against the set of configs/reference."""
+    return Evaluator(plain(cfg.metrics), reference_source(cfg.reference), pick_device(cfg.device))
+
+
+def reference_source(config: DictConfig) -> ReferenceSource | None:
+    """Where the real images of configs/reference come from; None for reference=none."""
+    if config.name == "none":
+        return None
+    batch = config.get("batch")
+    remedy = config.get("remedy") or (
+        f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
+    )
+    folder = config.folder and ROOT / config.folder
+    if batch and config.images.get("path") != batch:
+        folder = None  # other images than the batch's: their features stand for no file
+    preprocess = None
+    if config.get("preprocess"):
+        preprocess = Preprocessing(config.preprocess, config.size)
+    return ReferenceSource(
+        name=config.name,
+        images=lambda: images_of(config.images),
+        floor=(lambda: images_of(config.floor)) if config.floor else None,
+        batch=Path(batch) if batch else None,
+        remedy=remedy,
+        statistics_n=config.get("statistics_n"),
+        folder=folder,
+        preprocess=preprocess,
+    )
+
+
+def images_of(config: DictConfig) -> Samples:
+    """The images that a part of configs/reference describes, with their labels if they have any."""
+    return Samples(*hydra.utils.instantiate(config))
+
+
+def tracker_of(cfg: DictConfig, group: str) -> Tracker:
+    """The tracker of configs/logger; runs without a group of their own are in `group`.
+
+    Raises ValueError for an unknown logger or mode.
+    """
+    options: dict[str, Any] = plain(cfg.logger)
+    name = options.pop("name")
+    if name not in ("none", "wandb"):
+        raise ValueError(f"unknown logger {name!r}: choose none or wandb")
+    if name == "none":
+        return Tracker()
+    if options["mode"] not in WandbTracker.MODES:
+        modes = ", ".join(WandbTracker.MODES)
+        raise ValueError(f"unknown logger.mode {options['mode']!r}: choose {modes}")
+    if options["mode"] == "disabled":
+        return Tracker()
+    try:
+        return WandbTracker(**{**options, "group": options["group"] or group})
+    except ImportError:
+        raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
+
+
+# --- what stands in configs/ --------------------------------------------------------------------
+
+
+def options_of(group: str) -> list[str]:
+    """The names of configs/<group>, those of ADM's cards among the models."""
+    names = {path.stem for path in Path(CONFIGS, group).glob("*.yaml")}
+    if group == "model":
+        names |= {card.name for card in _adm_models()}
+    return sorted(names)
+
+
+def reference_with(batch: str) -> str | None:
+    """The reference under configs/reference that a published sample batch belongs to, or None."""
+    for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
+        if batch in (yaml.safe_load(path.read_text()).get("published") or {}):
+            return path.stem
+    return None
+
+
+def changed_option(options: DictConfig, protocol: str, names: Sequence[str]) -> str | None:
+    """The first of the options that is not as configs/metrics/<protocol>.yaml states it."""
+    stated = yaml.safe_load(Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text())["options"]
+    return next((name for name in names if options.get(name) != stated[name]), None)

@@ -6,45 +6,91 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
-from experiments.cells import Job, Size
+from experiments.cells import Cell, Column
+from experiments.config import Config, load_backbone, pick_device, settings_of, takes_option
+from experiments.experiment import Experiment
 from experiments.folder import read_manifest
-from experiments.generate import batch_labels, run_options
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
-
-Column = tuple[int, Size, dict[str, Job]]  # step count, size, and the job of each row
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Network calls x images of one column: of every plan by itself, as one tree, and to do."""
+def dry_run(cfg: Config) -> str:
+    """The dry run of a config's experiment in lines of text.
 
-    alone: int
-    tree: int
-    missing: int
+    A model whose checkpoint is not there is timed with random weights, where its loader can.
+    """
+    experiment = Experiment.of(cfg)
+    backbone = _timed_backbone(cfg)
+    settings = settings_of(cfg, backbone, experiment.spacing, experiment.names)
+    head = f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
+    return "\n".join([head, *report(experiment.columns(settings), backbone)])
 
 
-def count(jobs: Sequence[Job], size: Size) -> Cost:
-    """What sampling these jobs costs in image calls, and what is still missing of it."""
-    plans = [job.plan for job in jobs]
+def _timed_backbone(cfg: Config) -> Backbone:
+    """The network that is timed; what is looked for on the disk is that of the config."""
+    changes: dict[str, Any] = {}
+    if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
+        print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
+        changes["precision"] = "fp32"
+    if takes_option(cfg.model, "encode"):
+        changes["encode"] = False  # a large text encoder is not needed to measure speed
+    try:
+        return load_backbone(cfg, **changes)
+    except FileNotFoundError as missing:
+        if not takes_option(cfg.model, "untrained"):
+            raise
+        print(f"not yet: {missing}")
+        return load_backbone(cfg, untrained=True, **changes)
+
+
+class Cost(NamedTuple):
+    """Network calls x images: of every plan by itself, as one tree, and to do; bytes written, to do."""
+
+    alone: int = 0
+    tree: int = 0
+    missing: int = 0
+    written: float = 0.0
+    unwritten: float = 0.0
+
+
+def count(column: Column, stored_bytes: float = 0.0) -> Cost:
+    """What sampling a column costs, and what is still missing of it."""
+    size, plans = column.size, column.plans
     calls = cache(lambda todo: count_calls([plans[i] for i in todo]))
-    missing, done = 0, [shards_done(job, size) for job in jobs]
+    missing, done = 0, [shards_done(cell) for cell in column.cells]
     for k in range(size.num_shards):
         todo = tuple(i for i, shards in enumerate(done) if k not in shards)
         missing += calls(todo) * len(size.ids(k))
-    n = size.num_samples
-    return Cost(sum(map(len, plans)) * n, calls(tuple(range(len(jobs)))) * n, missing)
+    n, everything = size.num_samples, tuple(range(len(plans)))
+    share = sum(1 - len(shards) / size.num_shards for shards in done)
+    return Cost(
+        sum(map(len, plans)) * n,
+        calls(everything) * n,
+        missing,
+        stored_bytes * n * len(plans),
+        stored_bytes * n * share,
+    )
 
 
-def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tuple[float, int]:
+def shards_done(cell: Cell) -> set[int]:
+    """The shards whose file exists, and is long enough if the folder is to grow.
+
+    `generate` looks into them, and may find one damaged.
+    """
+    manifest, size = read_manifest(cell.folder), cell.size
+    n = manifest["num_samples"] if manifest else 0
+    return {k for k in range(size.num_shards) if size.ids(k)[-1] < n and cell.shard(k).exists()}
+
+
+def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     """(seconds an image and network call, batch size of the measurement), guidance included.
 
     After a first call, which only warms up, the batch doubles until it is whole or the next one
@@ -53,12 +99,12 @@ def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tupl
     plan = skipped(backbone.schedule, [backbone.schedule.T - 1])
 
     def seconds(size: int) -> float:
-        rule = "balanced" if backbone.num_classes else None
-        labels = batch_labels(0, range(size), backbone, rule)
-        options = run_options(backbone, labels, device)
-        noise = SampleNoise(0, range(size), backbone.shape, device=device)
+        labels = None
+        if backbone.num_classes:
+            labels = torch.arange(size) % backbone.num_classes
+        noise = SampleNoise(0, range(size), backbone.shape, device=backbone.device)
         start = time.perf_counter()
-        x = run(backbone.denoiser, plan, noise, **options)
+        x = run(backbone.given(labels), plan, noise)
         x.sum().item()  # wait for the device
         return (time.perf_counter() - start) / size
 
@@ -71,63 +117,63 @@ def calibrate(backbone: Backbone, batch_size: int, device: torch.device) -> tupl
     return each, size
 
 
-def report(
-    columns: Sequence[Column], backbone: Backbone, batch_size: int, device: torch.device
-) -> str:
-    """The dry run in lines of text."""
-    lines = [f"{'steps':>6}{'samples':>9}  {'calls alone':>14}{'as one tree':>14}"
-             f"{'still to do':>14}  cells: shards done"]  # fmt: skip
-    total = Cost(0, 0, 0)
-    written = missing_bytes = 0.0
-    for steps, size, jobs in columns:
-        cost = count(list(jobs.values()), size)
-        total = Cost(total.alone + cost.alone, total.tree + cost.tree, total.missing + cost.missing)
-        done = {row: len(shards_done(job, size)) for row, job in jobs.items()}
-        image_bytes = backbone.stored_bytes
-        written += image_bytes * size.num_samples * len(jobs)
-        missing_bytes += sum(
-            image_bytes * size.num_samples * (1 - shards / size.num_shards)
-            for shards in done.values()
-        )
-        cells = ", ".join(f"{row} {n}/{size.num_shards}" for row, n in done.items())
-        if not any(done.values()):
-            cells = f"none of {size.num_shards} in any of {len(jobs)}"
-        lines.append(f"{steps:>6}{size.num_samples:>9,}  {cost.alone:>14,}{cost.tree:>14,}"
-                     f"{cost.missing:>14,}  {cells}")  # fmt: skip
-    saved = 1 - total.tree / total.alone
-    lines.append(f"{sum(len(jobs) for _, _, jobs in columns)} cells, {total.alone:,} image calls, "
-                 f"{total.tree:,} as trees that share beginnings ({100 * saved:.0f}% saved), "
-                 f"{total.missing:,} still to do")  # fmt: skip
-    seconds, measured = calibrate(backbone, batch_size, device)
+def report(columns: Sequence[Column], backbone: Backbone) -> list[str]:
+    """What the columns cost, in lines of text."""
+    costs = [count(column, backbone.media.stored_bytes) for column in columns]
+    total = Cost(*map(sum, zip(*costs, strict=True)))
+    cells = sum(len(column.cells) for column in columns)
+    saved = 100 * (1 - total.tree / total.alone)
+    return [
+        f"{'steps':>6}{'samples':>9}  {'calls alone':>14}{'as one tree':>14}{'still to do':>14}"
+        "  cells: shards done",
+        *(_line(column, cost) for column, cost in zip(columns, costs, strict=True)),
+        f"{cells} cells, {total.alone:,} image calls, {total.tree:,} as trees that share "
+        f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do",
+        *_time(total, backbone, columns[0].size.batch_size),
+        *_disk(total, columns[0].cells[0].folder),
+    ]
+
+
+def _line(column: Column, cost: Cost) -> str:
+    shards = column.size.num_shards
+    done = {cell.row: len(shards_done(cell)) for cell in column.cells}
+    cells = ", ".join(f"{row} {n}/{shards}" for row, n in done.items())
+    if not any(done.values()):
+        cells = f"none of {shards} in any of {len(column.cells)}"
+    return (
+        f"{column.steps:>6}{column.size.num_samples:>9,}  {cost.alone:>14,}{cost.tree:>14,}"
+        f"{cost.missing:>14,}  {cells}"
+    )
+
+
+def _time(total: Cost, backbone: Backbone, batch_size: int) -> list[str]:
+    """Hours from a calibration, and memory where the model can estimate it."""
+    seconds, measured = calibrate(backbone, batch_size)
     what = "random weights" if backbone.sha256 == "untrained" else "the model"
-    lines.append(f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
-                 f"{_device_name(device)})")  # fmt: skip
-    lines.append(f"still to do: {_hours(total.missing * seconds)} of one such device, "
-                 f"all of it: {_hours(total.tree * seconds)}; several share it evenly")  # fmt: skip
+    lines = [
+        f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
+        f"{_device_name(backbone.device)})",
+        f"still to do: {_hours(total.missing * seconds)} of one such device, "
+        f"all of it: {_hours(total.tree * seconds)}; several share it evenly",
+    ]
     if backbone.memory is not None:
-        lines.append(f"memory while sampling: about {_bytes(backbone.memory(batch_size))} on the "
-                     f"device with batch {batch_size} (estimated from the largest tensors)")  # fmt: skip
-    free = shutil.disk_usage(_existing_parent(columns[0][2])).free
-    lines.append(f"bytes written: {_bytes(written)}, {_bytes(missing_bytes)} of them still to come; "
-                 f"free here: {_bytes(free)}")  # fmt: skip
-    if missing_bytes > free:
+        lines.append(
+            f"memory while sampling: about {_bytes(backbone.memory(batch_size))} on the device with "
+            f"batch {batch_size} (estimated from the largest tensors)"
+        )
+    return lines
+
+
+def _disk(total: Cost, folder: Path) -> list[str]:
+    folder = folder.absolute()
+    free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    lines = [
+        f"bytes written: {_bytes(total.written)}, {_bytes(total.unwritten)} of them still to come; "
+        f"free here: {_bytes(free)}"
+    ]
+    if total.unwritten > free:
         lines.append("the disk is too small for that: link runs/ to a larger one")
-    return "\n".join(lines)
-
-
-def shards_done(job: Job, size: Size) -> set[int]:
-    """The shards whose file exists, and is long enough if the folder is to grow.
-
-    `generate` looks into them, and may find one damaged.
-    """
-    manifest = read_manifest(job.folder)
-    made = manifest["num_samples"] if manifest else 0
-    return {k for k in range(size.num_shards) if size.ids(k)[-1] < made and job.shard(k).exists()}
-
-
-def _existing_parent(jobs: dict[str, Job]) -> Path:
-    folder = next(iter(jobs.values())).folder.absolute()
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return lines
 
 
 def _device_name(device: torch.device) -> str:

@@ -4,124 +4,177 @@ from __future__ import annotations
 
 import json
 import math
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import hydra
 import numpy as np
-import yaml
+import torch
 from numpy.typing import NDArray
-from omegaconf import DictConfig
 
 from eval.extractors import ClipExtractor, Extracted, extractor_named
 from eval.metrics import Score
 from eval.preprocessing import Preprocessed, Preprocessing
-from eval.records import Record, load_records, make_record, protocol, save_records
-from eval.reference import PublishedStatistics, Reference, build_reference, read_adm_statistics
-from eval.scoring import check_metrics, evaluate, real_floor
-from experiments.config import CONFIGS, plain
-from experiments.folder import read_manifest
-from experiments.workers import agree, connected, gather, worker
+from eval.records import Protocol, Record, load_records, make_record, protocol, save_records
+from eval.reference import (
+    PublishedStatistics,
+    Reference,
+    build_reference,
+    read_adm_statistics,
+)
+from eval.scoring import Options, check_metrics, evaluate, real_floor
+from experiments.folder import origin, read_manifest
+from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
-from files.places import ROOT
 from files.prompts import read_prompts
 from files.whole import file_sha256
 
+EXTRACTOR_OPTIONS = ("weights", "vgg16_weights", "model", "pretrained", "cache_dir")
+
+
+@dataclass(frozen=True)
+class ReferenceSource:
+    """Where real images come from.
+
+    `images` and `floor` load the two disjoint sets; `batch` is the file of a published one, with
+    the statistics of `statistics_n` images, and `remedy` says how to get it.  Features are stored
+    in `folder`, if that is given.  `preprocess` is how samples are brought to the images' size.
+    """
+
+    name: str
+    images: Callable[[], Samples]
+    floor: Callable[[], Samples] | None
+    batch: Path | None
+    remedy: str
+    statistics_n: int | None
+    folder: Path | None
+    preprocess: Preprocessing | None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The samples to score, at `path`, and where their record goes.
+
+    `num_samples` are the first so many, None all.  `use_labels` adds label agreement where the
+    samples have labels.  `prompts` is a file of those that the samples were made for, if it is not
+    beside them.  Raises ValueError for a number that is no positive integer.
+    """
+
+    path: Path
+    out: Path
+    num_samples: int | None = None
+    use_labels: bool = True
+    prompts: Path | None = None
+
+    def __post_init__(self) -> None:
+        n = self.num_samples
+        if n is not None and (type(n) is not int or n < 1):
+            raise ValueError(f"num_samples must be an integer of at least 1, got {n!r}")
+
+    @cached_property
+    def manifest(self) -> dict[str, Any] | None:
+        """That of a run's folder; None for samples that came from elsewhere."""
+        return read_manifest(self.path) if self.path.is_dir() else None
+
 
 class Evaluator:
-    """One protocol (extractor, reference, metric options) applied to many sets of samples."""
+    """One protocol (extractor, reference, metric options) applied to many sets of samples.
 
-    def __init__(self, metrics: DictConfig, reference: DictConfig, device: str):
-        files = {
-            key: metrics[key] and Path(metrics[key])
-            for key in ("weights", "vgg16_weights")
-            if key in metrics
-        }
-        self.name: str = metrics.name
-        self.scores = check_metrics(plain(metrics.scores))
-        self.options = _checked_options(plain(metrics.options))
-        clip = {key: metrics[key] for key in ("model", "pretrained", "cache_dir") if key in metrics}
-        self.extractor = extractor_named(metrics.extractor, device=device, clip=clip, **files)
-        self._reference_config = reference
-        self.preprocessing = None
-        if reference.get("preprocess"):
-            self.preprocessing = Preprocessing(reference.preprocess, reference.size)
-        self._floors: dict[tuple[int, bool], dict[str, Score]] = {}
+    `metrics` is a config of configs/metrics as a plain dictionary.
+    """
+
+    def __init__(
+        self, metrics: Mapping[str, Any], source: ReferenceSource | None, device: torch.device
+    ):
+        self.name: str = metrics["name"]
+        self.scores = check_metrics(metrics["scores"])
+        self.stated: dict[str, Any] = metrics["options"]
+        self.options = Options.of(self.stated)
+        options = {key: metrics[key] for key in EXTRACTOR_OPTIONS if key in metrics}
+        self.extractor = extractor_named(metrics["extractor"], str(device), **options)
+        self.source = source
+        self._floor = cache(self._real_floor)
+
+    # --- the reference --------------------------------------------------------------------------
 
     @cached_property
     def batch(self) -> Path | None:
         """The file of a reference batch, if the reference is one; FileNotFoundError without it."""
-        config = self._reference_config
-        path = Path(config.batch) if config.get("batch") else None
-        if path and not path.is_file():
-            fetch = f"fetch it with `python -m scripts.download {config.name}` or from {config.url}"
-            raise FileNotFoundError(f"{path} is missing: {config.get('remedy') or fetch}")
+        path = self.source.batch if self.source else None
+        if path and self.source and not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: {self.source.remedy}")
         return path
 
     @cached_property
     def published(self) -> PublishedStatistics | None:
         """The statistics in the reference batch, which are of ADM's Inception and no other."""
-        if not self._reference_config.get("statistics_n") or self.extractor.name != "inception":
+        if not self.source or not self.source.statistics_n or self.extractor.name != "inception":
             return None
         assert self.batch is not None
-        return read_adm_statistics(self.batch, self._reference_config.statistics_n)
+        return read_adm_statistics(self.batch, self.source.statistics_n)
 
     @cached_property
     def reference(self) -> Reference | None:
         """The stored reference made with this extractor, or a new one built from its images.
 
-        None if the config is that of no reference.
-
-        One that is built from a published batch is stored beside it, since it takes a pass over
-        10,000 images; it stands for that very file and extractor alone.
+        None if there is none to compare with.  One that is built from a published batch is stored
+        beside it, since it takes a pass over 10,000 images; it stands for that very file and
+        extractor alone.
         """
-        config = self._reference_config
-        if config.name == "none":
+        if self.source is None:
             return None
-        source = file_sha256(self.batch) if self.batch else ""
-        folder = config.folder and ROOT / config.folder
-        if self.batch and config.images.get("path") != config.batch:
-            folder = None  # other images than the batch's: their features stand for no file
-        if folder:
-            for path in sorted(folder.glob(f"{config.name}-{self.extractor.name}-*")):
-                reference = Reference.load(path)
-                same = (reference.weights, reference.source) == (self.extractor.digest, source)
-                n = config.get("statistics_n") if self.published else None
-                if same and n in (None, reference.statistics.n):
-                    return reference
-        real = Samples(*hydra.utils.instantiate(config.images))
+        sha256 = file_sha256(self.batch) if self.batch else ""
+        stored = self._stored_reference(self.source, sha256)
+        if stored is not None:
+            return stored
+        real = self.source.images()
         reference = build_reference(
-            config.name, real.images, self.extractor, published=self.published, source=source
+            self.source.name, real.images, self.extractor, published=self.published, source=sha256
         )
-        if self.batch and folder:
-            reference.save(folder)
+        if self.batch and self.source.folder:
+            reference.save(self.source.folder)
         return reference
+
+    def _stored_reference(self, source: ReferenceSource, sha256: str) -> Reference | None:
+        if source.folder is None:
+            return None
+        for path in sorted(source.folder.glob(f"{source.name}-{self.extractor.name}-*")):
+            reference = Reference.load(path)
+            same = (reference.weights, reference.source) == (self.extractor.digest, sha256)
+            n = source.statistics_n if self.published else None
+            if same and n in (None, reference.statistics.n):
+                return reference
+        return None
 
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
         """Features and labels of the real images that are not in the reference."""
-        config = self._reference_config.floor
-        if not config:
+        if self.source is None or self.source.floor is None:
             return None
-        real = Samples(*hydra.utils.instantiate(config))
+        real = self.source.floor()
         return self.extractor(real.images), real.labels
 
     def floor(self, n: int, balanced: bool) -> dict[str, Score] | None:
         """The real-vs-real floor for n samples; None where there are too few real images."""
         if self._real is None or self.reference is None or n > len(self._real[0].features):
             return None
-        if (n, balanced) not in self._floors:
-            real, labels = self._real
-            self._floors[n, balanced] = real_floor(
-                real,
-                self.reference,
-                n,
-                metrics=self.scores,
-                labels=labels if balanced else None,
-                **self.options,
-            )
-        return self._floors[n, balanced]
+        return self._floor(n, balanced)
+
+    def _real_floor(self, n: int, balanced: bool) -> dict[str, Score]:
+        assert self._real is not None and self.reference is not None
+        real, labels = self._real
+        return real_floor(
+            real,
+            self.reference,
+            n,
+            metrics=self.scores,
+            labels=labels if balanced else None,
+            options=self.options,
+        )
+
+    # --- what cannot end well is refused before the work ------------------------------------------
 
     def check_reference(self) -> None:
         """Raise FileNotFoundError or ValueError if the reference's file is missing or unfit."""
@@ -129,8 +182,8 @@ class Evaluator:
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
-        size, subset = self.extractor.num_features, self.options.get("kid_subset_size", 0)
-        if "fid" in self.scores and n <= size and not self.options.get("allow_few"):
+        size, subset = self.extractor.num_features, self.options.kid_subset_size
+        if "fid" in self.scores and n <= size and not self.options.allow_few:
             raise ValueError(
                 f"FID with {size} features needs more than {size} samples, got {n}: raise "
                 "num_samples (or, for a trial run, set metrics.options.allow_few=true)"
@@ -141,67 +194,44 @@ class Evaluator:
                 "metrics.options.kid_subset_size"
             )
 
-    def record(
-        self,
-        path: Path,
-        out: Path,
-        *,
-        num_samples: int | None = None,
-        use_labels: bool = True,
-        prompts: Path | None = None,
-    ) -> Record:
-        """Evaluate the samples at `path` and store the record at `out`.
+    # --- records ----------------------------------------------------------------------------------
 
-        `prompts` are a file of those that the samples were made for, if that is not beside them.
+    def record(self, subject: Subject) -> Record:
+        """Evaluate the samples and store the record.
+
         Under torchrun each process extracts the features of its part of the images and the first
         one computes the scores, from the same features in the same order as one process would.
 
         A record that is there already is returned instead if it says just what a new one would;
         only a run's folder, whose manifest tells what its samples are, can be so trusted.
         """
-        if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
-            raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}")
-        first = not connected() or worker()[0] == 0
-        stored = None
-        if first:
-            stored = self.stored(
-                path, out, num_samples=num_samples, use_labels=use_labels, prompts=prompts
-            )
-        stored = agree(stored)
+        first = first_process()
+        stored = agree(self.stored(subject) if first else None)
         if stored:
             return stored
-        samples = load_samples(path)
-        if num_samples is not None and num_samples > len(samples.images):
-            raise ValueError(f"{path} has {len(samples.images)} samples, not {num_samples}")
-        n = num_samples or len(samples.images)
+        samples = load_samples(subject.path)
+        n = subject.num_samples or len(samples.images)
+        if n > len(samples.images):
+            raise ValueError(f"{subject.path} has {len(samples.images)} samples, not {n}")
         if first:
             _ = self.reference  # refuse a missing one before the long work
         extracted = self._extract(samples.images[:n])
         record = None
         if extracted is not None:
-            record = self._scored(path, extracted, samples.labels, n, use_labels, prompts)
-            save_records(out, record)
-        agreed = agree(record)
-        assert agreed is not None
-        return agreed
+            record = self._scored(subject, extracted, samples.labels, n)
+            save_records(subject.out, record)
+        record = agree(record)
+        assert record is not None
+        return record
 
-    def stored(
-        self,
-        path: Path,
-        out: Path,
-        *,
-        num_samples: int | None = None,
-        use_labels: bool = True,
-        prompts: Path | None = None,
-    ) -> Record | None:
-        """The record at `out` if it says just what a new one of these samples would, or None."""
-        manifest = read_manifest(path) if path.is_dir() else None
-        n = num_samples or (manifest or {}).get("num_samples")
-        if manifest and manifest["complete"] and n is not None and out.is_file():
-            stored: Record = load_records(out)
-            if protocol(stored) == self._protocol(n, manifest, use_labels, prompts):
-                return stored
-        return None
+    def stored(self, subject: Subject) -> Record | None:
+        """The stored record if it says just what a new one of these samples would, or None."""
+        manifest = subject.manifest
+        if not manifest or not manifest["complete"] or not subject.out.is_file():
+            return None
+        n = subject.num_samples or manifest["num_samples"]
+        record: Record = load_records(subject.out)
+        return record if protocol(record) == self._facts(subject, n) else None
 
     def _extract(self, images: NDArray[np.uint8]) -> Extracted | None:
         """Features of all images; of connected processes the first one has them, others None.
@@ -211,10 +241,10 @@ class Evaluator:
         rank, world = worker() if connected() else (0, 1)
         size = self.extractor.batch_size
         share = math.ceil(len(images) / size / world) * size
-        mine: Any = images[rank * share : (rank + 1) * share]
-        if self.preprocessing:
-            mine = Preprocessed(mine, self.preprocessing)
-        parts = gather(self.extractor(mine) if len(mine) else None)
+        part: Any = images[rank * share : (rank + 1) * share]
+        if self.source and self.source.preprocess:
+            part = Preprocessed(part, self.source.preprocess)
+        parts = gather(self.extractor(part) if len(part) else None)
         if parts is None:
             return None
         columns = zip(*[part for part in parts if part is not None], strict=True)
@@ -222,94 +252,64 @@ class Evaluator:
         return Extracted(*joined)
 
     def _scored(
-        self,
-        path: Path,
-        extracted: Extracted,
-        all_labels: NDArray[np.int64] | None,
-        n: int,
-        use_labels: bool,
-        prompts: Path | None,
+        self, subject: Subject, extracted: Extracted, labels: NDArray[np.int64] | None, n: int
     ) -> Record:
-        manifest = read_manifest(path) if path.is_dir() else None
+        manifest = subject.manifest
         balanced = manifest is not None and manifest["config"]["label"] == "balanced"
-        labels = None if all_labels is None else all_labels[:n]
+        labels = None if labels is None else labels[:n]
         scores = evaluate(
-            extracted._replace(text=self._text(path, prompts, all_labels, n)),
+            extracted._replace(text=self._text(subject, labels, n)),
             self.reference,
-            labels=labels if self._agrees(use_labels) else None,
+            labels=labels if self._agrees(subject) else None,
             metrics=self.scores,
             strata=labels if balanced else None,
-            **self.options,
-        )
-        return make_record(
-            scores,
-            self.floor(n, balanced),
-            protocol=self.name,
-            n=n,
-            extractor=self.extractor,
-            reference=self.reference,
             options=self.options,
-            cell=_cell(manifest),
-            run=_run(manifest),
-            more=self._more(prompts),
         )
+        facts = self._protocol(subject).facts(scores, n, manifest and origin(manifest))
+        return make_record(facts, scores, self.floor(n, balanced), _run(manifest))
 
-    def _agrees(self, use_labels: bool) -> bool:
+    def _agrees(self, subject: Subject) -> bool:
         """Whether label agreement is among the scores, if the samples have labels."""
-        return use_labels and self.extractor.knows_labels
+        return subject.use_labels and self.extractor.knows_labels
 
     def _text(
-        self, path: Path, prompts: Path | None, labels: NDArray[np.int64] | None, n: int
+        self, subject: Subject, labels: NDArray[np.int64] | None, n: int
     ) -> NDArray[np.float32] | None:
         """Features of the n prompts if the scores need them; labels of a run are their indices."""
         if "clip_score" not in self.scores:
             return None
         if not isinstance(self.extractor, ClipExtractor):
             raise ValueError("clip_score needs metrics=clip")
-        beside = (path if path.is_dir() else path.parent) / "prompts.txt"
-        known = read_prompts(prompts or beside)
-        rows = labels[:n] if beside.is_file() and labels is not None else np.arange(n)
-        if rows.max() >= len(known):
+        beside = (subject.path if subject.path.is_dir() else subject.path.parent) / "prompts.txt"
+        source = subject.prompts or beside
+        prompts = read_prompts(source)
+        rows = labels if beside.is_file() and labels is not None else np.arange(n)
+        if rows.max() >= len(prompts):
             raise ValueError(
-                f"{prompts or beside} has {len(known)} prompts, but sample {rows.argmax()} is of "
+                f"{source} has {len(prompts)} prompts, but sample {rows.argmax()} is of "
                 f"prompt {rows.max()}: give prompts=FILE with all of them"
             )
-        wanted, places = np.unique(rows, return_inverse=True)
-        return self.extractor.encode_text([known[i] for i in wanted])[places]
+        distinct, places = np.unique(rows, return_inverse=True)
+        return self.extractor.encode_text([prompts[i] for i in distinct])[places]
 
-    def _more(self, prompts: Path | None) -> dict[str, Any]:
-        """What belongs to the protocol of some: kept out of all other records."""
+    def _protocol(self, subject: Subject) -> Protocol:
         more: dict[str, Any] = {}
-        if self.preprocessing:
-            more["preprocess"] = {"name": self.preprocessing.name, "size": self.preprocessing.size}
+        preprocess = self.source.preprocess if self.source else None
+        if preprocess:
+            more["preprocess"] = {"name": preprocess.name, "size": preprocess.size}
         if isinstance(self.extractor, ClipExtractor):
             more["clip"] = self.extractor.facts
-            if prompts:  # others than those of the samples' own manifest
-                more["prompts"] = file_sha256(prompts)[:12]
-        return more
+            if subject.prompts:  # others than those of the samples' own manifest
+                more["prompts"] = file_sha256(subject.prompts)[:12]
+        return Protocol(self.name, self.extractor, self.reference, self.stated, more)
 
-    def _protocol(
-        self, n: int, manifest: dict[str, Any], use_labels: bool, prompts: Path | None
-    ) -> Record:
-        names = {*self.scores, *(("label_agreement",) if self._agrees(use_labels) else ())}
-        blank = dict.fromkeys(names, Score(0.0, 0.0))
-        record = make_record(
-            blank,
-            None,
-            protocol=self.name,
-            n=n,
-            extractor=self.extractor,
-            reference=self.reference,
-            options=self.options,
-            cell=_cell(manifest),
-            more=self._more(prompts),
+    def _facts(self, subject: Subject, n: int) -> Record:
+        """What a new record of a run's samples would say but for its scores."""
+        names = {*self.scores, *(("label_agreement",) if self._agrees(subject) else ())}
+        facts = self._protocol(subject).facts(
+            names, n, subject.manifest and origin(subject.manifest)
         )
-        return protocol(json.loads(json.dumps(record)))
-
-
-def _cell(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-    """How the samples were made: the part of the manifest that identifies them."""
-    return manifest and {key: manifest[key] for key in ("config", "plan", "nfe")}
+        return protocol(json.loads(json.dumps(facts)))
 
 
 def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -318,46 +318,3 @@ def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     per_sample = manifest["seconds"] / manifest["num_samples"]
     return {"seconds_per_sample": round(per_sample, 5), "versions": manifest["versions"]}
-
-
-def _checked_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The metrics' options unchanged; ValueError for an unknown one or a bad value."""
-    least = {
-        "k": 1,
-        "kid_subset_size": 2,
-        "is_splits": 1,
-        "is_chunk_size": 1,
-        "is_shuffle_seed": 0,
-        "bootstrap": 0,
-        "seed": 0,
-    }
-    choices: dict[str, tuple[Any, ...]] = {
-        "fid_se": ("bootstrap", "delta"),
-        "allow_few": (True, False),
-    }
-    for name, value in options.items():
-        if name not in (*least, *choices):
-            known = ", ".join([*least, *choices])
-            raise ValueError(f"unknown metrics.options.{name}: choose among {known}")
-        if name in choices and value not in choices[name]:
-            known = " or ".join(str(choice).lower() for choice in choices[name])
-            raise ValueError(f"metrics.options.{name} must be {known}, got {value!r}")
-        if name in least and (type(value) is not int or value < least[name]):
-            raise ValueError(
-                f"metrics.options.{name} must be an integer of at least {least[name]}, got {value!r}"
-            )
-    return options
-
-
-def reference_of(batch: str) -> str | None:
-    """The reference under configs/reference that a published sample batch belongs to, or None."""
-    for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
-        if batch in (yaml.safe_load(path.read_text()).get("published") or {}):
-            return path.stem
-    return None
-
-
-def changed_protocol(options: DictConfig) -> str | None:
-    """The first option in which a score's value, not its error, departs from metrics=adm."""
-    stated = yaml.safe_load(Path(CONFIGS, "metrics", "adm.yaml").read_text())["options"]
-    return next((key for key in ("k", "is_chunk_size") if options.get(key) != stated[key]), None)

@@ -1,8 +1,15 @@
-"""DOC"""
+"""Generate many samples: sharded, resumable, atomic, and the same however it is run.
+
+Sample i of a folder is a function of (seed, i) and the folder's config alone.  Running the same
+command again makes only what is missing, and asking for more samples adds to what is there.
+Cells whose plans begin alike are sampled as one tree, so that shared network calls are made once.
+
+Processes that share a folder need not know of each other: whoever samples shard k writes the same
+bytes, and nothing depends on a clock.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -11,151 +18,151 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.cells import Job, Size, video_names
+from experiments.cells import Cell, file_names, labels_of
 from experiments.folder import (
-    Shard,
-    _claim,
-    _finish,
-    _order,
-    _read_shard,
-    _stamp,
-    _sweep,
-    _write_videos,
+    claim,
+    finish,
     is_complete,
+    read_shard,
+    stamp,
+    sweep,
+    turn,
+    write_shard,
 )
 from experiments.workers import worker
-from files.prompts import _write_prompts
-from files.whole import write_atomic
+from files.media import Shard
 from models.backbone import Backbone
-from sampling import SampleNoise, count_calls, run_tree, sample_labels
+from sampling import SampleNoise, count_calls, run_tree
 from sampling.adapters import Sampler
+from sampling.denoise import Denoised
+
+Watch = Callable[[Sequence[Cell], int], None]
 
 
 def generate(
-    jobs: Sequence[Job],
+    cells: Sequence[Cell],
     backbone: Backbone,
-    size: Size,
     *,
-    seed: int,
-    label: int | str | None = None,
-    device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
-    watch: Callable[[Sequence[Job], Size, int], None] | None = None,
+    watch: Watch | None = None,
 ) -> bool:
-    """Make every missing shard of every job, then each job's samples.npz, grid and manifest.
+    """Make every missing shard of every cell, then each cell's samples.npz, grid and manifest.
 
     Returns whether all folders are complete; False when other processes still sample.
 
-    All jobs share model, seed, labels and size, and are run as one tree.  Of `world`
-    processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
-    `watch(jobs, size, k)` is called after shard k of these jobs was written.
-    Raises ValueError if a folder holds samples of another config, or samples are not finite.
+    All cells share model, seed, labels and size, and are run as one tree.  Of `world` processes,
+    this one (`rank`) makes the shards rank, rank + world, ...; no communication.  `watch(cells, k)`
+    is called after shard k of these cells was written.  Raises ValueError if a folder holds samples
+    of another config, or samples are not finite.
     """
+    size = cells[0].size
     # Refuse bad settings before anything is made.
-    batch_labels(seed, range(size.num_samples)[-1:], backbone, label)
-    SampleNoise(seed, [], backbone.shape)
-    for job in jobs:
-        if backbone.fps is not None:
-            video_names(job, backbone, range(0))
-        _claim(job, size)
-        if backbone.prompts is not None:
-            _write_prompts(job.folder / "prompts.txt", backbone.prompts)
-        if is_complete(job, size):
-            _sweep(job)
-    jobs = [job for job in jobs if not is_complete(job, size)]
-    mine = range(rank, size.num_shards, world)
-    found = {(k, job.folder): _stamp(job.shard(k)) for k in mine for job in jobs}
-    missing = {k: [job for job in jobs if _read_shard(job, k, size) is None] for k in mine}
-    missing = {k: todo for k, todo in missing.items() if todo}
-
-    def still_missing(job: Job, k: int) -> bool:
-        """Whether no other process has made the shard since."""
-        unchanged = _stamp(job.shard(k)) == found[k, job.folder]
-        return unchanged or _read_shard(job, k, size) is None
-
-    calls = {k: count_calls([j.plan for j in todo]) * len(size.ids(k)) for k, todo in missing.items()}  # fmt: skip
+    labels_of(cells[0], backbone, range(size.num_samples)[-1:])
+    SampleNoise(cells[0].config["seed"], [], backbone.shape)
+    for cell in cells:
+        file_names(cell, backbone, range(0))
+        claim(cell, backbone.prompts)
+        if is_complete(cell):
+            sweep(cell)
+    cells = [cell for cell in cells if not is_complete(cell)]
+    if not cells:
+        return True
+    work = _Work(cells, range(rank, size.num_shards, world))
     batch_size = size.batch_size
-    bar = tqdm(total=sum(calls.values()), unit="image call", unit_scale=True, mininterval=0.5,
-               disable=not missing or worker()[0] > 0)  # fmt: skip
-    with bar, _order(list(missing), jobs, rank, world) as order:
+    with work.bar as bar, turn(cells[0].folder, work.shards, f"{rank}-of-{world}") as order:
         for k in order:
-            bar.set_description(f"shard {k + 1}/{size.num_shards}")
-            todo = [job for job in missing[k] if still_missing(job, k)]
-            if len(todo) < len(missing[k]):
-                saved = calls[k] - count_calls([j.plan for j in todo]) * len(size.ids(k))
-                bar.total = (bar.total or 0) - saved
-            if not todo:
-                continue
-            ids = size.ids(k)
-            labels = batch_labels(seed, ids, backbone, label)
-            batch_size = _make_shard(k, todo, backbone, ids, labels, batch_size, seed, device, bar)
-            if watch:
-                watch(todo, size, k)
-    finished = [_finish(job, size) for job in jobs]
-    return all(finished)
+            todo = work.still_missing(k)
+            if todo:
+                batch_size = _make_shard(todo, k, backbone, batch_size, bar)
+                if watch:
+                    watch(todo, k)
+    complete = [finish(cell) for cell in cells]
+    return all(complete)
+
+
+class _Work:
+    """The shards that a process has to make, each with the cells that lack it, and its progress."""
+
+    def __init__(self, cells: Sequence[Cell], shards: Sequence[int]):
+        self.size = cells[0].size
+        self.stamps = {(k, cell.folder): stamp(cell.shard(k)) for k in shards for cell in cells}
+        lacking = {k: [cell for cell in cells if read_shard(cell, k) is None] for k in shards}
+        self.missing = {k: lack for k, lack in lacking.items() if lack}
+        self.bar = tqdm(
+            total=sum(self._calls(k, todo) for k, todo in self.missing.items()),
+            unit="image call",
+            unit_scale=True,
+            mininterval=0.5,
+            disable=not self.missing or worker()[0] > 0,
+        )
+
+    @property
+    def shards(self) -> list[int]:
+        return list(self.missing)
+
+    def _calls(self, k: int, cells: Sequence[Cell]) -> int:
+        return count_calls([cell.plan for cell in cells]) * len(self.size.ids(k))
+
+    def still_missing(self, k: int) -> list[Cell]:
+        """The cells whose shard k no other process has made since this one began."""
+        todo = [
+            cell
+            for cell in self.missing[k]
+            if stamp(cell.shard(k)) == self.stamps[k, cell.folder] or read_shard(cell, k) is None
+        ]
+        spared = self._calls(k, self.missing[k]) - self._calls(k, todo)
+        self.bar.total = (self.bar.total or 0) - spared
+        self.bar.set_description(f"shard {k + 1}/{self.size.num_shards}")
+        return todo
 
 
 def _make_shard(
-    k: int,
-    jobs: Sequence[Job],
-    backbone: Backbone,
-    ids: range,
-    labels: Tensor | None,
-    batch_size: int,
-    seed: int,
-    device: torch.device | str,
-    bar: tqdm[Any],
+    cells: Sequence[Cell], k: int, backbone: Backbone, batch_size: int, bar: tqdm[Any]
 ) -> int:
-    """Sample the ids of shard k for all jobs in one tree and write one file a job.
+    """Sample the ids of shard k for all cells in one tree and write one file a cell.
 
     Returns the batch size for the next shard: halved as often as the device ran out of memory.
     """
-    plans = [job.plan for job in jobs]
-    kept: list[list[NDArray[Any]]] = [[] for _ in jobs]
-    cuda = torch.device(device).type == "cuda"
+    ids, plans = cells[0].size.ids(k), [cell.plan for cell in cells]
+    labels = labels_of(cells[0], backbone, ids)
+    parts: list[list[Shard]] = [[] for _ in cells]
+    cuda = backbone.device.type == "cuda"
     if cuda:
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(backbone.device)
     start, first = time.perf_counter(), 0
     while first < len(ids):
-        part = slice(first, first + batch_size)
-        noise = SampleNoise(seed, ids[part], backbone.shape, device=device)
-        samples = _run_batch(plans, backbone, noise, None if labels is None else labels[part], bar)
+        batch = slice(first, first + batch_size)
+        noise = SampleNoise(
+            cells[0].config["seed"], ids[batch], backbone.shape, device=backbone.device
+        )
+        samples = _run_batch(plans, backbone, noise, None if labels is None else labels[batch], bar)
         if samples is None:
-            batch_size = _halved(batch_size, device)
+            batch_size = _halved(batch_size, backbone.device)
             continue
-        for job, mine, x in zip(jobs, kept, samples, strict=True):
-            _check_finite(x, ids[part])
-            decoded: NDArray[Any] = backbone.decode(x)
-            if backbone.fps is not None:
-                decoded = _write_videos(job, backbone, ids[part], decoded)
-            mine.append(decoded)
+        for cell, mine, x in zip(cells, parts, samples, strict=True):
+            _check_finite(x, ids[batch])
+            names = file_names(cell, backbone, ids[batch])
+            mine.append(cell.media.store(cell.folder, names, backbone.decode(x)))
         first += batch_size
-    # A job's share of the tree's time, by its NFE.
     seconds = time.perf_counter() - start
-    nfe = sum(len(job.plan) for job in jobs)
-    for job, mine in zip(jobs, kept, strict=True):
-        shard: Shard = {"ids": np.array(ids)}
-        shard["arr_0" if backbone.fps is None else "bytes"] = np.concatenate(mine)
-        if backbone.fps is not None:
-            shard["names"] = np.array(video_names(job, backbone, ids))
+    facts = {
+        "samples": len(ids),
+        "worker": f"{socket.gethostname()}:{os.getpid()}",
+        "device": torch.cuda.get_device_name(backbone.device) if cuda else "cpu",
+        "memory": torch.cuda.max_memory_allocated(backbone.device) if cuda else None,
+    }
+    nfe = sum(map(len, plans))
+    for cell, mine in zip(cells, parts, strict=True):
+        arrays = {"ids": np.array(ids)}
+        arrays |= {name: np.concatenate([part[name] for part in mine]) for name in mine[0]}
         if labels is not None:
-            shard["arr_1"] = labels.numpy()
-        shard["config"] = np.array(job.digest)
-        shard["members"] = np.array(sorted(shard))
-        facts = {
-            "seconds": round(seconds * len(job.plan) / nfe, 3),
-            "samples": len(ids),
-            "worker": f"{socket.gethostname()}:{os.getpid()}",
-            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "memory": torch.cuda.max_memory_allocated(device) if cuda else None,
-        }
-        write_atomic(job.facts(k), lambda p, f=facts: p.write_text(json.dumps(f) + "\n"))  # type: ignore[misc]
-        write_atomic(job.shard(k), lambda p, s=shard: np.savez(p, **s))  # type: ignore[misc]
+            arrays["arr_1"] = labels.numpy()
+        share = len(cell.plan) / nfe  # of the tree's time, by its NFE
+        write_shard(cell, k, arrays, {"seconds": round(seconds * share, 3), **facts})
     return batch_size
 
 
@@ -167,81 +174,33 @@ def _run_batch(
     bar: tqdm[Any],
 ) -> list[Tensor] | None:
     """The samples of every plan, or None if the device has too little memory for the batch."""
-    made = 0
-
-    def counted(x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
-        nonlocal made
-        out = backbone.denoiser(x, t, condition)
-        made += len(x)
-        bar.update(len(x))
-        return out
-
+    calls = 0
     try:
-        options = run_options(backbone, labels, noise.device)
-        return run_tree(counted, plans, noise, **options).samples
+        denoiser = backbone.given(labels)
+
+        def counted(x: Tensor, t: float) -> Denoised:
+            nonlocal calls
+            seen = denoiser(x, t)
+            calls += len(x)
+            bar.update(len(x))
+            return Denoised(*seen)
+
+        return run_tree(counted, plans, noise).samples
     except torch.OutOfMemoryError:
-        bar.update(-made)
+        bar.update(-calls)
         return None
 
 
-def run_options(
-    backbone: Backbone, labels: Tensor | None, device: torch.device | str
-) -> dict[str, Any]:
-    """What `run` and `run_tree` need to know of a model, for samples with these labels [B]."""
-    condition = gradient = None
-    if labels is not None:
-        y = labels.to(device)
-        condition = y if backbone.embed is None else backbone.embed(labels)
-        gradient = backbone.guidance and backbone.guidance.gradient(y)
-    return {
-        "condition": condition,
-        "clip": backbone.clip,
-        "gradient": gradient,
-        "prediction_type": backbone.prediction_type,
-    }
-
-
-def _halved(batch_size: int, device: torch.device | str) -> int:
+def _halved(batch_size: int, device: torch.device) -> int:
     if batch_size == 1:
         raise ValueError(
             f"{device} has too little memory for a batch of one: use a lower model.precision, "
             "a device with more memory, or free some of it"
         )
-    if torch.device(device).type == "cuda":
+    if device.type == "cuda":
         torch.cuda.empty_cache()
     tqdm.write(f"out of memory with batch_size={batch_size}: going on with {batch_size // 2}")
     return batch_size // 2
-
-
-def batch_labels(
-    seed: int, ids: Sequence[int], backbone: Backbone, label: int | str | None
-) -> Tensor | None:
-    """Class of each sample, a function of (seed, i) alone; None if the model has no classes.
-
-    `label` is one class for all, "balanced" (class i mod num_classes: equally many of each) or
-    None: uniform at random, as guided-diffusion; of a model with prompts, prompt i for sample i.
-    Raises ValueError for any other label, and for samples beyond the last prompt.
-    """
-    num_classes = backbone.num_classes
-    if num_classes is None:
-        if label is not None:
-            raise ValueError("this model is unconditional: leave label=null")
-        return None
-    if label is None and backbone.prompts is not None:
-        if ids and ids[-1] >= num_classes:
-            raise ValueError(
-                f"sample i is of prompt i, and there are {num_classes} prompts for "
-                f"{ids[-1] + 1} samples: lower num_samples, or let the prompts repeat with "
-                "label=balanced"
-            )
-        return torch.tensor(list(ids), dtype=torch.int64)
-    if label is None:
-        return sample_labels(seed, ids, num_classes)
-    if label == "balanced":
-        return torch.tensor(list(ids), dtype=torch.int64) % num_classes
-    if type(label) is not int or not 0 <= label < num_classes:
-        raise ValueError(f"label must be in 0..{num_classes - 1}, balanced or null, got {label}")
-    return torch.full((len(ids),), label, dtype=torch.int64)
 
 
 def _check_finite(x: Tensor, ids: Sequence[int]) -> None:

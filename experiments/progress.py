@@ -1,8 +1,11 @@
-"""How far the tables and figures are, read from their folders."""
+"""How far the tables and figures are, read from their folders.
+
+reproduce.py leaves a plan of its cells in runs/plans; their shards tell the rest, wherever and by
+whomever they are made.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -11,82 +14,57 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
-from experiments.cells import Job, Size
-from experiments.config import plain
+from experiments.cells import Cell
 from experiments.folder import read_manifest
-from files.whole import write_atomic
+from files.whole import write_text
 
 PLANS = Path("runs", "plans")
+LATELY = 600  # seconds without a shard after which a cell no longer counts as running, at least
 
 
-PATIENCE = 600  # seconds without a shard after which a cell no longer counts as running, at least
+def write_plan(
+    model: str, experiment: str, digest: str, cells: Sequence[Cell], protocol: str | None
+) -> None:
+    """Leave a note of what an experiment consists of, for `make status` and scripts/slurm.py.
 
-
-@dataclass(frozen=True)
-class PlannedCell:
-    """A cell of a table, where its samples lie, and where its record will; None if not here."""
-
-    row: str
-    steps: int
-    job: Job
-    size: Size
-    record: Path | None
-
-
-def write_plan(cfg: DictConfig, cells: Sequence[PlannedCell]) -> None:
-    """Leave a note of what an experiment consists of, for `make status` and scripts/slurm.py."""
+    `digest` is that of its config; `protocol` names the records of cells, if they get any here.
+    """
     plan = {
-        "model": cfg.model.name,
-        "experiment": cfg.experiment.name,
-        "config": _config_digest(cfg),
+        "model": model,
+        "experiment": experiment,
+        "config": digest,
         "cells": [
             {
                 "row": cell.row,
                 "steps": cell.steps,
-                "nfe": len(cell.job.plan),
-                "folder": str(cell.job.folder),
+                "nfe": len(cell.plan),
+                "folder": str(cell.folder),
                 "num_samples": cell.size.num_samples,
                 "shard_size": cell.size.shard_size,
-                "record": cell.record and str(cell.record),
+                "record": str(cell.record(protocol)) if protocol else None,
             }
             for cell in cells
         ],
     }
-    text = json.dumps(plan, indent=1) + "\n"
-    path = _plan_file(cfg)
+    text, path = json.dumps(plan, indent=1) + "\n", PLANS / f"{model}-{experiment}.json"
     if not path.is_file() or path.read_text() != text:
-        write_atomic(path, lambda p: p.write_text(text))
+        write_text(path, text)
 
 
-def sampled_and_scored(cfg: DictConfig) -> dict[int, tuple[bool, bool]]:
+def sampled_and_scored(model: str, experiment: str, digest: str) -> dict[int, tuple[bool, bool]]:
     """By step count, whether the experiment's cells are all sampled, and all scored.
 
-    Empty if it was never begun with just this config.
+    Empty if it was never begun with just the config of that digest.
     """
-    if not _plan_file(cfg).is_file():
+    path = PLANS / f"{model}-{experiment}.json"
+    plan: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if plan.get("config") != digest:
         return {}
-    plan = json.loads(_plan_file(cfg).read_text())
-    if plan["config"] != _config_digest(cfg):
-        return {}
-    cells = [progress(cell, 0.0) for cell in plan["cells"]]
     columns: dict[int, tuple[bool, bool]] = {}
-    for cell in cells:
+    for cell in (progress(cell, 0.0) for cell in plan["cells"]):
         sampled, scored = columns.get(cell.steps, (True, True))
         columns[cell.steps] = (sampled and cell.sampled, scored and bool(cell.scored))
     return columns
-
-
-def _plan_file(cfg: DictConfig) -> Path:
-    return PLANS / f"{cfg.model.name}-{cfg.experiment.name}.json"
-
-
-def _config_digest(cfg: DictConfig) -> str:
-    """Of all settings but those of who does the work, where, and how it is watched."""
-    left_out = ("stage", "only", "part", "parts", "logger", "device", "batch_size", "out", "hydra")
-    kept = {key: value for key, value in plain(cfg).items() if key not in left_out}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -114,39 +92,38 @@ class Progress:
 
 
 def progress(cell: dict[str, Any], now: float) -> Progress:
-    """Look into a cell's folder.  `now` is by the clock that dates its files."""
-    folder = Path(cell["folder"])
+    """Look into a planned cell's folder.  `now` is by the clock that dates its files."""
+    folder, nfe = Path(cell["folder"]), cell["nfe"]
     n, size = cell["num_samples"], cell["shard_size"]
-    shards = -(-n // size)
-    made, calls, seconds, workers, slowest = 0, 0, 0.0, set(), 0.0
-    lately: list[tuple[float, str]] = []
-    for k in range(shards):
-        path = folder / "shards" / f"shard-{k:05d}.npz"
+    ages: list[float] = []
+    facts: list[dict[str, Any]] = []
+    left = calls = 0
+    for first in range(0, n, size):
+        path = folder / "shards" / f"shard-{first // size:05d}.npz"
         try:
-            age = now - path.stat().st_mtime
+            ages.append(now - path.stat().st_mtime)
         except FileNotFoundError:
+            left += min(size, n - first) * nfe
             continue
-        made += 1
         try:
-            facts = json.loads(path.with_suffix(".json").read_text())
+            facts.append({**json.loads(path.with_suffix(".json").read_text()), "age": ages[-1]})
         except (OSError, ValueError):
             continue
-        calls += facts["samples"] * cell["nfe"]
-        seconds += facts["seconds"]
-        slowest = max(slowest, facts["seconds"])
-        lately.append((age, facts["worker"]))
-    workers = {worker for age, worker in lately if age < max(PATIENCE, 3 * slowest)}
+        calls += facts[-1]["samples"] * nfe
     sampled = _is_joined(folder, n)
-    left = 0 if sampled else sum(
-        min(size, n - k * size) * cell["nfe"]
-        for k in range(shards)
-        if not (folder / "shards" / f"shard-{k:05d}.npz").exists()
-    )  # fmt: skip
-    scored = None if cell["record"] is None else Path(cell["record"]).is_file()
+    limit = max(LATELY, 3 * max((f["seconds"] for f in facts), default=0.0))
     return Progress(
-        cell["row"], cell["steps"], made, shards, calls, left, seconds,
-        frozenset() if sampled else frozenset(workers), sampled, scored,
-    )  # fmt: skip
+        row=cell["row"],
+        steps=cell["steps"],
+        made=len(ages),
+        shards=-(-n // size),
+        calls_done=calls,
+        calls_left=0 if sampled else left,
+        seconds=sum(f["seconds"] for f in facts),
+        workers=frozenset(f["worker"] for f in facts if f["age"] < limit and not sampled),
+        sampled=sampled,
+        scored=None if cell["record"] is None else Path(cell["record"]).is_file(),
+    )
 
 
 def _is_joined(folder: Path, num_samples: int) -> bool:
@@ -174,8 +151,8 @@ def table(plan: dict[str, Any], now: float) -> str:
         )
     left, calls = sum(c.calls_left for c in cells), sum(c.calls_done for c in cells)
     if left:
-        lines.append(_eta(left, calls, sum(c.seconds for c in cells),
-                          len(frozenset().union(*(c.workers for c in cells)))))  # fmt: skip
+        workers = frozenset().union(*(c.workers for c in cells))
+        lines.append(_eta(left, calls, sum(c.seconds for c in cells), len(workers)))
     return "\n".join(lines)
 
 

@@ -13,58 +13,32 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from omegaconf import DictConfig
+from typing import Any
 
 from eval.records import Record, score
-from experiments.cells import Job, Size
-from experiments.config import plain
+from eval.scoring import METRICS
+from eval.table import Table, cutoff
+from experiments.cells import Cell
 from experiments.folder import read_facts, read_manifest
-from files.whole import write_atomic
+from files.whole import write_text
 
-if TYPE_CHECKING:
-    from eval.table import Cell
-
-MODES = ("online", "offline", "disabled")
-PATIENCE = 30  # seconds that a server may take to answer, and 60 to take what is left at the end
+ANSWER_WITHIN = 30  # seconds for a server to answer; twice that to take what is left at the end
 
 
 class Tracker:
-    """Tells nobody: `logger=none`."""
+    """What happens, for whoever wants to know; this one ignores it (`logger=none`)."""
 
-    def sampling(self, jobs: Sequence[Job], size: Size, k: int) -> None:
-        """Shard k of these jobs was written."""
+    def sampling(self, cells: Sequence[Cell], k: int) -> None:
+        """Shard k of these cells was written."""
 
-    def sampled(self, jobs: Sequence[Job]) -> None:
-        """These jobs are complete."""
+    def sampled(self, cells: Sequence[Cell]) -> None:
+        """These cells are complete."""
 
     def evaluated(self, record: Record) -> None:
-        """A cell was scored, or found so."""
+        """A cell was scored, or its record found."""
 
-    def reported(self, title: str, cells: Sequence[Cell], cutoffs: bool) -> None:
+    def reported(self, title: str, table: Table, by_cutoff: bool) -> None:
         """A table, or the cutoff figure, was written."""
-
-
-def tracker_named(logger: DictConfig, group: str) -> Tracker:
-    """The tracker of configs/logger; runs without a group of their own are in `group`.
-
-    Raises ValueError for an unknown logger or mode.
-    """
-    options: dict[str, Any] = plain(logger)
-    name = options.pop("name")
-    if name not in ("none", "wandb"):
-        raise ValueError(f"unknown logger {name!r}: choose none or wandb")
-    if name == "none":
-        return Tracker()
-    if options["mode"] not in MODES:
-        raise ValueError(f"unknown logger.mode {options['mode']!r}: choose {', '.join(MODES)}")
-    if options["mode"] == "disabled":
-        return Tracker()
-    try:
-        return WandbTracker(**{**options, "group": options["group"] or group})
-    except ImportError:
-        raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
 
 
 def _harmless(method: Callable[..., None]) -> Callable[..., None]:
@@ -90,6 +64,8 @@ class WandbTracker(Tracker):
 
     Falls back to offline mode, whose files `wandb sync` uploads, if there is no key or no answer.
     """
+
+    MODES = ("online", "offline", "disabled")
 
     def __init__(self, mode: str, project: str, entity: str | None, group: str, dir: str):
         import wandb
@@ -118,79 +94,82 @@ class WandbTracker(Tracker):
         _say(f"{why}: going on offline; upload later with `{upload}`")
 
     @_harmless
-    def sampling(self, jobs: Sequence[Job], size: Size, k: int) -> None:
+    def sampling(self, cells: Sequence[Cell], k: int) -> None:
         """Progress of each cell over all processes, and the speed of the last shard."""
-        for job in jobs:
-            if job.digest not in self._live:
-                self._live[job.digest] = self._open("sample", job.digest, job.config)
-            made = [i for i in range(size.num_shards) if job.shard(i).exists()]
-            samples = sum(len(size.ids(i)) for i in made)
-            row = {"samples": samples, "shards": len(made), **_speed(job, k)}
-            self._live[job.digest].log(row, step=samples)
+        for cell in cells:
+            if cell.digest not in self._live:
+                self._live[cell.digest] = self._open("sample", cell.digest, cell.config)
+            shards = [i for i in range(cell.size.num_shards) if cell.shard(i).exists()]
+            samples = sum(len(cell.size.ids(i)) for i in shards)
+            row = {"samples": samples, "shards": len(shards), **_speed(cell, k)}
+            self._live[cell.digest].log(row, step=samples)
 
     @_harmless
-    def sampled(self, jobs: Sequence[Job]) -> None:
+    def sampled(self, cells: Sequence[Cell]) -> None:
         """The first samples as a picture, and the totals."""
-        for job in jobs:
-            manifest = read_manifest(job.folder)
-            if (
-                manifest is None
-                or not manifest["complete"]
-                or self._told("sample", job.digest, manifest)
-            ):
-                continue  # fmt: skip
-            run = self._live.pop(job.digest, None) or self._open("sample", job.digest, job.config)
-            grid = self.wandb.Image(str(job.folder / "grid.png"), caption=manifest["plan"])
+        for cell in cells:
+            manifest = read_manifest(cell.folder)
+            if manifest is None or not manifest["complete"]:
+                continue
+            if self._told("sample", cell.digest, manifest):
+                continue
+            run = self._live.pop(cell.digest, None)
+            run = run or self._open("sample", cell.digest, cell.config)
+            grid = self.wandb.Image(str(cell.folder / "grid.png"), caption=manifest["plan"])
             totals = {"samples": manifest["num_samples"], "nfe": manifest["nfe"], "grid": grid}
             run.log(totals, step=manifest["num_samples"])
             run.summary["device_seconds"] = manifest["seconds"]
-            self._close(run, "sample", job.digest, manifest)
+            self._close(run, "sample", cell.digest, manifest)
 
     @_harmless
     def evaluated(self, record: Record) -> None:
         """All scores of a cell with their 95% half-intervals, over its number of network calls."""
+        cell = record["cell"] or {}
         what = {"cell": record["cell"], "protocol": record["protocol"], "n": record["n"]}
         identity = _digest(what)
         if self._told("eval", identity, record):
             return
-        run = self._open("eval", identity, {**_cell_config(record), **what, "cell": None})
+        run = self._open("eval", identity, {**cell.get("config", {}), **what, "cell": None})
         run.define_metric("*", step_metric="nfe")
-        run.log({"nfe": _nfe(record), "n": record["n"], **_values(record)}, step=0)
+        run.log({"nfe": cell.get("nfe"), "n": record["n"], **_values(record)}, step=0)
         self._close(run, "eval", identity, record)
 
     @_harmless
-    def reported(self, title: str, cells: Sequence[Cell], cutoffs: bool) -> None:
+    def reported(self, title: str, table: Table, by_cutoff: bool) -> None:
         """The table, and every metric as an interactive plot over NFE or over the cutoff."""
-        from eval.scoring import METRIC_NAMES
-
         identity = _digest({"title": title, "group": self.group})
-        content = [{"row": c.row, "record": c.record} for c in cells]
+        content = [{"row": r["row"], "record": _unplaced(r)} for r in table.records]
         if self._told("report", identity, content):
             return
         run = self._open("report", identity, {"title": title})
-        metrics = [m for m in cells[0].record["scores"] if m in METRIC_NAMES]
-        columns: list[str | int] = [
-            "sampler",
-            "nfe",
-            "n",
-            *(f"{m}{x}" for m in metrics for x in ("", " ±")),
-        ]
-        rows = [
-            [c.row, c.steps, c.record["n"], *(_values(c.record).get(f"{m}{x}") for m in metrics for x in ("", "_ci95"))]
-            for c in cells
-        ]  # fmt: skip
-        shown: dict[str, Any] = {"table": self.wandb.Table(columns=columns, data=rows)}
+        metrics = [metric for metric in table.records[0]["scores"] if metric in METRICS]
+        shown: dict[str, Any] = {"table": self._wandb_table(table, metrics)}
         for metric in metrics:
-            lines = _lines(cells, metric, cutoffs)
+            lines = _lines(table, metric, by_cutoff)
             shown[f"plot/{metric}"] = self.wandb.plot.line_series(
                 xs=[[x for x, _ in points] for points in lines.values()],
                 ys=[[y for _, y in points] for points in lines.values()],
                 keys=list(lines),
-                title=f"{title}: {METRIC_NAMES[metric]}",
-                xname="cutoff" if cutoffs else "network calls (NFE)",
+                title=f"{title}: {METRICS[metric].title}",
+                xname="cutoff" if by_cutoff else "network calls (NFE)",
             )
         run.log(shown, step=0)
         self._close(run, "report", identity, content)
+
+    def _wandb_table(self, table: Table, metrics: Sequence[str]) -> Any:
+        columns = [
+            (f"{m}{mark}", f"{m}{key}")
+            for m in metrics
+            for mark, key in (("", ""), (" ±", "_ci95"))
+        ]
+        rows = []
+        for record in table.records:
+            values = _values(record)
+            rows.append(
+                [record["row"], record["steps"], record["n"], *(values.get(k) for _, k in columns)]
+            )
+        heads: list[str | int] = ["sampler", "nfe", "n", *(head for head, _ in columns)]
+        return self.wandb.Table(columns=heads, data=rows)
 
     # --- runs ------------------------------------------------------------------------------
 
@@ -206,7 +185,10 @@ class WandbTracker(Tracker):
                 resume="allow",
                 reinit="create_new",
                 settings=self.wandb.Settings(
-                    silent=True, console="off", init_timeout=PATIENCE, finish_timeout=2 * PATIENCE
+                    silent=True,
+                    console="off",
+                    init_timeout=ANSWER_WITHIN,
+                    finish_timeout=2 * ANSWER_WITHIN,
                 ),
             )
 
@@ -230,18 +212,17 @@ class WandbTracker(Tracker):
 
     def _close(self, run: Any, job_type: str, identity: str, content: Any) -> None:
         run.finish()
-        digest = _digest(content)
-        write_atomic(self._note(job_type, identity), lambda p: p.write_text(digest))
+        write_text(self._note(job_type, identity), _digest(content))
 
 
-def _speed(job: Job, k: int) -> dict[str, float]:
+def _speed(cell: Cell, k: int) -> dict[str, float]:
     """Throughput and memory of the process that made shard k."""
-    facts = read_facts(job, k)
+    facts = read_facts(cell, k)
     if not facts or not facts["seconds"]:
         return {}
     speed = {
         "samples_per_second": facts["samples"] / facts["seconds"],
-        "ms_per_image_call": 1000 * facts["seconds"] / facts["samples"] / len(job.plan),
+        "ms_per_image_call": 1000 * facts["seconds"] / facts["samples"] / len(cell.plan),
     }
     return speed | ({"gpu_memory_gb": facts["memory"] / 1e9} if facts["memory"] else {})
 
@@ -252,33 +233,27 @@ def _values(record: Record) -> dict[str, float]:
         s = score(record, metric)
         assert s is not None
         values[metric] = s.value
-        values[f"{metric}_ci95"] = 1.96 * s.se
+        values[f"{metric}_ci95"] = s.half
     return values
 
 
-def _lines(
-    cells: Sequence[Cell], metric: str, cutoffs: bool
-) -> dict[str, list[tuple[float, float]]]:
+def _unplaced(record: Record) -> Record:
+    """The record without its place in a table."""
+    return {key: value for key, value in record.items() if key not in ("row", "steps")}
+
+
+def _lines(table: Table, metric: str, by_cutoff: bool) -> dict[str, list[tuple[float, float]]]:
     """Points (x, score) of each line: a sampler over NFE, or a step count over the cutoff."""
     lines: dict[str, list[tuple[float, float]]] = {}
-    for cell in cells:
-        value = score(cell.record, metric)
+    for record in table.records:
+        value = score(record, metric)
         if value is None:
             continue
-        key, x = cell.row, float(cell.steps)
-        if cutoffs:
-            key = f"{cell.steps} steps"
-            x = float(cell.record["cell"]["config"]["sampler"]["cutoff"])
+        key, x = record["row"], float(record["steps"])
+        if by_cutoff:
+            key, x = f"{record['steps']} steps", cutoff(record)
         lines.setdefault(key, []).append((x, value.value))
     return {key: sorted(points) for key, points in lines.items()}
-
-
-def _cell_config(record: Record) -> dict[str, Any]:
-    return dict((record["cell"] or {}).get("config") or {})
-
-
-def _nfe(record: Record) -> int | None:
-    return (record["cell"] or {}).get("nfe")
 
 
 def _title(config: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import os
 import queue
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,16 +15,12 @@ from tqdm import tqdm
 
 from eval.records import Record
 from eval.vbench import DIMENSIONS, aggregate, read_results
-from experiments.folder import read_manifest
+from experiments.folder import origin, read_manifest
 from files.places import downloads
-from files.whole import write_atomic
+from files.whole import write_text
 
 VERSION = "0.1.5"
-
-
 INFO = "VBench_full_info.json"
-
-
 FLICKERING = "flickering.json"  # where the videos for temporal flickering are from
 
 
@@ -98,36 +95,35 @@ def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, so
     Temporal flickering from a run of its own is of the videos that pass VBench's static filter.
     """
     target = run / "vbench"
-    scratch = target / f".part-{dimension}"
+    scratch, log = target / f".part-{dimension}", target / f"{dimension}.log"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     videos = source / "videos"
-    log = target / f"{dimension}.log"
-    failed = (
-        f"VBench failed on {dimension} (see {log}): mend it and run the same command to continue"
-    )
+    words: list[list[str | Path]] = []
     if source != run:
-        words = ["static_filter", "--videos_path", str(videos), "--result_path", str(scratch)]
-        if _call([str(program), *words], gpu, log):
-            raise OSError(failed)
+        words.append(["static_filter", "--videos_path", videos, "--result_path", scratch])
         videos = scratch / "filtered_videos"
-    words = ["evaluate", "--videos_path", str(videos), "--dimension", dimension,
-             "--output_path", str(scratch), "--full_json_dir", str(info)]  # fmt: skip
-    status = _call([str(program), *words], gpu, log)
+    words.append(["evaluate", "--videos_path", videos, "--dimension", dimension])
+    words[-1] += ["--output_path", scratch, "--full_json_dir", info]
+    done = all(_call([program, *call], gpu, log) for call in words)
     results = sorted(scratch.glob("*_eval_results.json"))
-    if status or len(results) != 1 or dimension not in read_results(results):
-        raise OSError(failed)
+    if not done or len(results) != 1 or dimension not in read_results(results):
+        raise OSError(
+            f"VBench failed on {dimension} (see {log}): mend it and run the same command to continue"
+        )
     if dimension == "temporal_flickering":
         facts = {"static_filter": source != run, "flickering_run": source.name}
-        write_atomic(target / FLICKERING, lambda p: p.write_text(json.dumps(facts) + "\n"))
+        write_text(target / FLICKERING, json.dumps(facts) + "\n")
     os.replace(results[0], target / f"{dimension}_eval_results.json")
     shutil.rmtree(scratch)
 
 
-def _call(command: list[str], gpu: str, log: Path) -> int:
+def _call(command: Sequence[str | Path], gpu: str, log: Path) -> bool:
+    """Whether the command ended well; what it says goes into the log."""
     with log.open("a") as file:
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-        return subprocess.run(command, stdout=file, stderr=file, env=env).returncode
+        words = [str(word) for word in command]
+        return subprocess.run(words, stdout=file, stderr=file, env=env).returncode == 0
 
 
 def vbench_record(run: Path) -> Record:
@@ -147,7 +143,7 @@ def vbench_record(run: Path) -> Record:
         "reference_digest": None,
         "metrics": ["quality", "semantic", "total"],
         "options": {"static_filter": facts["static_filter"]},
-        "cell": {key: manifest[key] for key in ("config", "plan", "nfe")},
+        "cell": origin(manifest),
         "run": None,
         "scores": {name: s._asdict() for name, s in aggregate(results).items()},
         "dimensions": {name: s._asdict() for name, s in results.items()},

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 
 # Ranks may end sampling days apart, and one that waits must not give up before.
-PATIENCE = timedelta(days=30)
+WAIT_FOR_OTHERS = timedelta(days=30)
 
 T = TypeVar("T")
 
@@ -58,9 +58,14 @@ def connected() -> bool:
     if worker()[1] == 1 or "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
         return False
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=WAIT_FOR_OTHERS)
         atexit.register(dist.destroy_process_group)
     return True
+
+
+def first_process() -> bool:
+    """Of connected processes the first writes and tells; others are each for themselves."""
+    return not connected() or worker()[0] == 0
 
 
 def wait_for_all() -> None:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.message import Message
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from files.whole import file_sha256, recorded_sha256, write_atomic
+from files.whole import check_space, file_sha256, recorded_sha256, write_text
 
 BACKOFF = 1.0  # seconds before the next try, doubled at each that brings nothing
 TIMEOUT = 60.0  # seconds of silence after which a connection counts as cut
@@ -51,33 +49,46 @@ def fetch(
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     sha256 = sha256 and sha256.lower()
-    if path.exists():
-        return _verify_existing(path, sha256, check)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(path):
-        if path.exists():  # by now: another process was faster
-            return _verify_existing(path, sha256, check)
-        expected = sha256 or recorded_sha256(path)
-        _download(url, path, attempts)
-        try:
-            with _part_with_suffix(path) as file:
-                digest = _verify(file, expected, check)
-        except ValueError as error:
-            _discard_part(path)
-            renewed = f"; if it was renewed there, remove {path}.sha256 before"
-            raise ValueError(
-                f"{url} is not the file it should be: {error}; {AGAIN} download it again, or pass "
-                f"a local copy{renewed if expected and not sha256 else ''}"
-            ) from None
-        # In this order whoever sees the file finds its hash, too.
-        _record(path, digest)
-        os.replace(_beside(path, ".part"), path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            if not path.exists():  # it does by now if another process was faster
+                return _fetch_absent(url, path, sha256, check, attempts)
+    return _verify_existing(path, sha256, check)
+
+
+def _fetch_absent(url: str, path: Path, sha256: str | None, check: Check, attempts: int) -> str:
+    recorded = None if sha256 else recorded_sha256(path)
+    _download(url, path, attempts)
+    try:
+        digest = _verify_part(path, sha256 or recorded, check)
+    except ValueError as error:
         _discard_part(path)
-        return digest
+        renewed = f"; if it was renewed there, remove {path}.sha256 before" if recorded else ""
+        raise ValueError(
+            f"{url} is not the file it should be: {error}; {AGAIN} download it again, or pass "
+            f"a local copy{renewed}"
+        ) from None
+    # In this order whoever sees the file finds its hash, too.
+    _record(path, digest)
+    os.replace(_beside(path, ".part"), path)
+    _discard_part(path)
+    return digest
+
+
+def _verify_part(path: Path, expected: str | None, check: Check) -> str:
+    """Verify `<path>.part` under a name that ends as path does, on which some readers insist."""
+    link = path.with_name(f".part-{os.getpid()}-{path.name}")
+    link.unlink(missing_ok=True)  # of a killed process with our number
+    link.symlink_to(path.name + ".part")
+    try:
+        return _verify(link, expected, check)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 def _record(path: Path, digest: str) -> None:
-    write_atomic(_beside(path, ".sha256"), lambda p: p.write_text(f"{digest}  {path.name}\n"))
+    write_text(_beside(path, ".sha256"), f"{digest}  {path.name}\n")
 
 
 def _verify(file: Path, expected: str | None, check: Check) -> str:
@@ -90,19 +101,8 @@ def _verify(file: Path, expected: str | None, check: Check) -> str:
     return digest
 
 
-@contextmanager
-def _part_with_suffix(path: Path) -> Iterator[Path]:
-    """A name of `<path>.part` that ends as path does, on which some readers insist."""
-    link = path.with_name(f".part-{os.getpid()}-{path.name}")
-    link.unlink(missing_ok=True)  # of a killed process with our number
-    link.symlink_to(path.name + ".part")
-    try:
-        yield link
-    finally:
-        link.unlink(missing_ok=True)
-
-
 def _verify_existing(path: Path, sha256: str | None, check: Check) -> str:
+    """What nothing is known of is checked and recorded; later its hash has to be that."""
     expected = sha256 or recorded_sha256(path)
     try:
         digest = _verify(path, expected, None if expected else check)
@@ -131,20 +131,16 @@ def _lock(path: Path) -> Iterator[None]:
             except BlockingIOError:
                 tqdm.write(f"another process downloads {path}: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not _has_name(file, lock):
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    continue
+            except FileNotFoundError:
                 continue
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
             return
-
-
-def _has_name(file: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 class Origin(NamedTuple):
@@ -201,8 +197,7 @@ def _transfer(url: str, path: Path) -> None:
                 tqdm.write(f"{path.name} has changed or cannot be continued: starting over")
             _discard_part(path)
             start = Origin(url, _validator(response.headers), response.length)
-            text = json.dumps(start._asdict())
-            write_atomic(_beside(path, ".part.json"), lambda p: p.write_text(text))
+            write_text(_beside(path, ".part.json"), json.dumps(start._asdict()))
             return _append(response, path, 0, response.length)
         status = response.status
     if not size:
@@ -285,15 +280,12 @@ def _append(response: HTTPResponse, path: Path, size: int, total: int | None) ->
     Without a total the end of the connection is the end of the file, cut or not: the check of the
     whole has to tell.
     """
-    free = shutil.disk_usage(path.parent).free
-    if total is not None and total - size > free:
-        need, have = (tqdm.format_sizeof(n, "B", 1024) for n in (total - size, free))
-        raise OSError(errno.ENOSPC, f"{path} needs {need} more on the disk, {have} are free")
-    with (
-        open(_beside(path, ".part"), "ab") as file,
-        tqdm(desc=path.name, total=total, initial=size, unit="B", unit_scale=True,
-             unit_divisor=1024) as bar,
-    ):  # fmt: skip
+    if total is not None:
+        check_space(path, total - size)
+    bar = tqdm(
+        desc=path.name, total=total, initial=size, unit="B", unit_scale=True, unit_divisor=1024
+    )
+    with bar, open(_beside(path, ".part"), "ab") as file:
         # Ends at total: the end of the connection may be long in coming.
         while chunk := _read(response, CHUNK if total is None else min(CHUNK, total - size)):
             file.write(chunk)

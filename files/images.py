@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,18 +76,12 @@ def _memory_map(path: Path, member: str) -> NDArray[Any] | None:
         file.seek(info.header_offset + 26)  # the lengths of name and extra field in the header
         name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
         file.seek(name + extra, os.SEEK_CUR)
-        version = np.lib.format.read_magic(file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read_header is None:
+        if np.lib.format.read_magic(file) != (1, 0):  # others are of headers over 64 KB
             return None
-        shape, fortran, dtype = read_header(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject or 0 in shape:
             return None
-        order: Literal["F", "C"] = "F" if fortran else "C"
-        return np.memmap(path, dtype, "r", file.tell(), shape, order)
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def _read_pngs(folder: Path) -> NDArray[np.uint8]:
@@ -106,6 +101,35 @@ def _read_pngs(folder: Path) -> NDArray[np.uint8]:
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{file} is {images[-1].shape}, but {files[0].name} {images[0].shape}")
     return np.stack(images)
+
+
+def write_npz(path: Path, count: int, blocks: Iterable[dict[str, NDArray[Any]]]) -> None:
+    """Stream `count` samples into a stored .npz, with one block in memory at a time.
+
+    A block has an array [n, ...] for each member of the file.  `arr_0`, the images, is written as
+    it comes, and the others (small ones, such as the labels in `arr_1`) after it.  Raises
+    ValueError if the blocks have other than `count` samples.
+    """
+    written = 0
+    gathered: dict[str, list[NDArray[Any]]] = {}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
+            for block in blocks:
+                images = np.ascontiguousarray(block["arr_0"])
+                if not written:
+                    header = np.lib.format.header_data_from_array_1_0(images)
+                    header["shape"] = (count, *images.shape[1:])
+                    np.lib.format.write_array_header_1_0(file, header)
+                file.write(images.tobytes())
+                written += len(images)
+                for name, array in block.items():
+                    if name != "arr_0":
+                        gathered.setdefault(name, []).append(array)
+        if written != count:
+            raise ValueError(f"{count} samples were announced for {path}, but {written} came")
+        for name, arrays in gathered.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.concatenate(arrays), allow_pickle=False)
 
 
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:

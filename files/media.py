@@ -1,33 +1,72 @@
-"""What samples are on disk: images in arrays, or videos in files of their own."""
+"""What samples are on disk: images in the arrays of shards, or videos in files of their own.
+
+A shard is a dictionary of arrays; `Images` and `Videos` say what of it the samples are, how shards
+become the folder's result, and which pictures show it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
+from files.images import export_png, load_samples, write_npz
 from files.videos import film_strip, middle_frame, write_mp4
+from files.whole import write_atomic
 
-Arrays = dict[str, NDArray[Any]]
+Shard = dict[str, NDArray[Any]]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Images:
     """Images of `size` (H, W, C): in the arrays of a shard, joined into samples.npz."""
 
-    size: tuple[int, ...]
-    in_grid = 64  # how many of them grid.png shows
-    joined = True
+    size: tuple[int, ...] = ()
 
     @property
     def stored_bytes(self) -> int:
         """About what a sample takes on disk: it is in its shard and in samples.npz."""
         return 2 * math.prod(self.size)
+
+    def store(self, folder: Path, names: Sequence[str], images: Pixels) -> Shard:
+        """What a shard holds of images uint8 [N, H, W, C]."""
+        return {"arr_0": images}
+
+    def is_intact(self, folder: Path, shard: Shard) -> bool:
+        """Whether what a shard refers to outside of itself is whole."""
+        return True
+
+    def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
+        """Write samples.npz of all n samples; what the manifest says of it."""
+        path = folder / "samples.npz"
+        parts = ({k: v for k, v in shard.items() if k in ("arr_0", "arr_1")} for shard in shards())
+        write_atomic(path, lambda partial: write_npz(partial, n, parts))
+        return {"bytes": path.stat().st_size}
+
+    def is_joined(self, folder: Path, manifest: dict[str, Any]) -> bool:
+        """Whether the joined file is as the manifest says."""
+        path = folder / "samples.npz"
+        return path.is_file() and path.stat().st_size == manifest["bytes"]
+
+    def grid(self, folder: Path, shards: Iterator[Shard]) -> list[Pixels]:
+        """The pictures of grid.png: the first 64 images."""
+        return list(islice((image for shard in shards for image in shard["arr_0"]), 64))
+
+    def pictures(self, folder: Path, names: Sequence[str], frames: int) -> Pixels:
+        """The first samples uint8 [len(names), H, W, C] of a complete folder."""
+        return load_samples(folder).images[: len(names)]
+
+    def export_png(self, folder: Path) -> None:
+        """One PNG a sample besides, in folder/png."""
+        export_png(folder, load_samples(folder).images)
 
 
 @dataclass(frozen=True)
@@ -37,13 +76,49 @@ class Videos:
     size: tuple[int, ...]
     fps: int
     bit_rate: int
-    in_grid = 16  # by their middle frames
-    joined = False
 
     @property
     def stored_bytes(self) -> int:
         """About what a sample takes on disk."""
         return self.bit_rate * self.size[0] // self.fps // 8
+
+    def store(self, folder: Path, names: Sequence[str], videos: Pixels) -> Shard:
+        """Write videos uint8 [N, T, H, W, 3] under their names; the shard holds the files' sizes."""
+        sizes = []
+        for name, frames in zip(names, videos, strict=True):
+            path = folder / "videos" / name
+            write_mp4(path, frames, self.fps, self.bit_rate)
+            sizes.append(path.stat().st_size)
+        return {"bytes": np.array(sizes, dtype=np.int64), "names": np.array(names)}
+
+    def is_intact(self, folder: Path, shard: Shard) -> bool:
+        """Whether every video of a shard is there with the size that it was written with."""
+        for name, size in zip(shard["names"].tolist(), shard["bytes"].tolist(), strict=True):
+            path = folder / "videos" / name
+            if not path.is_file() or path.stat().st_size != size:
+                tqdm.write(f"{path} is missing or damaged: sampling its shard again")
+                return False
+        return True
+
+    def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
+        """Nothing to write; what the manifest says of the videos."""
+        return {"videos": True, "bytes": sum(int(shard["bytes"].sum()) for shard in shards())}
+
+    def is_joined(self, folder: Path, manifest: dict[str, Any]) -> bool:
+        """Shards and videos are all there is."""
+        return True
+
+    def grid(self, folder: Path, shards: Iterator[Shard]) -> list[Pixels]:
+        """The pictures of grid.png: the middle frames of the first 16 videos."""
+        names = islice((name for shard in shards for name in shard["names"].tolist()), 16)
+        return [middle_frame(folder / "videos" / name) for name in names]
+
+    def pictures(self, folder: Path, names: Sequence[str], frames: int) -> Pixels:
+        """Of each video `frames` evenly spaced frames side by side."""
+        return np.stack([film_strip(folder / "videos" / name, frames) for name in names])
+
+    def export_png(self, folder: Path) -> None:
+        """Videos are files of their own already."""
 
 
 Media = Images | Videos

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from files.whole import write_atomic
+from files.whole import write_text
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -29,8 +29,8 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _write_prompts(path: Path, prompts: Sequence[str]) -> None:
+def write_prompts(path: Path, prompts: Sequence[str]) -> None:
     """The prompts beside the samples, line i + 1 for label i, where evaluation looks for them."""
     text = "".join(f"{prompt}\n" for prompt in prompts)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
+        write_text(path, text)

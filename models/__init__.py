@@ -1,0 +1,11 @@
+"""Pretrained models, a family a folder; each has a `load` that returns a `Backbone` (backbone.py).
+
+    adm/               ADM's U-Nets of ImageNet and LSUN, with classifier guidance
+    digits/            the embedded model: a small ADM U-Net of handwritten digits
+    stable_diffusion/  Stable Diffusion 1.x, 2.x and XL, text to image
+    opensora/          Open-Sora 1.1, text to video
+
+Shared: weights.py (files of weights, digests), hub.py (the Hugging Face hub), variance.py (how
+uncertain a network's x0 is).  A `Backbone` bound to labels, `given(labels)`, is what `sampling`
+calls.
+"""

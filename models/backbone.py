@@ -1,8 +1,7 @@
-"""What every pretrained model looks like to the samplers: one small record."""
+"""What every pretrained model looks like to the rest: one small record, bound to labels by `given`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from files.media import Media
 from sampling import Denoiser, Gradient, Schedule
+from sampling.denoise import Clip, Network, NetworkDenoiser, Reading
+
+CPU = torch.device("cpu")
 
 
 class Guidance(Protocol):
@@ -26,54 +29,55 @@ class Guidance(Protocol):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained diffusion model, ready to sample.
+    """A pretrained diffusion model on its `device`, ready to sample.
 
-    `shape` is one sample's (C, H, W); `clip` says whether x0 is limited to [-1, 1] (pixel
-    models); `decode` turns final samples into uint8 images [B, H, W, C]; `sha256` is the
-    checkpoint's and goes into every manifest.  `num_classes` is the number of labels that a
-    sample can be made for, by a class-conditional network or by `guidance`.
+    `network` predicts what `prediction_type` says (see `sampling.denoise.implied_x0`), and `clip`
+    says whether x0 is limited to [-1, 1] (pixel models).  `shape` is the shape of one sample in
+    the network's space; `decode` turns final samples into uint8 images [B, H, W, C] or videos
+    [B, T, H, W, C], and `media` says how these are stored.  `sha256` is the checkpoint's and goes
+    into every manifest.
 
-    A text-to-image model has `prompts`, and its labels are their indices; `embed` turns labels
-    int64 [B] into what the denoiser takes as condition, once a batch.  `evaluations_per_call` is 2
-    where a call evaluates the network with and without condition.  `image_size` is the decoded
-    images' (H, W, C) where it is not that of `shape`; `prediction_type` is what the network
-    predicts (see `sampling.run.implied_x0`).
+    `num_classes` is the number of labels that a sample can be made for, by a class-conditional
+    network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
+    `embed` turns labels int64 [B] into what the network takes as condition, once a batch.
 
-    Videos are decoded into uint8 [B, T, H, W, C]; `fps` and `bit_rate` (bits a second) say how they
-    are stored.  `memory` estimates the bytes that sampling a batch of that size takes on the device.
+    `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
+    `memory` estimates the bytes that sampling a batch of that size takes on the device.
     """
 
-    denoiser: Denoiser
+    network: Network
     schedule: Schedule
     shape: tuple[int, ...]
     num_classes: int | None
     clip: bool
     sha256: str
     decode: Callable[[Tensor], NDArray[np.uint8]]
+    media: Media
+    device: torch.device = CPU
     guidance: Guidance | None = None
     prediction_type: str = "epsilon"
     prompts: tuple[str, ...] | None = None
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
-    image_size: tuple[int, ...] | None = None
-    fps: int | None = None
-    bit_rate: int = 0
     memory: Callable[[int], float] | None = None
 
-    @property
-    def stored_bytes(self) -> int:
-        """About what a sample takes on disk: an image is in its shard and in samples.npz."""
-        if self.fps:
-            return self.bit_rate * self.shape[1] // self.fps // 8
-        return 2 * math.prod(self.image_size or self.shape)
+    def given(self, labels: Tensor | None) -> Denoiser:
+        """The model as the samplers see it, bound to labels int64 [B]; None: unconditional."""
+        condition = gradient = None
+        if labels is not None:
+            y = labels.to(self.device)
+            condition = self.embed(labels) if self.embed else y
+            gradient = self.guidance.gradient(y) if self.guidance else None
+        reading = Reading(self.prediction_type, Clip() if self.clip else None)
+        return NetworkDenoiser(self.network, self.schedule, reading, condition, gradient)
 
 
-class NetworkDenoiser:
-    """A network (x, t [B], y) -> [B, C or 2C, H, W] as a `Denoiser`.
+class ImageNetwork:
+    """A module (x, t [B], y) -> [B, C or 2C, H, W] as a `Network`.
 
     With twice the channels of x the second half is the learned-variance fraction v.  An
-    unconditional network (`conditional=False`) does not see the condition, which may still
-    steer it by guidance.
+    unconditional module (`conditional=False`) does not see the labels, which may still steer it
+    by guidance.
     """
 
     def __init__(self, net: nn.Module, conditional: bool = True):
@@ -87,6 +91,13 @@ class NetworkDenoiser:
             return out, None
         eps, v = out.chunk(2, dim=1)
         return eps, v
+
+
+def optimized(net: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
+    """The same network in another memory layout, and compiled."""
+    if channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    return torch.compile(net) if compile else net  # type: ignore[return-value]
 
 
 def to_uint8(x: Tensor) -> NDArray[np.uint8]:

@@ -22,7 +22,6 @@ from files.places import downloads
 from files.whole import file_sha256, write_atomic
 from models.backbone import Backbone
 from sampling import SampleNoise
-from sampling.run import implied_x0
 
 DIGITS = Path(__file__).parent / "digits"
 
@@ -36,7 +35,6 @@ def measure_x0_variance(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    device: torch.device | str = "cpu",
 ) -> NDArray[np.float64]:
     """Mean squared error of x0 a number, at each of `timesteps`, over images x_0 [N, C, H, W].
 
@@ -45,16 +43,14 @@ def measure_x0_variance(
     errors = np.zeros(len(timesteps))
     for first in tqdm(range(0, len(x_0), batch_size), desc="x0 variance", unit="batch"):
         part = slice(first, first + batch_size)
-        x = x_0[part].to(device)
-        y = None if labels is None else labels[part].to(device)
-        noise = SampleNoise(seed, range(first, first + len(x)), x.shape[1:], device=device)
+        x = x_0[part].to(backbone.device)
+        denoiser = backbone.given(None if labels is None else labels[part])
+        ids = range(first, first + len(x))
+        noise = SampleNoise(seed, ids, x.shape[1:], device=backbone.device)
         for k, t in enumerate(timesteps):
-            a = float(backbone.schedule.alpha_bar[t])
+            a = backbone.schedule.abar(t)
             x_t = a**0.5 * x + (1 - a) ** 0.5 * noise.at(t)
-            output, _ = backbone.denoiser(x_t, float(t), y)
-            x0 = implied_x0(output, x_t, a, backbone.prediction_type)
-            if backbone.clip:
-                x0 = x0.clamp(-1, 1)
+            x0, *_ = denoiser(x_t, float(t))
             errors[k] += float(((x0 - x) ** 2).double().sum())
     return errors / x_0.numel()
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from sampling.options import check_choice
+
+Net = TypeVar("Net", bound=nn.Module)
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def dtype_named(precision: str) -> torch.dtype:
     """The dtype of that name; ValueError with the known names for another."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     return PRECISIONS[precision]
 
 
@@ -72,3 +78,29 @@ def check_fit(shapes: dict[str, list[int]], weights: dict[str, Tensor], path: Pa
                 f"{path} does not fit the network: at {key} the network has {want}, "
                 f"the file {have}; check the model's options"
             )
+
+
+def randomize(net: Net, device: torch.device | str) -> Net:
+    """A network of random numbers in eval mode, moved from the meta device: for measuring speed."""
+    net.to_empty(device=device)
+    for tensor in net.state_dict().values():
+        nn.init.normal_(tensor, std=0.02)
+    return net.eval().requires_grad_(False)
+
+
+def state_digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a state dict: the names and bytes of its tensors, in the order of the names.
+
+    Unlike a file's hash it does not depend on the format in which the weights came.
+    """
+    digest = hashlib.sha256()
+    hash_state(digest, state)
+    return digest.hexdigest()
+
+
+def hash_state(digest: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
+    """Let a digest go on with the names and bytes of a state dict."""
+    for key, value in sorted(state.items()):
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(key.encode())
+        digest.update(flat.view(torch.uint8).numpy().data)  # NumPy knows no bfloat16

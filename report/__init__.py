@@ -1,0 +1,9 @@
+"""Records -> words and pictures.  Nothing here samples or scores.
+
+- `render`: a table or figure of an experiment in all its forms: `formats` (Markdown, CSV, LaTeX),
+  `plots`, `pictures` (samples side by side); `words` are the sentences in them
+- `paper`: the numbers of results/paper, beside ours or below
+- `page` and assets/: the web page of all results (`make report`)
+- `study`, `study_figures` and study.md: docs/study.md (`make study`)
+- `tuning`: what `make tune` found
+"""

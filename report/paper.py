@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from eval.records import Record
 
 
-def is_the_papers(paper: dict[str, Any] | None, record: Record) -> bool:
-    """Whether the record is of the model that the paper's numbers are of, made and scored alike.
+@dataclass(frozen=True)
+class Paper:
+    """A file of results/paper."""
 
-    The paper mentions no classifier guidance, and clean-fid's FID is another by design.
-    """
-    made = record["cell"]["config"]
-    if paper is None or paper.get("backbone") != made["model"]["name"]:
-        return False
-    if paper.get("pipeline") not in (None, made["model"].get("id")):
-        return False
-    return "guidance" not in made and record["protocol"] != "clean"
+    data: dict[str, Any]
 
+    @staticmethod
+    def load(path: Path) -> Paper:
+        return Paper(yaml.safe_load(path.read_text()))
 
-def paper_value(paper: dict[str, Any] | None, row: str, steps: int, metric: str) -> float | None:
-    """The paper's number for a row as printed, there or in our tables, or None."""
-    for entry in (paper or {}).get("rows", []):
-        if row in (entry["name"], entry.get("ours")):
-            for cell in entry["cells"]:
-                # Table 4 does not state its steps (null).
-                if cell.get("steps") in (steps, None) and metric in cell:
-                    return float(cell[metric])
-    return None
+    def __getitem__(self, key: str) -> Any:
+        return self.data[key]
+
+    def value(self, row: str, steps: int | None, metric: str) -> float | None:
+        """The number of a row as printed, there or in our tables, or None."""
+        for entry in self["rows"]:
+            if row in (entry["name"], entry.get("ours")):
+                for cell in entry["cells"]:
+                    # Table 4 does not state its steps (null).
+                    if cell["steps"] in (steps, None) and metric in cell:
+                        return float(cell[metric])
+        return None
+
+    def has(self, metric: str) -> bool:
+        return any(metric in cell for row in self["rows"] for cell in row["cells"])
+
+    def is_of(self, record: Record) -> bool:
+        """Whether the record is of the paper's model, made and scored as the paper's numbers.
+
+        The paper mentions no classifier guidance, and clean-fid's FID is another by design.
+        """
+        config = record["cell"]["config"]
+        if self.data.get("backbone") != config["model"]["name"]:
+            return False
+        if self.data.get("pipeline") not in (None, config["model"].get("id")):
+            return False
+        return "guidance" not in config and record["protocol"] != "clean"

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from eval.metrics import Score
 from eval.records import Record
-from eval.scoring import DIGITS, LOWER_IS_BETTER, METRIC_NAMES
+from eval.scoring import METRICS
 
 
 def metric_title(metric: str, extractor: str) -> str:
     """ "FID (digits)": scores of different extractors never share a name."""
-    arrow = "lower" if metric in LOWER_IS_BETTER else "higher"
-    return f"{METRIC_NAMES[metric]} ({extractor}), {arrow} is better"
+    arrow = "lower" if METRICS[metric].lower_is_better else "higher"
+    return f"{METRICS[metric].title} ({extractor}), {arrow} is better"
+
+
+def decimals(metric: str) -> int:
+    return METRICS[metric].decimals if metric in METRICS else 3
 
 
 def format_score(metric: str, value: Score | None) -> str:
     """ "3.21 ± 0.20": the value and the half width of its 95% interval."""
     if value is None:
         return "-"
-    places = DIGITS.get(metric, 3)
+    places = decimals(metric)
     if metric == "kid" and value.se > 0.01:
         places = (
-            2  # KID has the scale of the features cubed: small with Inception's, large with digits'
+            2  # KID grows as the cube of its features: small with Inception's, not with digits'
         )
-    half = "" if np.isnan(value.se) else f" ± {1.96 * value.se:.{places}f}"
+    half = "" if np.isnan(value.se) else f" ± {value.half:.{places}f}"
     return f"{value.value:.{places}f}{half}"
+
+
+def listed(items: Sequence[Any], empty: str = "no") -> str:
+    return ", ".join(map(str, items)) or empty
 
 
 def protocol_sentence(record: Record) -> str:
@@ -45,9 +54,9 @@ def protocol_sentence(record: Record) -> str:
 
 
 def scored_sentence(record: Record) -> str:
-    """How samples were made and scored."""
+    """How samples were sampled and scored."""
     return (
-        f"{made_sentence(record['cell']['config'])} "
+        f"{sampling_sentence(record['cell']['config'])} "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
     )
@@ -65,26 +74,30 @@ def reference_words(record: Record) -> str:
     )
 
 
-def made_sentence(made: dict[str, Any]) -> str:
-    """How samples were made, from the config in their manifest."""
-    labels = {None: "at random", "balanced": "balanced"}.get(made["label"], str(made["label"]))
-    model = made["model"]
+def sampling_sentence(config: dict[str, Any]) -> str:
+    """How samples were sampled, from the config in their manifest."""
+    model = config["model"]
     checkpoint = model.get("checkpoint") or model.get("id") or model["sha256"][:12]
     precision = f", precision {model['precision']}" if "precision" in model else ""
-    guidance = made.get("guidance")
-    scale = model.get("guidance_scale", 1)
-    evaluations = made.get("evaluations_per_call", 1)
-    text = f", classifier-free guidance {scale:g}" if scale != 1 else ""
-    text += " (two network evaluations a call)" if evaluations == 2 else ""
-    prompts = made.get("prompts")
-    if prompts:
-        each = "a sample each" if made["label"] is None else "in turn"
-        labels = f"{prompts['count']} prompts ({prompts['sha256'][:12]}) {each}"
-    else:
-        labels = f"labels {labels}"
-    guided = f", {guidance['name']} guidance with scale {guidance['scale']:g}" if guidance else ""
     return (
         f"Model `{model['name']}`, checkpoint `{checkpoint}` "
-        f"({model['sha256'][:12]}){precision}{guided}{text}; spacing `{made['spacing']}`, seed "
-        f"{made['seed']}, {labels}, x0 {'clipped' if model['clip'] else 'not clipped'}."
+        f"({model['sha256'][:12]}){precision}{_guidance_words(config)}; "
+        f"spacing `{config['spacing']}`, seed {config['seed']}, {_label_words(config)}, "
+        f"x0 {'clipped' if model['clip'] else 'not clipped'}."
     )
+
+
+def _guidance_words(config: dict[str, Any]) -> str:
+    guidance, scale = config.get("guidance"), config["model"].get("guidance_scale", 1)
+    text = f", {guidance['name']} guidance with scale {guidance['scale']:g}" if guidance else ""
+    text += f", classifier-free guidance {scale:g}" if scale != 1 else ""
+    two = config.get("evaluations_per_call") == 2
+    return f"{text} (two network evaluations a call)" if two else text
+
+
+def _label_words(config: dict[str, Any]) -> str:
+    label, prompts = config["label"], config.get("prompts")
+    if prompts:
+        each = "a sample each" if label is None else "in turn"
+        return f"{prompts['count']} prompts ({prompts['sha256'][:12]}) {each}"
+    return f"labels {'at random' if label is None else label}"

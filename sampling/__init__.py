@@ -3,6 +3,7 @@
 Depends on numpy and torch alone.
 """
 
+from .denoise import Denoised, Denoiser, Gradient
 from .noise import SampleNoise, sample_labels
 from .plan import (
     SAMPLERS,
@@ -19,13 +20,14 @@ from .plan import (
     skipped,
     splice,
 )
-from .run import Denoiser, Gradient, Noise, State, Tree, count_calls, iterate, run, run_tree
+from .run import Noise, State, Tree, count_calls, iterate, run, run_tree
 from .schedule import Schedule
 from .timesteps import SPACINGS, timesteps
 
 __all__ = [
     "SAMPLERS",
     "SPACINGS",
+    "Denoised",
     "Denoiser",
     "Gradient",
     "Noise",

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .denoise import Denoised, Denoiser
+from .options import check_choice, check_options
 from .plan import SAMPLERS, Plan, Timesteps, named
-from .run import Denoiser, Gradient, Noise, implied_x0
+from .run import Noise
 from .schedule import Schedule
 
 # diffusers' class, and the options of its constructor that a config may set.
@@ -53,29 +55,17 @@ class Adapted:
         nodes = " ".join(map(str, self.t.tolist()))
         return f"{self.name}, {len(self)} network calls, diffusers' {ADAPTED[self.sampler][0]}\n{nodes}"
 
-    def run(
-        self,
-        denoiser: Denoiser,
-        noise: Noise,
-        *,
-        condition: Any = None,
-        clip: bool = False,
-        gradient: Gradient | None = None,
-        prediction_type: str = "epsilon",
-    ) -> Tensor:
-        """Samples [B, ...]; options as in `sampling.iterate`."""
+    def run(self, denoiser: Denoiser, noise: Noise) -> Tensor:
+        """Samples [B, ...]; the scheduler is given the noise that goes with the denoiser's x0."""
         scheduler = self._scheduler()
         x = noise.start()
         x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t)
-            a = float(self.schedule.alpha_bar[int(t)])
-            output, _ = denoiser(scaled, float(t), condition)
-            x0 = implied_x0(output, scaled, a, prediction_type)
-            if clip:
-                x0 = x0.clamp(-1, 1)
+            a = self.schedule.abar(int(t))
+            x0, _, gradient = Denoised(*denoiser(scaled, float(t)))
             if gradient is not None:  # as in DDIM: it shifts eps
-                x0 = x0 + (1 - a) / a**0.5 * gradient(scaled, float(t))
+                x0 = x0 + (1 - a) / a**0.5 * gradient
             eps = (scaled - a**0.5 * x0) / (1 - a) ** 0.5
             with patch(
                 "diffusers.schedulers.scheduling_sasolver.randn_tensor",
@@ -119,16 +109,9 @@ def sampler_named(
     Raises ValueError for an unknown name or option, listing the known ones.
     """
     if name not in ADAPTED:
-        if name not in SAMPLERS:
-            known = ", ".join([*SAMPLERS, *ADAPTED])
-            raise ValueError(f"unknown sampler {name!r}: choose one of {known}")
+        check_choice("sampler", name, [*SAMPLERS, *ADAPTED])
         return named(name, schedule, timesteps, **options)
-    known_options = ADAPTED[name][1]
-    for option in options:
-        if option not in known_options:
-            raise ValueError(
-                f"sampler {name} has no option {option!r}: it takes {', '.join(known_options) or 'none'}"
-            )
+    check_options(f"sampler {name}", options, ADAPTED[name][1])
     if not np.isfinite(schedule.sigma).all():
         raise ValueError(f"sampler {name} needs a schedule that keeps some signal everywhere")
     return Adapted(name, schedule, np.asarray(timesteps, dtype=np.int64), options)

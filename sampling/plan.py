@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import check_choice, check_options
 from .schedule import Array, Schedule
 
 Timesteps = Sequence[int] | NDArray[np.int64]
@@ -173,10 +174,7 @@ def ddpm(schedule: Schedule, timesteps: Timesteps, variance: str = "learned") ->
     interpolates between the two by the network's v.  The mean is the same for all three.
     No noise is added in the last row.  Raises ValueError for another variance.
     """
-    if variance not in ("learned", "fixed_small", "fixed_large"):
-        raise ValueError(
-            f"unknown variance {variance!r}: choose learned, fixed_small or fixed_large"
-        )
+    check_choice("variance", variance, ("learned", "fixed_small", "fixed_large"))
     t, s, a_t, a_s = _grid(schedule, timesteps)
     x, x0, small = _posterior(a_t, a_s)
     large = 1 - a_t / a_s
@@ -360,8 +358,8 @@ def mixpp(
         raise ValueError(f"lo must not be negative, got {lo:g}")
     if hi is not None and lo > hi:
         raise ValueError(f"mixpp is stochastic for lo <= t < hi, but lo = {lo:g} > hi = {hi:g}")
-    head = _with_variance(sde_dpmpp(schedule, timesteps, stochastic_order), schedule, variance,
-                          x0_variance)  # fmt: skip
+    head = sde_dpmpp(schedule, timesteps, stochastic_order)
+    head = _with_variance(head, schedule, variance, x0_variance)
     tail = dpmpp(schedule, timesteps, deterministic_order)
     plan = splice(head, tail, lo)
     if hi is not None:
@@ -376,8 +374,7 @@ def _with_variance(
     plan: Plan, schedule: Schedule, variance: str, x0_variance: Array | None
 ) -> Plan:
     """A stochastic plan with another variance in all rows but the last."""
-    if variance not in ("fixed_small", "learned", "analytic"):
-        raise ValueError(f"unknown variance {variance!r}: choose fixed_small, learned or analytic")
+    check_choice("variance", variance, ("fixed_small", "learned", "analytic"))
     inner = plan.s >= 0
     if variance == "learned":
         a_s = np.append(plan.alpha_bar[1:], schedule.final)
@@ -411,13 +408,7 @@ def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -
 
     Raises ValueError for an unknown name or option, listing the known ones.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+    check_choice("sampler", name, SAMPLERS)
     builder = SAMPLERS[name]
-    known = list(inspect.signature(builder).parameters)[2:]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"sampler {name} has no option {option!r}: it takes {', '.join(known) or 'none'}"
-            )
+    check_options(f"sampler {name}", options, list(inspect.signature(builder).parameters)[2:])
     return builder(schedule, timesteps, **options)

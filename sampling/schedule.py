@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import check_choice
+
 Array = NDArray[np.float64]
 
 
@@ -95,6 +97,5 @@ class Schedule:
     def named(cls, name: str, T: int = 1000) -> Schedule:
         """The schedule of that name.  Raises ValueError with the known names."""
         known = {"linear": cls.linear, "cosine": cls.cosine, "scaled_linear": cls.scaled_linear}
-        if name not in known:
-            raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(known)}")
+        check_choice("schedule", name, known)
         return known[name](T)

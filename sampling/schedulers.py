@@ -43,8 +43,10 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .denoise import Clip, Denoised, DynamicThreshold, Reading
+from .options import check_options
 from .plan import Plan, Row, mix, skipped
-from .run import PREDICTION_TYPES, Noise, advance, implied_x0
+from .run import Noise, advance
 from .schedule import Schedule
 from .timesteps import timesteps as grid_of
 
@@ -77,6 +79,16 @@ def schedule_of(config: Mapping[str, Any]) -> Schedule:
     if not config.get("set_alpha_to_one", True):
         schedule = replace(schedule, final=float(schedule.alpha_bar[0]))
     return schedule
+
+
+def reading_of(config: Any) -> Reading:
+    """How a scheduler's config says to read the network's output."""
+    limit: Clip | DynamicThreshold | None = None
+    if config.thresholding:
+        limit = DynamicThreshold(config.dynamic_thresholding_ratio, config.sample_max_value)
+    elif config.clip_sample:
+        limit = Clip(config.clip_sample_range)
+    return Reading(config.prediction_type, limit)
 
 
 def inherited(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,18 +133,14 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _setup(self) -> None:
         """The rest of every __init__: the config is registered already."""
-        if self.config.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"unknown prediction_type {self.config.prediction_type!r}: choose "
-                f"{', '.join(PREDICTION_TYPES)}"
-            )
+        reading_of(self.config)  # refuse bad options now
         if self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon":
             raise ValueError(
                 "rescale_betas_zero_snr leaves no signal at the first timestep, where epsilon says "
                 "nothing of the image: it needs prediction_type v_prediction or sample"
             )
         schedule = schedule_of(self.config)
-        self._make_plan(schedule, np.array([schedule.T - 1]))  # refuse bad options now
+        self._make_plan(schedule, np.array([schedule.T - 1]))  # these, too
         self.alphas_cumprod = torch.from_numpy(schedule.alpha_bar).float()
         levels = np.sqrt([schedule.alpha_bar, 1 - schedule.alpha_bar])
         self._levels = torch.from_numpy(levels).float()
@@ -157,11 +165,8 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         a misspelt cutoff would else be silently ignored.
         """
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
-        unknown = sorted(set(kwargs) - known)
-        if unknown and not return_unused_kwargs:
-            raise ValueError(
-                f"{cls.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}"
-            )
+        if not return_unused_kwargs:
+            check_options(cls.__name__, kwargs, sorted(known))
         return super().from_config(inherited(config or {}), return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
@@ -249,7 +254,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         output = model_output.to(working)
         if output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
-        x0 = self._limited(implied_x0(output, x, row.alpha_bar, self.config.prediction_type))
+        x0 = reading_of(self.config).x0(output, x, row.alpha_bar)
         z = None
         if row.noise:
             z = variance_noise
@@ -258,7 +263,8 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if z is None:
                 z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
             z = z.to(working)
-        prev_sample, x0 = advance(row, x, x0, z=z).to(sample.dtype), x0.to(sample.dtype)
+        prev_sample = advance(row, x, Denoised(x0), z=z).to(sample.dtype)
+        x0 = x0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
@@ -289,17 +295,6 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if position >= len(self._rows):
             raise ValueError("all steps are done: run set_timesteps before the next sample")
         return position
-
-    def _limited(self, x0: Tensor) -> Tensor:
-        """x0 after dynamic thresholding (Saharia et al. 2022, section 2.3) or clipping."""
-        if self.config.thresholding:
-            size = x0.flatten(1).abs().quantile(self.config.dynamic_thresholding_ratio, dim=1)
-            size = size.clamp(1, self.config.sample_max_value)
-            size = size.reshape(-1, *[1] * (x0.ndim - 1))
-            return torch.minimum(torch.maximum(x0, -size), size) / size
-        if self.config.clip_sample:
-            return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        return x0
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """q(x_t | x_0): sqrt(abar_t) x0 + sqrt(1 - abar_t) noise; timesteps int64 [B]."""

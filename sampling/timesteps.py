@@ -65,11 +65,16 @@ def timesteps(
         return _explicit(T, steps, spacing)
     if "," in spacing:
         return _sections(T, steps, spacing)
+    return _named(T, schedule, steps, spacing)
+
+
+def _named(T: int, schedule: Schedule | None, steps: int | None, spacing: str) -> NDArray[np.int64]:
     name, _, offset = spacing.partition("+")
-    if spacing not in SPACINGS + NOISE_SPACINGS and not (name == "leading" and offset.isdecimal()):
+    known = SPACINGS + NOISE_SPACINGS
+    if spacing not in known and not (name == "leading" and offset.isdecimal()):
         raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(SPACINGS + NOISE_SPACINGS)}, leading+1, sections such as "
-            "'90,60,60,20,20' or an explicit list of timesteps"
+            f"unknown spacing {spacing!r}: choose one of {', '.join(known)}, leading+1, sections "
+            "such as '90,60,60,20,20' or an explicit list of timesteps"
         )
     if steps is None or not 1 <= steps <= T:
         raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
@@ -117,10 +122,10 @@ def _by_noise(schedule: Schedule, steps: int, spacing: str) -> NDArray[np.int64]
     else:
         if schedule.T != 1000:
             raise ValueError(f"spacing={spacing} is published for T = 1000, not {schedule.T}")
-        known = np.array(AYS[spacing])
-        if steps == len(known):
-            return known
-        wanted = np.interp(u, np.linspace(0, 1, len(known)), log_sigma[known])
+        published = np.array(AYS[spacing])
+        if steps == len(published):
+            return published
+        wanted = np.interp(u, np.linspace(0, 1, len(published)), log_sigma[published])
     after = np.searchsorted(log_sigma, wanted).clip(1, schedule.T - 1)
     nearer = log_sigma[after] - wanted > wanted - log_sigma[after - 1]
     nodes = after - nearer

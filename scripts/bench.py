@@ -15,10 +15,9 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,17 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from eval.metrics import fid, frechet_distance, precision_recall
 from eval.metrics import statistics as statistics_of
-from experiments.cells import Job, Size
+from experiments.cells import Cell, Size
+from experiments.config import parser
 from experiments.generate import generate
+from models.backbone import Backbone
 from models.digits.backbone import load
-from sampling import (
-    Plan,
-    SampleNoise,
-    Schedule,
-    count_calls,
-    mix,
-    run,
-    sample_labels,
-    skipped,
-    timesteps,
-)
+from sampling import Plan, SampleNoise, Schedule, count_calls, mix, run, sample_labels, skipped
+from sampling import timesteps as grid_of
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
+SIZE = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
+SCHEDULE, GRID = Schedule.linear(), grid_of(1000, STEPS)
 
 
 def interleaved(
@@ -62,8 +56,13 @@ def interleaved(
     return seconds
 
 
-def table_lookup_loop(denoiser: Callable[..., tuple[Tensor, Tensor | None]], plan: Plan,
-                      noise: SampleNoise, y: Tensor) -> Tensor:  # fmt: skip
+def ratio(a: Sequence[float], b: Sequence[float]) -> str:
+    """Median and quartiles of a / b in percent."""
+    low, middle, high = 100 * np.quantile(np.divide(a, b), [0.25, 0.5, 0.75])
+    return f"{middle:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def table_lookup_loop(backbone: Backbone, plan: Plan, noise: SampleNoise, y: Tensor) -> Tensor:
     """The usual way, for comparison: coefficients are looked up per step in float64 tables,
     one value an image, and broadcast to the shape of the batch."""
     tables = {name: getattr(plan, name) for name in ("alpha_bar", "x", "x0", "noise")}
@@ -75,7 +74,7 @@ def table_lookup_loop(denoiser: Callable[..., tuple[Tensor, Tensor | None]], pla
             values = torch.from_numpy(tables[name])[index].float()
             return values[:, None, None, None].expand(x.shape)
 
-        eps, _ = denoiser(x, row.t, y)
+        eps, _ = backbone.network(x, row.t, y)
         x0 = (1 / at("alpha_bar")).sqrt() * x - (1 / at("alpha_bar") - 1).sqrt() * eps
         x0 = x0.clamp(-1, 1)
         nonzero = (index != len(plan) - 1).float()[:, None, None, None]
@@ -85,82 +84,77 @@ def table_lookup_loop(denoiser: Callable[..., tuple[Tensor, Tensor | None]], pla
 
 @torch.no_grad()
 def loop() -> None:
-    backbone = load()
-    plan = skipped(backbone.schedule, timesteps(1000, STEPS))
-    ids = range(BATCH)
-    noise = SampleNoise(0, ids, backbone.shape)
-    y = sample_labels(0, ids, 10)
+    """The loop and the noise against the bare network calls; and the cutoff ablation's tree."""
+    backbone, plan = load(), skipped(SCHEDULE, GRID)
+    noise, y = SampleNoise(0, range(BATCH), backbone.shape), sample_labels(0, range(BATCH), 10)
     inputs = [(noise.at(t), t) for t in plan.t.tolist()]
 
     def network() -> None:
         for x, t in inputs:
-            backbone.denoiser(x, t, y)
+            backbone.network(x, t, y)
 
     def draws() -> None:
         noise.start()
         for t in plan.t[:-1].tolist():
             noise.at(t)
 
-    seconds = interleaved({
+    sides: dict[str, Callable[[], object]] = {
         "network calls alone": network,
-        "run": lambda: run(backbone.denoiser, plan, noise, condition=y, clip=True),
-        "table-lookup loop": lambda: table_lookup_loop(backbone.denoiser, plan, noise, y),
+        "run": lambda: run(backbone.given(y), plan, noise),
+        "table-lookup loop": lambda: table_lookup_loop(backbone, plan, noise, y),
         "noise alone": draws,
-    })  # fmt: skip
-    bare = seconds["network calls alone"]
-    print(f"digits, batch {BATCH}, {STEPS} steps, {torch.get_num_threads()} threads, "
-          f"median of {ROUNDS} interleaved rounds")  # fmt: skip
+    }
+    seconds = interleaved(sides)
+    print(
+        f"digits, batch {BATCH}, {STEPS} steps, {torch.get_num_threads()} threads, median of "
+        f"{ROUNDS} interleaved rounds"
+    )
     for name, values in seconds.items():
-        ratios = [v / b for v, b in zip(values, bare, strict=True)]
-        low, high = np.quantile(ratios, [0.25, 0.75])
-        print(f"  {name:<22}{1000 * statistics.median(values) / BATCH / STEPS:8.4f} ms an image call"
-              f"   {100 * statistics.median(ratios):7.2f}% of the network  [{100 * low:.1f}, {100 * high:.1f}]")  # fmt: skip
-    tree()
-
-
-def tree() -> None:
-    """Network calls of the cutoff ablation, as one tree and one by one."""
-    schedule, grid = Schedule.linear(), timesteps(1000, STEPS)
-    plans = [mix(schedule, grid, cutoff=c) for c in [*grid.tolist(), 1000]]
+        call = 1000 * statistics.median(values) / BATCH / STEPS
+        share = ratio(values, seconds["network calls alone"])
+        print(f"  {name:<22}{call:8.4f} ms an image call   {share} of the network")
+    plans = [mix(SCHEDULE, GRID, cutoff=c) for c in [*GRID.tolist(), 1000]]
     calls, separate = count_calls(plans), sum(map(len, plans))
-    print(f"tree: {len(plans)} cutoffs at {STEPS} steps in {calls} network calls "
-          f"instead of {separate}: {calls / separate:.3f}")  # fmt: skip
+    print(
+        f"tree: {len(plans)} cutoffs at {STEPS} steps in {calls} network calls instead of "
+        f"{separate}: {calls / separate:.3f}"
+    )
+
+
+def cell_in(folder: Path) -> Cell:
+    return Cell(skipped(SCHEDULE, GRID), folder, {"label": None, "seed": 0}, SIZE)
 
 
 @torch.no_grad()
 def generation() -> None:
-    """What `generate` adds to sampling: shards, checks, joining; digits, 25 steps."""
-    backbone = load()
-    plan = skipped(backbone.schedule, timesteps(1000, STEPS))
-    size = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
+    """What `generate` adds to sampling: shards, checks, joining; and two processes for one."""
+    backbone, plan = load(), skipped(SCHEDULE, GRID)
     with tempfile.TemporaryDirectory() as scratch:
         folders = (Path(scratch, str(k)) for k in range(1000))
 
         def bare() -> None:
-            for k in range(size.num_shards):
-                noise = SampleNoise(0, size.ids(k), backbone.shape)
-                y = sample_labels(0, size.ids(k), 10)
-                backbone.decode(run(backbone.denoiser, plan, noise, condition=y, clip=True))
+            for k in range(SIZE.num_shards):
+                denoiser = backbone.given(sample_labels(0, SIZE.ids(k), 10))
+                backbone.decode(run(denoiser, plan, SampleNoise(0, SIZE.ids(k), backbone.shape)))
 
         def sharded() -> None:
-            generate([Job(plan, next(folders), {"label": None})], backbone, size, seed=0)
+            generate([cell_in(next(folders))], backbone)
 
         seconds = interleaved({"run": bare, "generate": sharded}, rounds=7)
-    ratios = [b / a for a, b in zip(seconds["run"], seconds["generate"], strict=True)]
-    low, high = np.quantile(ratios, [0.25, 0.75])
-    print(f"sharding, writing and joining {size.num_samples} samples in {size.num_shards} shards: "
-          f"{100 * statistics.median(ratios):.1f}% of sampling alone [{100 * low:.1f}, {100 * high:.1f}], "
-          f"median of 7 interleaved rounds")  # fmt: skip
-    processes(plan)
+    print(
+        f"sharding, writing and joining {SIZE.num_samples} samples in {SIZE.num_shards} shards: "
+        f"{ratio(seconds['generate'], seconds['run'])} of sampling alone, median of 7 rounds"
+    )
+    processes()
 
 
-def processes(plan: Plan) -> None:
+def processes() -> None:
     """Two single-threaded processes against one, start-up left out."""
     context = multiprocessing.get_context("spawn")
     pipes, workers = [], []
     for _ in range(2):
         here, there = context.Pipe()
-        workers.append(context.Process(target=_worker, args=(there, plan), daemon=True))
+        workers.append(context.Process(target=_worker, args=(there,), daemon=True))
         workers[-1].start()
         pipes.append(here)
     with tempfile.TemporaryDirectory() as scratch:
@@ -177,20 +171,18 @@ def processes(plan: Plan) -> None:
     for pipe, worker in zip(pipes, workers, strict=True):
         pipe.send(None)
         worker.join()
-    ratios = [a / b for a, b in zip(seconds["one"], seconds["two"], strict=True)]
-    print(f"two single-threaded processes: {statistics.median(ratios):.2f} times as fast as one "
-          f"[{min(ratios):.2f}, {max(ratios):.2f}], 5 interleaved rounds, "
-          f"{multiprocessing.cpu_count()} cores")  # fmt: skip
+    print(
+        f"two single-threaded processes: {ratio(seconds['one'], seconds['two'])} of the speed of "
+        f"one, median of 5 rounds, {multiprocessing.cpu_count()} cores"
+    )
 
 
-def _worker(pipe: Any, plan: Plan) -> None:
+def _worker(pipe: Any) -> None:
     torch.set_num_threads(1)
     backbone = load()
-    size = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
     while task := pipe.recv():
         folder, rank, world = task
-        job = Job(plan, folder, {"label": None})
-        generate([job], backbone, size, seed=0, rank=rank, world=world)
+        generate([cell_in(folder)], backbone, rank=rank, world=world)
         pipe.send(rank)
 
 
@@ -201,7 +193,7 @@ def evaluation(references: int) -> None:
     scale = np.exp(-np.arange(2048) / 250).astype(np.float32)
     x = rng.standard_normal((50_000, 2048), dtype=np.float32) * scale
     y = rng.standard_normal((references, 2048), dtype=np.float32) * scale + 0.01
-    before = peak_mib()
+    before = peak_gib()
     start = time.perf_counter()
     reference = statistics_of(y)
     score = fid(x, reference, se="delta")
@@ -221,28 +213,29 @@ def evaluation(references: int) -> None:
     print(f"  they differ by {abs(ours - theirs) / theirs:.1e} relative; {score.value:.6f} above")
     start = time.perf_counter()
     precision, recall = precision_recall(x, y)
-    print(f"precision and recall against {references:,}: {time.perf_counter() - start:.0f} s, "
-          f"{precision.value:.4f} and {recall.value:.4f}; peak memory of all this "
-          f"{peak_mib() / 1024:.2f} GiB, {before / 1024:.2f} GiB of it before")  # fmt: skip
+    print(
+        f"precision and recall against {references:,}: {time.perf_counter() - start:.0f} s, "
+        f"{precision.value:.4f} and {recall.value:.4f}; peak memory of all this "
+        f"{peak_gib():.2f} GiB, {before:.2f} GiB of it before"
+    )
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
-    what = sys.argv[1] if len(sys.argv) > 1 else "all"
-    if what not in ("all", "loop", "generation", "evaluation"):
-        sys.exit(
-            f"error: unknown benchmark {what!r}: choose loop, generation or evaluation, or none "
-            "for all"
-        )
-    if what in ("all", "loop"):
+    command = parser(__doc__)
+    what = ("loop", "generation", "evaluation")
+    command.add_argument("what", nargs="?", choices=what, help="default: all")
+    command.add_argument("references", nargs="?", type=int, default=10_000)
+    args = command.parse_args()
+    if args.what in (None, "loop"):
         loop()
-    if what in ("all", "generation"):
+    if args.what in (None, "generation"):
         generation()
-    if what in ("all", "evaluation"):
-        evaluation(int(sys.argv[2]) if len(sys.argv) > 2 else 10_000)
+    if args.what in (None, "evaluation"):
+        evaluation(args.references)
 
 
 if __name__ == "__main__":

@@ -6,31 +6,30 @@
     python -m scripts.download adm_imagenet adm_imagenet_classifier admnet_imagenet256
     python -m scripts.download model=adm model.card=mine.yaml model.checkpoint=mine.pt
 
-A model brings its checkpoint, the reference batch that it is scored against and Inception; it
-is named, or described by settings as for sample.py.
-Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS, diffusers pipelines into the hub's own cache
-($HF_HOME).  Interrupted downloads continue with the same
-command; every file is verified, and none is there before it is whole.
+A model brings its checkpoint, the reference batch that it is scored against and Inception; it is
+named, or described by settings as for sample.py.  Files go to downloads/ or $SKIPPED_STEP_DOWNLOADS,
+diffusers pipelines into the hub's own cache ($HF_HOME).  Interrupted downloads continue with the
+same command; every file is verified, and none is there before it is whole.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import yaml
 
 from eval.extractors import URL_VGG16
 from eval.reference import read_adm_statistics
-from experiments.config import CONFIGS, composed, reported
+from experiments.config import CONFIGS, Config, composed, options_of, parser, reported
 from files.fetch import fetch
 from files.images import load_samples
 from files.places import downloads
-from models.adm.cards import CARDS, Card, read_card
-from models.stable_diffusion.hub import download_files, download_pipeline
+from models.adm.cards import Card, card_names, read_card
+from models.hub import download_files, download_pipeline
 from models.weights import read_weights
 
 
@@ -78,39 +77,36 @@ Source = Asset | HubPipeline | HubFiles
 
 def named_assets(name: str) -> list[Source]:
     """The files behind a name.  Raises ValueError with the known names for another."""
-    if name in models():
+    if name in (*models(), "digits"):
         return _of_model(composed("sample", f"model={name}"))
-    if name == "digits":
-        raise ValueError("model digits needs no download: it is part of the repository")
-    if (CARDS / f"{name}.yaml").is_file() or (name.endswith(".yaml") and Path(name).is_file()):
+    if name in card_names() or (name.endswith(".yaml") and Path(name).is_file()):
         return [_of_card(read_card(name), downloads())]
-    if name in options("reference") and name.startswith("adm_"):
+    if name in references():
         return [_of_reference(composed("evaluate", f"reference={name}").reference)]
     if name == "inception":
         return [_inception()]
     if name == "vgg16":
-        path = downloads() / URL_VGG16.rsplit("/", 1)[-1]
-        return [Asset(URL_VGG16, path, None, read_weights)]
-    if name in (batches := published_batches()):
-        url = batches[name]
-        return [Asset(url, downloads() / url.rsplit("/", 1)[-1], None, load_samples)]
-    known = [*models(), *sorted({path.stem for path in CARDS.glob("*_classifier.yaml")})]
-    known += [r for r in options("reference") if r.startswith("adm_")]
+        return [Asset(URL_VGG16, _place(URL_VGG16), None, read_weights)]
+    if url := published_batches().get(name):
+        return [Asset(url, _place(url), None, load_samples)]
+    classifiers = [card for card in card_names() if card not in models()]
+    known = [*models(), *classifiers, *references(), *published_batches()]
     raise ValueError(
-        f"nothing to download is called {name!r}: choose among {', '.join(known)}, "
-        f"{', '.join(batches)}, inception, vgg16"
+        f"nothing to download is called {name!r}: choose among {', '.join(known)}, inception, vgg16"
     )
 
 
-def _of_model(cfg: DictConfig) -> list[Source]:
+def _place(url: str) -> Path:
+    return downloads() / url.rsplit("/", 1)[-1]
+
+
+def _of_model(cfg: Config) -> list[Source]:
     if "text_encoder" in cfg.model:
-        weights = ("*.json", "*.safetensors")
+        weights, tokenizer = ("*.json", "*.safetensors"), ("spiece.model", "pytorch_model*.bin")
         return [
             HubFiles(cfg.model.id, cfg.model.revision, ("config.json", "model.safetensors")),
             HubFiles(cfg.model.vae, None, weights),
-            HubFiles(
-                cfg.model.text_encoder, None, (*weights, "spiece.model", "pytorch_model*.bin")
-            ),
+            HubFiles(cfg.model.text_encoder, None, (*weights, *tokenizer)),
         ]
     if "id" in cfg.model:
         pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
@@ -129,7 +125,7 @@ def _of_card(card: Card, folder: Path) -> Asset:
     return Asset(card.url, folder / card.file_name, card.sha256, card.check_file)
 
 
-def _of_reference(reference: DictConfig) -> Asset:
+def _of_reference(reference: Config) -> Asset:
     check = partial(read_adm_statistics, n=reference.statistics_n)
     return Asset(reference.url, Path(reference.batch), None, check)
 
@@ -141,43 +137,41 @@ INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb91
 def _inception() -> Asset:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
 
-    return Asset(url, downloads() / url.rsplit("/", 1)[-1], INCEPTION_SHA256, read_weights)
+    return Asset(url, _place(url), INCEPTION_SHA256, read_weights)
 
 
 def models() -> list[str]:
-    """The models that have a card of something published; digits needs no download."""
-    cards = {path.stem for path in CARDS.iterdir()}
-    return [name for name in options("model") if name in cards]
+    """The models with something to fetch: those of ADM's cards, and those that name a hub id."""
+    hub = {name for name, config in _configs("model").items() if config.get("id", "???") != "???"}
+    return [name for name in options_of("model") if name in hub or name in card_names()]
 
 
-def options(group: str) -> list[str]:
-    return sorted(path.stem for path in Path(CONFIGS, group).glob("*.yaml"))
+def references() -> list[str]:
+    """The published reference batches."""
+    return [name for name in options_of("reference") if name.startswith("adm_")]
 
 
-@cache
 def published_batches() -> dict[str, str]:
     """Name -> URL of the sample batches whose published scores we know."""
-    found = {}
-    for name in options("reference"):
-        published = composed("evaluate", f"reference={name}").reference.get("published") or {}
-        found.update({batch: entry.url for batch, entry in published.items()})
-    return found
+    published = [config.get("published") or {} for config in _configs("reference").values()]
+    return {name: entry["url"] for batches in published for name, entry in batches.items()}
+
+
+def _configs(group: str) -> dict[str, Any]:
+    """Name -> what stands in the file, for all of configs/<group>."""
+    paths = sorted(Path(CONFIGS, group).glob("*.yaml"))
+    return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "names",
-        nargs="+",
-        metavar="NAME",
-        help="a model, card, reference or batch, inception, vgg16",
-    )
-    words = parser.parse_args().names
-    settings = [word for word in words if "=" in word]
-    found = [asset for word in words if "=" not in word for asset in named_assets(word)]
-    if settings:
-        found += _of_model(composed("sample", *settings))
-    for asset in {a.path if isinstance(a, Asset) else a: a for a in found}.values():
+    command = parser(__doc__)
+    text = "a model, card, reference or batch, inception, vgg16"
+    command.add_argument("names", nargs="+", metavar="NAME", help=text)
+    words = command.parse_args().names
+    assets = [asset for word in words if "=" not in word for asset in named_assets(word)]
+    if settings := [word for word in words if "=" in word]:
+        assets += _of_model(composed("sample", *settings))
+    for asset in {a.path if isinstance(a, Asset) else a: a for a in assets}.values():
         print(asset.get(), flush=True)
 
 

@@ -16,16 +16,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import errno
 import io
 import json
-import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,11 +29,11 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from experiments.config import composed, pick_device, reported
-from experiments.evaluate import Evaluator
+from experiments.config import composed, evaluator_of, parser, reported
 from files.fetch import fetch
+from files.images import write_npz
 from files.places import downloads
-from files.whole import file_sha256, write_atomic
+from files.whole import check_space, file_sha256, write_atomic, write_text
 
 URL_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 URL_IMAGES = "http://images.cocodataset.org/zips/val2014.zip"
@@ -56,31 +52,26 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
     Raises FileNotFoundError or ValueError if that holds no captions.
     """
     try:
-        if path.is_dir():
-            found = sorted(path.rglob(CAPTIONS))
-            if not found:
-                raise FileNotFoundError(f"no {CAPTIONS} under {path}: give the folder that has it")
-            text = found[0].read_bytes()
-        elif path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if name.endswith(CAPTIONS)]
-                if not names:
-                    raise ValueError(f"no {CAPTIONS} in {path}: give annotations_trainval2014.zip")
-                text = archive.read(names[0])
-        else:
-            text = path.read_bytes()
-        entries = json.loads(text)["annotations"]
+        entries = json.loads(_annotations_text(path))["annotations"]
         return [{key: a[key] for key in ("id", "image_id", "caption")} for a in entries]
-    except (
-        KeyError,
-        TypeError,
-        json.JSONDecodeError,
-        UnicodeDecodeError,
-        zipfile.BadZipFile,
-    ) as error:
+    except (KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} does not hold MS-COCO's captions ({error!r}): fetch {URL_ANNOTATIONS}"
         ) from None
+
+
+def _annotations_text(path: Path) -> bytes:
+    if path.is_dir():
+        for file in sorted(path.rglob(CAPTIONS)):
+            return file.read_bytes()
+        raise FileNotFoundError(f"no {CAPTIONS} under {path}: give the folder that has it")
+    if path.suffix != ".zip":
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(CAPTIONS):
+                return archive.read(name)
+    raise KeyError(CAPTIONS)
 
 
 def draw(annotations: list[dict[str, Any]], count: int, seed: int) -> list[dict[str, Any]]:
@@ -101,11 +92,8 @@ def draw(annotations: list[dict[str, Any]], count: int, seed: int) -> list[dict[
     rng = np.random.Generator(np.random.PCG64(seed))
     order = np.argsort(rng.random(len(images)), kind="stable")
     which = rng.random(len(images))  # of the j-th image in that order
-    drawn = []
-    for place, j in zip(order[:count], which, strict=False):
-        mine = by_image[images[place]]
-        drawn.append(mine[int(j * len(mine))])
-    return drawn
+    captions = [by_image[images[place]] for place in order[:count]]
+    return [some[int(j * len(some))] for some, j in zip(captions, which, strict=False)]
 
 
 def read_list(path: Path) -> tuple[list[dict[str, Any]], str]:
@@ -130,10 +118,6 @@ def read_list(path: Path) -> tuple[list[dict[str, Any]], str]:
     return entries, f"{caption} and {image}" if image else caption
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
 def prepare_captions(args: argparse.Namespace) -> None:
     """Write prompts.txt and captions.json, or find them there."""
     facts: dict[str, Any]
@@ -149,76 +133,66 @@ def prepare_captions(args: argparse.Namespace) -> None:
         entries = draw(annotations, args.count, args.seed)
         facts = {"source": "MS-COCO 2014, captions of the validation images"}
         facts |= {"captions": len(annotations), "seed": args.seed, "rule": RULE}
-    facts["count"] = len(entries)
-    prompts = [one_line(str(entry["caption"])) for entry in entries]
+    prompts = [" ".join(str(entry["caption"]).split()) for entry in entries]
     if "" in prompts:
         raise ValueError(f"caption {prompts.index('') + 1} is empty: mend the source")
+    facts |= {"count": len(entries)}
     facts["lines"] = [{"image_id": e["image_id"], "caption_id": e["id"]} for e in entries]
     target, record = args.out / "prompts.txt", args.out / "captions.json"
-    text, content = "".join(f"{p}\n" for p in prompts), json.dumps(facts, indent=None) + "\n"
-    if target.exists() and target.read_text(encoding="utf-8") == text and record.exists():
-        print(f"already there: {target}, {len(prompts)} captions")
-        return
-    if target.exists():
+    text = "".join(f"{prompt}\n" for prompt in prompts)
+    if target.exists() and target.read_text(encoding="utf-8") != text:
         raise ValueError(
             f"{target} holds other captions than these settings give: choose another --out, or "
             "remove it (samples made for them would no longer be continued)"
         )
-    write_atomic(record, lambda p: p.write_text(content))
-    write_atomic(target, lambda p: p.write_text(text, encoding="utf-8"))
+    if target.exists() and record.exists():
+        print(f"already there: {target}, {len(prompts)} captions")
+        return
+    write_text(record, json.dumps(facts) + "\n")
+    write_text(target, text)
     print(f"{target}: {len(prompts)} captions")
 
 
 # --- images ---------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
-    """One JPEG in a folder or a zip."""
-
-    id: int
-    name: str
-    read: Callable[[], bytes]
-
-
-@contextmanager
-def open_images(source: Path) -> Iterator[list[Picture]]:
+def list_images(source: Path) -> list[Path | zipfile.Path]:
     """Every JPEG in a folder or a zip, in the order of the image ids.
 
     Raises FileNotFoundError or ValueError if there is none.
     """
+    files: list[Path | zipfile.Path]
     if source.is_dir():
-        yield _by_id(source, {str(p): p.read_bytes for p in source.rglob("*.jpg")})
-        return
-    if not source.is_file():
+        files = [*source.rglob("*.jpg")]
+    elif not source.is_file():
         raise FileNotFoundError(f"no images at {source}: give val2014.zip or its folder")
-    try:
-        archive = zipfile.ZipFile(source)
-    except zipfile.BadZipFile:
-        raise ValueError(f"{source} is no zip file or damaged: fetch {URL_IMAGES}") from None
-    with archive:
+    else:
+        try:
+            archive = zipfile.ZipFile(source)
+        except zipfile.BadZipFile:
+            raise ValueError(f"{source} is no zip file or damaged: fetch {URL_IMAGES}") from None
         names = [name for name in archive.namelist() if name.endswith(".jpg")]
-        yield _by_id(source, {name: partial(archive.read, name) for name in names})
-
-
-def _by_id(source: Path, readers: Mapping[str, Callable[[], bytes]]) -> list[Picture]:
-    pictures = []
-    for name, read in readers.items():
-        digits = Path(name).stem.rpartition("_")[2]  # COCO_val2014_000000000042
-        if not digits.isdecimal():
-            raise ValueError(f"{name} in {source} is not named as COCO's images, ..._ID.jpg")
-        pictures.append(Picture(int(digits), name, read))
-    if not pictures:
+        files = [zipfile.Path(archive, name) for name in names]
+    if not files:
         raise ValueError(f"no JPEG files in {source}: give val2014.zip or its folder")
-    return sorted(pictures, key=lambda picture: picture.id)
+    return sorted(files, key=image_id)
 
 
-def read_image(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def image_id(file: Path | zipfile.Path) -> int:
+    """That of COCO_val2014_000000000042.jpg is 42.  ValueError for another kind of name."""
+    digits = file.stem.rpartition("_")[2]
+    if not digits.isdecimal():
+        raise ValueError(f"{file} is not named as COCO's images, ..._ID.jpg")
+    return int(digits)
+
+
+def read_image(file: Path | zipfile.Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """uint8 [size, size, 3]; grey images get three channels.  ValueError if it is damaged."""
     try:
-        with Image.open(io.BytesIO(picture.read())) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             return np.asarray(preprocessing.image(image.convert("RGB")))
     except (OSError, UnidentifiedImageError, SyntaxError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{picture.name} is damaged ({error}): fetch the images again") from None
+        raise ValueError(f"{file} is damaged ({error}): fetch the images again") from None
 
 
 def prepare_images(args: argparse.Namespace) -> None:
@@ -230,53 +204,31 @@ def prepare_images(args: argparse.Namespace) -> None:
     else:
         source = args.images or args.out / "val2014.zip"
         if not args.images:
-            fetch(URL_IMAGES, source, check=_check_zip)
-        with open_images(source) as images:
-            if len(images) != NUM_IMAGES:
-                print(f"note: {source} has {len(images)} images, MS-COCO 2014 val {NUM_IMAGES}")
-            _check_space(args.out, len(images) * SIZE * SIZE * 3)
-            write_atomic(target, lambda p: _write_images(p, images, preprocessing))
-        print(f"{target}: {len(images)} images")
+            fetch(URL_IMAGES, source, check=list_images)
+        files = list_images(source)
+        if len(files) != NUM_IMAGES:
+            print(f"note: {source} has {len(files)} images, MS-COCO 2014 val {NUM_IMAGES}")
+        check_space(target, len(files) * SIZE * SIZE * 3)
+
+        def blocks() -> Iterator[dict[str, NDArray[Any]]]:
+            for file in tqdm(files, desc="images", unit="image"):
+                image = read_image(file, preprocessing)
+                yield {"arr_0": image[None], "image_ids": np.array([image_id(file)], np.int64)}
+
+        write_atomic(target, lambda partial: write_npz(partial, len(files), blocks()))
+        print(f"{target}: {len(files)} images")
     for name in args.statistics:
         words = [f"reference=coco_{args.preprocess}{SIZE}", f"reference.batch={target}"]
-        cfg = composed("reproduce", f"experiment={name}", *words)
-        device = str(pick_device(cfg.device))
-        print(f"{name}: {Evaluator(cfg.metrics, cfg.reference, device).reference!r}")
+        evaluator = evaluator_of(composed("reproduce", f"experiment={name}", *words))
+        print(f"{name}: {evaluator.reference!r}")
 
 
-def _check_zip(path: Path) -> None:
-    with open_images(path):
-        pass
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(
-            errno.ENOSPC, f"{folder} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        )
-
-
-def _write_images(path: Path, images: list[Picture], preprocessing: Preprocessing) -> None:
-    """Stream the images into a stored .npz, one in memory at a time."""
-    size = preprocessing.size
-    header = {"descr": "|u1", "fortran_order": False, "shape": (len(images), size, size, 3)}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for picture in tqdm(images, desc="images", unit="image"):
-                file.write(read_image(picture, preprocessing).tobytes())
-        with archive.open("image_ids.npy", "w") as file:
-            np.lib.format.write_array(file, np.array([picture.id for picture in images], np.int64))
-
-
-# --- command line -----------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    commands = parser.add_subparsers(required=True, metavar="captions | images")
+    command_line = parser(__doc__)
+    commands = command_line.add_subparsers(required=True, metavar="captions | images")
     captions = commands.add_parser("captions", help="draw the captions to sample")
     captions.add_argument("--annotations", type=Path, help="zip, folder or json; else fetched")
     captions.add_argument("--list", type=Path, help="a published list of captions in CSV")
@@ -286,13 +238,12 @@ def main() -> None:
     images = commands.add_parser("images", help="prepare the images to compare with")
     images.add_argument("--images", type=Path, help="val2014.zip or its folder; else fetched")
     images.add_argument("--preprocess", choices=sorted(PREPROCESSING), default="center_lanczos")
-    images.add_argument("--statistics", nargs="*", default=[], metavar="EXPERIMENT",
-                        help="compute what these tables compare with now")  # fmt: skip
+    text = "compute what these tables compare with now"
+    images.add_argument("--statistics", nargs="*", default=[], metavar="EXPERIMENT", help=text)
     images.set_defaults(run=prepare_images)
     for command in (captions, images):
-        command.add_argument("--out", type=Path, help="default: downloads/coco")
-    args = parser.parse_args()
-    args.out = args.out or downloads() / "coco"
+        command.add_argument("--out", type=Path, default=downloads() / "coco")
+    args = command_line.parse_args()
     args.run(args)
 
 

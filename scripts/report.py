@@ -11,18 +11,19 @@ from pathlib import Path
 
 from experiments.config import reported
 from files.places import ROOT
-from files.whole import write_atomic
+from files.whole import write_text
 from report.page import build_page
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    plain = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--out", type=Path, help="default: report.html in that folder")
     args = parser.parse_args()
     out = args.out or args.results / "report.html"
     page = build_page(args.results)
-    write_atomic(out, lambda p: p.write_text(page))
+    write_text(out, page)
     print(f"written: {out} ({len(page.encode()) / 1e6:.1f} MB)")
 
 

@@ -18,8 +18,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments.config import composed, experiment_of, plain, reported
+from experiments.config import composed, config_digest, plain, reported
+from experiments.experiment import Experiment, perform
 from experiments.progress import sampled_and_scored
+from report.render import render
 
 
 class Stage:
@@ -29,9 +31,9 @@ class Stage:
         self.overrides = overrides
 
     def __call__(self) -> None:
-        import reproduce  # on the node, not where it is submitted
-
-        reproduce.main(composed("reproduce", *self.overrides))
+        results = perform(composed("reproduce", *self.overrides))
+        if results is not None:
+            print(render(*results))
 
     def checkpoint(self) -> Any:
         """What submitit runs next after a pre-emption or a time-out: the same."""
@@ -52,8 +54,8 @@ class Queue:
 
     def submit(self, name: str, stages: list[Stage], after: list[str], gpu: bool = True) -> str:
         """One array of jobs that starts when those of `after` have ended well; its id."""
-        print(f"{name}: {len(stages)} job{'s' * (len(stages) > 1)}"
-              f"{', after ' + ', '.join(after) if after else ''}")  # fmt: skip
+        plural, waits = "s" * (len(stages) > 1), f", after {', '.join(after)}" if after else ""
+        print(f"{name}: {len(stages)} job{plural}{waits}")
         if self.dry:
             print("\n".join(f"    {stage}" for stage in stages))
             return f"<{name}>"
@@ -86,13 +88,10 @@ class Queue:
 def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
     """Submit the three stages of one experiment; returns the ids of its sampling arrays."""
     cfg = composed("reproduce", *overrides)
-    experiment, name = experiment_of(cfg), f"{cfg.model.name}-{cfg.experiment.name}"
-    if experiment["kind"] == "tune":
-        raise ValueError("tuning is one job: submit it with hydra/launcher=slurm")
-    rows = experiment.get("rows") or experiment["cutoffs"]
-    done = sampled_and_scored(cfg)
+    experiment, name = Experiment.of(cfg), f"{cfg.model.name}-{cfg.experiment.name}"
+    done = sampled_and_scored(cfg.model.name, experiment.name, config_digest(cfg))
     sampling, before_rendering = [], []
-    for steps in sorted(experiment["steps"]):
+    for steps in sorted(experiment.steps):
         sampled, scored = done.get(steps, (False, False))
         only, first = [*overrides, f"only={steps}"], list(after)
         if not sampled:
@@ -100,12 +99,12 @@ def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
                 queue.submit(f"{name}-{steps}-sample", _array(only, "sample", cfg.parts), after)
             ]
             sampling += first
-        if experiment["kind"] == "samples" or not experiment["metrics"]:
+        if experiment.scorer == "none":
             before_rendering += first
         elif not scored:
-            stages = _array(only, "evaluate", min(cfg.parts, len(rows)))
+            stages = _array(only, "evaluate", min(cfg.parts, len(experiment.rows)))
             before_rendering.append(queue.submit(f"{name}-{steps}-evaluate", stages, first))
-    if experiment.get("metrics") != []:
+    if experiment.renderer != "none":
         last = Stage([*overrides, "stage=render"])
         queue.submit(f"{name}-render", [last], before_rendering, gpu=False)
     return sampling

@@ -9,20 +9,20 @@ whomever they are made.  `running` means that a shard came lately.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 from pathlib import Path
 
-from experiments.config import reported
+from experiments.config import parser, reported
 from experiments.progress import PLANS, file_clock, table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument("--runs", type=Path, help="the folder above runs/ (default: here)", default=Path())  # fmt: skip
-    args = parser.parse_args()
-    os.chdir(args.runs)
+    options = parser(__doc__)
+    options.add_argument(
+        "--runs", type=Path, default=Path(), help="the folder above runs/ (default: here)"
+    )
+    os.chdir(options.parse_args().runs)
     plans = sorted(PLANS.glob("*.json"))
     if not plans:
         raise FileNotFoundError(

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from experiments.config import reported
 from files.places import ROOT
-from files.whole import write_atomic
-from report.study import FIGURES, Study, Theory, draw_dial, draw_quality, draw_why, text
+from files.whole import write_text
+from report.study import Study, Theory, text
+from report.study_figures import draw
 
 
 def main() -> None:
     results = ROOT / "results"
-    study = Study.load(results)
-    theory = Theory.of_digits()
-    write_atomic(ROOT / "docs" / "study.md", lambda p: p.write_text(text(study, theory)))
-    draw_quality(results / FIGURES / "quality.png", study)
-    draw_why(results / FIGURES / "why.png", study, theory)
-    draw_dial(results / FIGURES / "dial.png", study)
-    print(f"written: docs/study.md and figures in {results / FIGURES}")
+    figures = results / "digits" / "study"
+    study, theory = Study.load(results), Theory.of_digits()
+    write_text(ROOT / "docs" / "study.md", text(study, theory))
+    draw(figures, study, theory)
+    print(f"written: docs/study.md and figures in {figures}")
 
 
 if __name__ == "__main__":

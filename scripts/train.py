@@ -1,17 +1,19 @@
-"""Train the embedded digits model and its classifier; resumable, with checkpoints.
+"""Train the embedded digits model and its classifier.
 
-python -m scripts.train unet          # the diffusion model
-python -m scripts.train classifier    # the feature extractor of the digits scores
+python -m scripts.train unet          # the diffusion model: an hour; continues where it stopped
+python -m scripts.train classifier    # the feature extractor of the digits scores: a minute
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from tqdm import trange
 
 from eval.extractors import DigitsExtractor
 from eval.reference import build_reference
-from files.whole import write_atomic
+from experiments.config import parser
+from files.whole import write_atomic, write_text
 from models.digits.data import HERE, load_images, load_reference_images, to_model_range
 from models.digits.networks import UNET, DigitsClassifier, PatchUNet
 from sampling.schedule import Schedule
@@ -48,8 +51,8 @@ class Objective:
         self.log_beta = torch.from_numpy(np.log(beta)).float()
         self.log_posterior = torch.from_numpy(np.log(posterior)).float()
         # posterior mean = c0 x0 + ct x_t, so an eps error e moves it by c0 sqrt(1-abar)/sqrt(abar) e
-        self.c0 = torch.from_numpy(beta * np.sqrt(before) / (1 - abar)).float()
-        self.eps_to_mean = self.c0 * torch.from_numpy(np.sqrt((1 - abar) / abar)).float()
+        c0 = torch.from_numpy(beta * np.sqrt(before) / (1 - abar)).float()
+        self.eps_to_mean = c0 * torch.from_numpy(np.sqrt((1 - abar) / abar)).float()
         self.jump_weight = self._jump_weights() if loss == "skipped_step" else None
 
     def _jump_weights(self) -> Tensor:
@@ -68,8 +71,8 @@ class Objective:
         mean = (weight.sum(1, keepdim=True) / jumps).mean()
         return (weight / mean).float()
 
-    def __call__(self, net: nn.Module, x0: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(loss to minimise, mean squared eps error per image [B], t [B])."""
+    def __call__(self, net: nn.Module, x0: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss to minimise, mean squared eps error per image [B])."""
         b = len(x0)
         t = torch.randint(self.T, (b,))
         noise = torch.randn_like(x0)
@@ -81,33 +84,28 @@ class Objective:
         if self.jump_weight is not None:
             s = (torch.rand(b) * (t + 1)).long()  # column s + 1 is uniform on 0..t
             weight = self.jump_weight[t, s]
-        bound = self._bound(x0, (eps - noise).detach(), v, t)
-        return (weight * error).mean() + self.T / 1000 * bound.mean(), error.detach(), t
+        bound = self.bound(x0, (eps - noise).detach(), v, t)
+        return (weight * error).mean() + self.T / 1000 * bound.mean(), error.detach()
 
-    def _bound(self, x0: Tensor, eps_error: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    def bound(self, x0: Tensor, eps_error: Tensor, v: Tensor, t: Tensor) -> Tensor:
         """Bits per dimension of the step t -> t-1, [B]; only v receives a gradient."""
 
         def at(table: Tensor) -> Tensor:
             return table[t][:, None, None, None]
 
         frac = (v + 1) / 2
-        log_var = frac * at(self.log_beta) + (1 - frac) * at(self.log_posterior)
+        low = at(self.log_posterior)
+        log_var = frac * at(self.log_beta) + (1 - frac) * low
         delta = at(self.eps_to_mean) * eps_error
-        kl = 0.5 * (
-            log_var - at(self.log_posterior) - 1
-            + (at(self.log_posterior) - log_var).exp() + delta.square() * (-log_var).exp()
-        )  # fmt: skip
+        kl = 0.5 * (log_var - low - 1 + (low - log_var).exp() + delta.square() * (-log_var).exp())
         # t = 0: likelihood of the 8-bit pixel under N(x0 + delta, var); true value x0
         scale = (-0.5 * log_var).exp()
-        upper = torch.where(x0 > 0.999, torch.ones_like(x0), _cdf((1 / 255 + delta) * scale))
-        lower = torch.where(x0 < -0.999, torch.zeros_like(x0), _cdf((-1 / 255 + delta) * scale))
+        cdf = torch.special.ndtr
+        upper = torch.where(x0 > 0.999, torch.ones_like(x0), cdf((1 / 255 + delta) * scale))
+        lower = torch.where(x0 < -0.999, torch.zeros_like(x0), cdf((-1 / 255 + delta) * scale))
         nll = -(upper - lower).clamp(min=1e-12).log()
         first = (t == 0)[:, None, None, None]
         return torch.where(first, nll, kl).flatten(1).mean(1) / math.log(2)
-
-
-def _cdf(z: Tensor) -> Tensor:
-    return torch.special.ndtr(z)
 
 
 class Ema:
@@ -142,107 +140,118 @@ def training_data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tenso
     `mnist10k` is embedded; `mnist60k` is downloaded by torchvision, once, into runs/mnist.
     """
     if name == "mnist10k":
-        parts = [load_images("train"), load_images("held_out")]
+        (a, b), (c, d) = load_images("train"), load_images("held_out")
     else:
         from torchvision.datasets import MNIST
 
         try:
-            sets = [MNIST("runs/mnist", train=train, download=True) for train in (True, False)]
+            full = MNIST("runs/mnist", train=True, download=True)
+            test = MNIST("runs/mnist", train=False, download=True)
         except (RuntimeError, OSError) as error:
             sys.exit(f"error: cannot download MNIST ({error}): use --data mnist10k")
-        parts = [
-            (s.data.numpy()[:n], s.targets.numpy()[:n])
-            for s, n in zip(sets, (None, 1000), strict=True)
-        ]
-    (a, b), (c, d) = parts
+        a, b, c, d = (x.numpy() for x in (full.data, full.targets, test.data, test.targets))
+        c, d = c[:1000], d[:1000]
     return (to_model_range(a), torch.from_numpy(b)), (to_model_range(c), torch.from_numpy(d))
 
 
-def train_unet(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    (x, y), held = training_data(args.data)
-    net = PatchUNet(**json.loads(args.net) if args.net else UNET, dropout=args.dropout)
-    net = net.to(memory_format=torch.channels_last)  # about 8% faster on a CPU
-    objective = Objective(Schedule.linear(), args.loss)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=args.lr, weight_decay=args.weight_decay)
-    ema = Ema(net, args.ema)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    state_file = out / "state.pt"
-    free = ("what", "out", "steps", "stop_after", "keep", "log_every", "save_every")
-    settings = {name: value for name, value in vars(args).items() if name not in free}
-    first, curve, seconds = 0, [], 0.0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        for name, value in settings.items():
-            if state["settings"].get(name) != value:
+# What may change between one call and the next.
+FREE = ("what", "out", "steps", "stop_after", "keep", "log_every", "save_every")
+
+
+class Training:
+    """The U-Net, its optimizer, its averaged weights and how far they are, here and in `state.pt`."""
+
+    def __init__(self, args: argparse.Namespace):
+        torch.manual_seed(args.seed)
+        self.args, self.out = args, Path(args.out)
+        self.settings = {name: value for name, value in vars(args).items() if name not in FREE}
+        (self.x, self.y), self.held_out = training_data(args.data)
+        net = PatchUNet(**json.loads(args.net) if args.net else UNET, dropout=args.dropout)
+        self.net = net.to(memory_format=torch.channels_last)  # about 8% faster on a CPU
+        self.objective = Objective(Schedule.linear(), args.loss)
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=args.lr, weight_decay=args.weight_decay
+        )
+        self.ema = Ema(net, args.ema)
+        self.step, self.started = 0, time.perf_counter()
+        self.curve: list[dict[str, float]] = []
+
+    def resume(self) -> None:
+        """Continue what is in the folder, if there is something; end if it has other settings."""
+        if not (self.out / "state.pt").exists():
+            return
+        state = torch.load(self.out / "state.pt", weights_only=True)
+        for name, new in self.settings.items():
+            if (old := state["settings"].get(name)) != new:
                 sys.exit(
-                    f"error: {out} holds a training with --{name} {state['settings'].get(name)}, "
-                    f"not {value}: choose another --out or remove it"
+                    f"error: {self.out} holds a training with --{name} {old}, not {new}: choose "
+                    "another --out or remove it"
                 )
-        net.load_state_dict(state["net"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.values = state["ema"]
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.values = state["ema"]
         torch.set_rng_state(state["rng"])
-        first, curve, seconds = state["step"], state["curve"], state["seconds"]
-        print(f"resuming at step {first}")
+        self.step, self.curve = state["step"], state["curve"]
+        self.started -= state["seconds"]
+        print(f"resuming at step {self.step}")
 
-    def save(step: int) -> None:
-        state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.values,
-                     "rng": torch.get_rng_state(), "step": step, "curve": curve,
-            "settings": settings, "seconds": elapsed()}  # fmt: skip
-        write_atomic(state_file, lambda p: torch.save(state, p))
-        write_atomic(out / "curve.json", lambda p: p.write_text(json.dumps(curve)))
+    def save(self) -> None:
+        state: dict[str, Any] = {"net": self.net.state_dict(), "ema": self.ema.values}
+        state |= {"optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        state |= {"step": self.step, "curve": self.curve, "settings": self.settings}
+        state["seconds"] = time.perf_counter() - self.started
+        write_atomic(self.out / "state.pt", lambda p: torch.save(state, p))
+        write_text(self.out / "curve.json", json.dumps(self.curve))
 
-    started = time.perf_counter()
-
-    def elapsed() -> float:
-        return seconds + time.perf_counter() - started
-
-    running: list[float] = []
-    net.train()
-    last = min(args.steps, args.stop_after or args.steps)
-    for step in (bar := trange(first, last, initial=first, total=args.steps)):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.lr, args.warmup)
-        pick = torch.randint(len(x), (args.batch,))
-        loss, error, _ = objective(net, x[pick], y[pick])
-        optimizer.zero_grad(set_to_none=True)
+    def advance(self) -> float:
+        """One step; the mean squared error of eps before it."""
+        args = self.args
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.step, args.steps, args.lr, args.warmup)
+        pick = torch.randint(len(self.x), (args.batch,))
+        loss, error = self.objective(self.net, self.x[pick], self.y[pick])
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        ema.update(net, step)
-        running.append(error.mean().item())
-        done = step + 1
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.net, self.step)
+        self.step += 1
+        return error.mean().item()
+
+    @torch.no_grad()
+    def held_out_error(self) -> float:
+        """Mean squared eps error of the averaged weights on held-out digits, always the same draws."""
+        averaged = copy.deepcopy(self.net).eval()
+        averaged.load_state_dict(self.ema.values)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            _, error = self.objective(averaged, *self.held_out)
+        return error.mean().item()
+
+
+def train_unet(args: argparse.Namespace) -> None:
+    """Train from where the folder is, with a checkpoint of the weights at --keep and at the end."""
+    training = Training(args)
+    training.resume()
+    training.net.train()
+    last = min(args.steps, args.stop_after or args.steps)
+    errors: list[float] = []
+    for _ in (bar := trange(training.step, last, initial=training.step, total=args.steps)):
+        errors.append(training.advance())
+        done = training.step
         if done % args.log_every == 0 or done == args.steps:
-            row = {"step": done, "train": float(np.mean(running)), "seconds": round(elapsed())}
-            row["held_out"] = held_out_loss(net, ema, objective, held)
-            running.clear()
-            curve.append(row)
-            bar.set_postfix(train=f"{row['train']:.4f}", held_out=f"{row['held_out']:.4f}")
+            seconds, train = time.perf_counter() - training.started, float(np.mean(errors))
+            row = {"step": done, "train": train, "seconds": round(seconds)}
+            row["held_out"] = training.held_out_error()
+            errors.clear()
+            training.curve.append(row)
+            bar.set_postfix(train=f"{train:.4f}", held_out=f"{row['held_out']:.4f}")
         if done in args.keep or done == args.steps:
-            save_weights(ema.values, out / f"unet-{done}.safetensors")
+            save_weights(training.ema.values, training.out / f"unet-{done}.safetensors")
         if done % args.save_every == 0 or done == last:
-            save(done)
+            training.save()
     if last == args.steps:
-        print(f"done: copy {out}/unet-*.safetensors to {HERE} to make them the embedded model")
-
-
-@torch.no_grad()
-def held_out_loss(
-    net: nn.Module, ema: Ema, objective: Objective, held: tuple[Tensor, Tensor]
-) -> float:
-    """Mean squared eps error of the EMA weights on held-out digits, always the same draws."""
-    net_state = {k: v.clone() for k, v in net.state_dict().items()}
-    rng = torch.get_rng_state()
-    net.load_state_dict(ema.values)
-    net.eval()
-    torch.manual_seed(0)
-    _, error, _ = objective(net, *held)
-    net.load_state_dict(net_state)
-    net.train()
-    torch.set_rng_state(rng)
-    return error.mean().item()
+        print(f"done: copy {args.out}/unet-*.safetensors to {HERE} to make them the embedded model")
 
 
 def train_classifier(args: argparse.Namespace) -> None:
@@ -263,11 +272,10 @@ def train_classifier(args: argparse.Namespace) -> None:
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}")
-    net.eval()
-    held_images, held_labels = load_images("held_out")
+    images, labels = load_images("held_out")
     with torch.no_grad():
-        guess = net(to_model_range(held_images))[1].argmax(1).numpy()
-    accuracy = float((guess == held_labels).mean())
+        guess = net.eval()(to_model_range(images))[1].argmax(1).numpy()
+    accuracy = float((guess == labels).mean())
     out = Path(args.out)
     save_weights(net.state_dict(), out / "classifier.safetensors")
     real, _ = load_reference_images("reference")
@@ -288,27 +296,21 @@ def distorted(x: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["unet", "classifier"])
-    parser.add_argument("--out", default="runs/train_digits")
-    parser.add_argument("--data", choices=["mnist10k", "mnist60k"], default="mnist10k")
-    parser.add_argument("--net", help="U-Net options as JSON (default: the embedded model's)")
-    parser.add_argument("--loss", choices=["simple", "skipped_step"], default="simple")
-    parser.add_argument("--steps", type=int, default=6500)
-    parser.add_argument("--stop-after", type=int, help="end early; resume without this option")
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--weight-decay", type=float, default=0.01)
-    parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int, default=200)
-    parser.add_argument("--save-every", type=int, default=250)
-    parser.add_argument(
+    command = parser(__doc__)
+    command.add_argument("what", choices=["unet", "classifier"])
+    command.add_argument("--out", default="runs/train_digits")
+    command.add_argument("--data", choices=["mnist10k", "mnist60k"], default="mnist10k")
+    command.add_argument("--net", help="U-Net options as JSON (default: the embedded model's)")
+    command.add_argument("--loss", choices=["simple", "skipped_step"], default="simple")
+    numbers = {"steps": 6500, "batch": 128, "lr": 1e-3, "warmup": 300, "weight-decay": 0.01}
+    numbers |= {"dropout": 0.0, "ema": 0.999, "seed": 0, "log-every": 200, "save-every": 250}
+    for name, value in numbers.items():
+        command.add_argument(f"--{name}", type=type(value), default=value, help=f"default: {value}")
+    command.add_argument("--stop-after", type=int, help="end early; resume without this option")
+    command.add_argument(
         "--keep", type=int, nargs="*", default=[1000, 3000], help="steps whose EMA weights to keep"
     )
-    args = parser.parse_args()
+    args = command.parse_args()
     train_unet(args) if args.what == "unet" else train_classifier(args)
 
 

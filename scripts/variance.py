@@ -1,4 +1,4 @@
-"""Measure the network's uncertainty about x0, which `variance=analytic` of mixpp needs, once a model.
+"""Measure a network's uncertainty about x0, which `variance=analytic` of mixpp needs, once a model.
 
     python -m scripts.variance model=digits
     python -m scripts.variance model=adm_imagenet --images 2000 --every 10
@@ -9,35 +9,28 @@ that the network was not trained on.
 
 from __future__ import annotations
 
-import argparse
-
-import hydra
 import numpy as np
 import torch
 
-from experiments.config import composed, load_backbone, pick_device, reported
-from files.images import Samples
+from experiments.config import composed, images_of, load_backbone, parser, reported
 from models.variance import measure_x0_variance, save_x0_variance
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    parser.add_argument("overrides", nargs="*", help="model=..., as for reproduce.py")
-    parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=5, help="timesteps between two measured ones")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("overrides", nargs="*", help="model=..., as for reproduce.py")
+    command.add_argument("--images", type=int, default=1000)
+    command.add_argument("--every", type=int, default=5, help="timesteps between measured ones")
+    args = command.parse_args()
     cfg = composed("reproduce", *args.overrides)
-    device = pick_device(cfg.device)
-    backbone = load_backbone(cfg.model, device, cfg.guidance, cfg.prompts)
-    real = Samples(*hydra.utils.instantiate(cfg.reference.get("held_out") or cfg.reference.images))
+    backbone = load_backbone(cfg)
+    real = images_of(cfg.reference.get("held_out") or cfg.reference.images)
     channels, height, width = backbone.shape
     if real.images.shape[1:] != (height, width, channels):
         raise ValueError(
             f"the reference has images of {real.images.shape[1:]}, the model works on "
             f"{(height, width, channels)}: a latent model cannot be measured so"
         )
-    images = np.array(real.images[: args.images])
-    x_0 = torch.from_numpy(images).float().permute(0, 3, 1, 2) / 127.5 - 1
     labels = None
     if backbone.num_classes is not None:
         if real.labels is None:
@@ -46,11 +39,11 @@ def main() -> None:
                 "reference=custom with an .npz that has arr_1"
             )
         labels = torch.from_numpy(real.labels[: args.images])
+    images = np.array(real.images[: args.images])
+    x_0 = torch.from_numpy(images).float().permute(0, 3, 1, 2) / 127.5 - 1
     T = backbone.schedule.T
     timesteps = sorted({*range(0, T, args.every), T - 1})
-    errors = measure_x0_variance(
-        backbone, x_0, labels, timesteps, batch_size=cfg.batch_size, device=device
-    )
+    errors = measure_x0_variance(backbone, x_0, labels, timesteps, batch_size=cfg.batch_size)
     print(f"written: {save_x0_variance(backbone, timesteps, list(errors), len(images))}")
 
 

@@ -15,24 +15,21 @@ import argparse
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from eval.vbench import DIMENSIONS, aggregate, read_results
-from experiments.config import reported
+from experiments.config import parser, reported
 from experiments.vbench import INFO, VERSION, result_files, run_vbench
 from files.places import downloads
-from files.whole import write_atomic
+from files.whole import write_atomic, write_text
 from report.words import format_score
 
 # Wheels of what vbench 0.1.5 pins end with Python 3.11; detectron2 is not on PyPI.
 PYTHONS = ("python3.11", "python3.10")
+WHEELS = "https://download.pytorch.org/whl/cu121"
 PACKAGES = (
-    [
-        "torch==2.3.1",
-        "torchvision==0.18.1",
-        "--index-url",
-        "https://download.pytorch.org/whl/cu121",
-    ],
+    ["torch==2.3.1", "torchvision==0.18.1", "--index-url", WHEELS],
     [f"vbench=={VERSION}"],
     ["--no-build-isolation", "detectron2 @ git+https://github.com/facebookresearch/detectron2.git"],
 )
@@ -72,17 +69,18 @@ def suite(path: Path) -> tuple[list[str], list[str]]:
 
 
 def prompts(args: argparse.Namespace) -> None:
+    """Write prompts.txt and flickering.txt, and keep the list that they are from."""
     installed = sorted(args.env.glob(f"lib/*/site-packages/vbench/{INFO}"))
     info: Path = args.info or (installed or [args.env / INFO])[0]
     every, flickering = suite(info)
     for name, texts in (("prompts.txt", every), ("flickering.txt", flickering)):
-        content = "".join(f"{text}\n" for text in texts)
-        write_atomic(args.out / name, lambda p, c=content: p.write_text(c, encoding="utf-8"))  # type: ignore[misc]
+        write_text(args.out / name, "".join(f"{text}\n" for text in texts))
         print(f"{args.out / name}: {len(texts)} prompts")
     write_atomic(args.out / INFO, lambda p: shutil.copy(info, p))
 
 
 def run(args: argparse.Namespace) -> None:
+    """Run VBench on what has no result yet, and print what there is."""
     run_vbench(
         args.runs,
         args.flickering,
@@ -93,44 +91,52 @@ def run(args: argparse.Namespace) -> None:
     )
     for folder in args.runs:
         print(folder)
-        score(argparse.Namespace(run=folder, partial=True))
+        print_scores(folder, partial=True)
 
 
 def score(args: argparse.Namespace) -> None:
-    results = read_results(result_files(args.run))
+    print_scores(args.run, args.partial)
+
+
+def print_scores(folder: Path, partial: bool) -> None:
+    """Print the scores of a run; ValueError if a dimension is missing, unless `partial`."""
+    results = read_results(result_files(folder))
     for name, value in results.items():
         print(f"  {name:<24}{100 * value.value:7.2f}")
-    for name, value in aggregate(results, args.partial).items():
+    for name, value in aggregate(results, partial).items():
         print(f"{name:<26}{format_score('total', value)}")
-    missing = [name for name in DIMENSIONS if name not in results]
-    if missing:
+    if missing := [name for name in DIMENSIONS if name not in results]:
         print(f"no total: {', '.join(missing)} missing")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
-    commands = parser.add_subparsers(required=True, metavar="setup | prompts | run | score")
+    command_line = parser(__doc__)
+    commands = command_line.add_subparsers(required=True, metavar="setup | prompts | run | score")
     home = downloads() / "vbench"
-    made = commands.add_parser("setup", help="make VBench's environment")
-    made.add_argument("--python", help=f"default: {' or '.join(PYTHONS)}")
-    made.add_argument("--dry", action="store_true", help="print the commands only")
-    listed = commands.add_parser("prompts", help="write the prompt suite")
-    listed.add_argument("--out", type=Path, default=home)
-    ran = commands.add_parser("run", help="run VBench on what has no result yet")
-    ran.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    ran.add_argument("--flickering", type=Path, nargs="+", metavar="RUN2",
-                     help="for each RUN one of flickering.txt, 25 videos a prompt")  # fmt: skip
-    ran.add_argument("--gpus", help="for instance 0,1,2,3; default: those of this process, or 0")
-    ran.add_argument("--dimensions", nargs="*", help="default: all 16")
-    scored = commands.add_parser("score", help="print the scores")
-    scored.add_argument("run", type=Path)
-    scored.add_argument("--partial", action="store_true", help="whatever there is, without total")
-    for command, function in ((made, setup), (listed, prompts), (ran, run), (scored, score)):
-        command.set_defaults(call=function)
+
+    def add(call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(call.__name__, help=text)
+        command.set_defaults(call=call)
         command.add_argument("--env", type=Path, default=home / "env")
-    listed.add_argument("--info", type=Path, help=f"default: {INFO} of the environment")
-    ran.add_argument("--info", type=Path, default=home / INFO, help="default: as prompts left it")
-    args = parser.parse_args()
+        return command
+
+    command = add(setup, "make VBench's environment")
+    command.add_argument("--python", help=f"default: {' or '.join(PYTHONS)}")
+    command.add_argument("--dry", action="store_true", help="print the commands only")
+    command = add(prompts, "write the prompt suite")
+    command.add_argument("--out", type=Path, default=home)
+    command.add_argument("--info", type=Path, help=f"default: {INFO} of the environment")
+    command = add(run, "run VBench on what has no result yet")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    text = "for each RUN one of flickering.txt, 25 videos a prompt"
+    command.add_argument("--flickering", type=Path, nargs="+", metavar="RUN2", help=text)
+    command.add_argument("--gpus", help="such as 0,1,2,3; default: those of this process, or 0")
+    command.add_argument("--dimensions", nargs="*", help="default: all 16")
+    command.add_argument("--info", type=Path, default=home / INFO, help="as prompts left it")
+    command = add(score, "print the scores")
+    command.add_argument("run", type=Path)
+    command.add_argument("--partial", action="store_true", help="whatever there is, without total")
+    args = command_line.parse_args()
     args.call(args)
 
 

@@ -24,10 +24,19 @@ from safetensors.torch import load_file
 
 from experiments.config import run_command
 from models.adm.cards import layout_digest
-from models.adm.networks import Classifier, UNet
+from models.adm.networks import AttentionBlock, Classifier, UNet
+from sampling import Schedule
+from sampling.denoise import Clip, NetworkDenoiser, Reading
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def bound(network, schedule=None, clip=False, gradient=None, condition=None) -> NetworkDenoiser:
+    """A network (x, t, condition) -> (eps, v) as a denoiser."""
+    reading = Reading(limit=Clip() if clip else None)
+    schedule = Schedule.linear() if schedule is None else schedule
+    return NetworkDenoiser(network, schedule, reading, condition, gradient)
 
 
 def golden_json(name: str):
@@ -67,7 +76,7 @@ def golden_config(name: str) -> tuple[str, dict[str, Any]]:
         assert config.pop("pool") == "attention"
         config["num_labels"] = config.pop("out_channels")
     else:
-        del config["image_size"]
+        del config["image_size"], config["num_heads_upsample"]
     return kind, config
 
 
@@ -75,6 +84,10 @@ def golden_network(name: str, tensors: dict[str, torch.Tensor]) -> UNet | Classi
     kind, config = golden_config(name)
     net = Classifier(**config) if kind == "classifier" else UNet(**config)
     net.load_state_dict(golden_weights(tensors, name))
+    if name == "plain":  # recorded with more heads on the way up, which no published model has
+        for block in net.output_blocks.modules():
+            if isinstance(block, AttentionBlock):
+                block.heads = 4
     return net.eval()
 
 

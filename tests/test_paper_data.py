@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from report.paper import paper_value
+from report.paper import Paper
 from sampling import SAMPLERS
 
 FOLDER = Path(__file__).parents[1] / "results" / "paper"
@@ -168,7 +168,7 @@ def test_the_report_finds_every_number(table):
         for cell in cells:
             steps = int(cell.pop("steps"))
             for metric, number in cell.items():
-                assert paper_value(DATA[table], name, steps, metric) == float(number)
+                assert Paper(DATA[table]).value(name, steps, metric) == float(number)
 
 
 def test_figure4_is_what_the_text_states():

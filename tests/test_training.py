@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
+from conftest import GOLDEN, ROOT
 
 from sampling import Schedule, ddpm
+from scripts import train
 from scripts.train import Ema, Objective, learning_rate, training_data
 
 SCHEDULE = Schedule.linear()
@@ -47,19 +48,12 @@ def test_jump_weights_average_to_one_and_only_jump_downwards():
     assert (torch.tril(weights)[:, 1:][torch.tril_indices(1000, 999, -1).unbind()] > 0).all()
 
 
-class Perfect(torch.nn.Module):
-    """Knows the noise exactly and has variance fraction v."""
-
-    def __init__(self, v: float, eps_error: float = 0.0):
-        super().__init__()
-        self.v, self.eps_error = v, eps_error
-
-    def bound(self, t: int) -> float:
-        objective = Objective(SCHEDULE, "simple")
-        x0 = torch.full((1, 1, 4, 4), 0.25)
-        error = torch.full_like(x0, self.eps_error)
-        v = torch.full_like(x0, self.v)
-        return objective._bound(x0, error, v, torch.tensor([t])).item()
+def bound(t: int, v: float, eps_error: float) -> float:
+    """Of a network whose eps is wrong by eps_error and whose variance fraction is v."""
+    x0 = torch.full((1, 1, 4, 4), 0.25)
+    objective = Objective(SCHEDULE, "simple")
+    at = (torch.full_like(x0, eps_error), torch.full_like(x0, v), torch.tensor([t]))
+    return objective.bound(x0, *at).item()
 
 
 def test_bound_is_the_kl_between_the_two_gaussians():
@@ -75,7 +69,7 @@ def test_bound_is_the_kl_between_the_two_gaussians():
             p = torch.distributions.Normal(torch.tensor(shift), torch.tensor(std))
             q = torch.distributions.Normal(torch.tensor(0.0).double(), torch.tensor(low))
             expected = torch.distributions.kl_divergence(q, p).item() / math.log(2)
-            assert Perfect(v, eps_error).bound(t) == pytest.approx(expected, rel=2e-3, abs=1e-6)
+            assert bound(t, v, eps_error) == pytest.approx(expected, rel=2e-3, abs=1e-6)
 
 
 def test_bound_of_the_last_step_is_a_likelihood_over_the_256_pixel_values():
@@ -85,7 +79,7 @@ def test_bound_of_the_last_step_is_a_likelihood_over_the_256_pixel_values():
     mean = values[100]
     # x0 is the candidate, and the error moves the mean from it to `mean`.
     error = (values - mean) / objective.eps_to_mean[0]
-    bits = objective._bound(
+    bits = objective.bound(
         values, error, torch.zeros_like(values), torch.zeros(256, dtype=torch.int64)
     )
     assert (2.0**-bits).sum().item() == pytest.approx(1, abs=1e-3)
@@ -96,7 +90,7 @@ def test_only_the_variance_learns_from_the_bound():
     objective = Objective(SCHEDULE, "simple")
     x0 = torch.zeros(4, 1, 3, 3)
     eps, v = net(x0).chunk(2, dim=1)
-    objective._bound(x0, eps.detach(), v, torch.tensor([5, 50, 500, 900])).sum().backward()
+    objective.bound(x0, eps.detach(), v, torch.tensor([5, 50, 500, 900])).sum().backward()
     assert net.bias.grad[0] == 0
     assert net.bias.grad[1] != 0
 
@@ -116,27 +110,26 @@ def test_learning_rate_and_ema():
     torch.testing.assert_close(ema.values["bias"], before + 1, atol=1e-4, rtol=0)
 
 
-def test_training_resumes_exactly_where_it_stopped(tmp_path):
-    """Six steps at once, and three steps killed and resumed, end in the same weights."""
-    script = str(Path(__file__).parents[1] / "scripts" / "train_digits.py")
-    net = '{"patch": 4, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1, ' \
-          '"attention_ds": [], "num_classes": 10, "norm_groups": 8}'  # fmt: skip
-    base = [sys.executable, script, "unet", "--net", net, "--batch", "8", "--save-every", "3"]
+def test_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch):
+    """Six steps by the command, and three steps stopped and resumed, end in the same weights."""
+    net = {"patch": 4, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1}
+    net |= {"attention_ds": [], "num_classes": 10, "norm_groups": 8}
+    base = ["unet", "--net", json.dumps(net), "--batch", "8", "--save-every", "3", "--steps", "6"]
 
-    def train(out: str, *extra: str) -> None:
-        args = [*base, "--steps", "6", "--out", str(tmp_path / out), *extra]
-        subprocess.run(args, check=True, capture_output=True, timeout=120)
+    def resume(*extra: str) -> None:
+        words = ["train.py", *base, "--out", str(tmp_path / "parts"), *extra]
+        monkeypatch.setattr(sys, "argv", words)
+        train.main()
 
-    train("whole")
-    train("parts", "--stop-after", "3")
-    assert not (tmp_path / "parts" / "unet-6.safetensors").exists()
-    train("parts")
-    whole = (tmp_path / "whole" / "unet-6.safetensors").read_bytes()
-    assert whole == (tmp_path / "parts" / "unet-6.safetensors").read_bytes()
-    other = [*base, "--steps", "9", "--out", str(tmp_path / "parts"), "--loss", "skipped_step"]
-    refused = subprocess.run(other, capture_output=True, text=True, timeout=120)
-    assert refused.returncode == 1
-    assert "holds a training with --loss simple, not skipped_step" in refused.stderr
+    command = [sys.executable, "-m", "scripts.train", *base, "--out", str(tmp_path / "whole")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    resume("--stop-after", "3")
+    assert not (tmp_path / "parts/unet-6.safetensors").exists()
+    resume()
+    whole = (tmp_path / "whole/unet-6.safetensors").read_bytes()
+    assert whole == (tmp_path / "parts/unet-6.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match="holds a training with --loss simple, not skipped_step"):
+        resume("--steps", "9", "--loss", "skipped_step")
 
 
 def test_golden_folder_is_small():

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from files.media import Images
 from files.whole import file_sha256, recorded_sha256
 from models.adm.cards import Card, read_card
 from models.adm.guidance import ClassifierGuidance
-from models.backbone import Backbone, NetworkDenoiser, to_uint8
-from models.weights import dtype_named, load_weights
+from models.backbone import Backbone, ImageNetwork, optimized, to_uint8
+from models.weights import dtype_named, load_weights, randomize
 from sampling import Schedule
 
 
@@ -35,51 +35,43 @@ def load(
     checkpoint.  Raises FileNotFoundError or ValueError, with the remedy, for a checkpoint that
     is missing, damaged, not the card's, or not the one that was first downloaded.
     """
-    known = read_card(card)
-    if known.kind != "unet":
-        raise ValueError(f"the card {card} is of a {known.kind}, not of a diffusion model")
+    entry = read_card(card)
+    if entry.kind != "unet":
+        raise ValueError(f"the card {card} is of a {entry.kind}, not of a diffusion model")
     path = None if untrained else Path(checkpoint)
-    net, sha256 = load_network(known, path, precision, device)
-    conditional = net.num_classes is not None
-    guide = None
+    net, sha256 = load_network(entry, path, precision, device)
+    classes, classifier = net.num_classes, None
     if guidance:
-        guide = _classifier_guidance(known, path, guidance, device)
-        if conditional and guide.num_labels != net.num_classes:
+        classifier = _guidance(entry, path, guidance, device)
+        if classes not in (None, classifier.num_labels):
             raise ValueError(
-                f"the classifier knows {guide.num_labels} classes, the model {net.num_classes}"
+                f"the classifier knows {classifier.num_labels} classes, the model {classes}"
             )
-    run: nn.Module = net
-    if channels_last:
-        run = run.to(memory_format=torch.channels_last)
-    if compile:
-        run = torch.compile(run)  # type: ignore[assignment]
+    network = ImageNetwork(optimized(net, channels_last, compile), conditional=classes is not None)
     return Backbone(
-        denoiser=NetworkDenoiser(run, conditional),
-        schedule=Schedule.named(known.schedule),
-        shape=(3, known.image_size, known.image_size),
-        num_classes=guide.num_labels if guide else net.num_classes,
+        network=network,
+        schedule=Schedule.named(entry.schedule),
+        shape=(3, entry.image_size, entry.image_size),
+        num_classes=classifier.num_labels if classifier else classes,
         clip=clip,
         sha256=sha256,
         decode=to_uint8,
-        guidance=guide,
+        media=Images((entry.image_size, entry.image_size, 3)),
+        device=torch.device(device),
+        guidance=classifier,
     )
 
 
 def load_network(
     card: Card, path: Path | None, precision: str, device: torch.device | str
 ) -> tuple[Any, str]:
-    """(network in eval mode on `device`, SHA-256 of its file); random weights without a path."""
-    dtype = dtype_named(precision)
+    """(network in eval mode on `device`, SHA-256 of its file); random numbers without a path."""
     net = card.build()
-    net.set_torso(dtype)
+    net.set_torso(dtype_named(precision))
     if path is None:
-        net = net.to_empty(device=device)
-        for parameter in net.parameters():
-            nn.init.normal_(parameter, std=0.02)
-        sha256 = "untrained"
-    else:
-        sha256 = _checked_sha256(card, path)
-        load_weights(net, path, device, card.remedy)
+        return randomize(net, device), "untrained"
+    sha256 = _checked_sha256(card, path)
+    load_weights(net, path, device, card.remedy)
     return net.eval().requires_grad_(False), sha256
 
 
@@ -90,15 +82,15 @@ def _checked_sha256(card: Card, path: Path) -> str:
     sha256 = file_sha256(path)
     expected = card.sha256 or recorded_sha256(path)
     if expected not in (None, sha256):
-        known = "its card" if card.sha256 else f"{path}.sha256, written at its first download,"
+        witness = "its card" if card.sha256 else f"{path}.sha256, written at its first download,"
         raise ValueError(
-            f"{path} is not the file it should be: its SHA-256 is {sha256[:12]}..., {known} says "
+            f"{path} is not the file it should be: its SHA-256 is {sha256[:12]}..., {witness} says "
             f"{str(expected)[:12]}...; remove it and {card.remedy}"
         )
     return sha256
 
 
-def _classifier_guidance(
+def _guidance(
     card: Card, unet: Path | None, options: dict[str, Any], device: torch.device | str
 ) -> ClassifierGuidance:
     """The published classifier of the card's model; by default from beside the U-Net's file."""

@@ -1,4 +1,4 @@
-"""What is known of the published ADM checkpoints: one card each."""
+"""What is known of the published ADM checkpoints (cards.yaml), and of those of one's own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,7 @@ import yaml
 from models.adm.networks import Classifier, UNet
 from models.weights import check_fit, read_weights
 
-CARDS = Path(__file__).parent / "cards"
-
-
+PUBLISHED = Path(__file__).with_name("cards.yaml")
 KINDS: dict[str, Callable[..., UNet | Classifier]] = {"unet": UNet, "classifier": Classifier}
 
 
@@ -26,9 +24,10 @@ KINDS: dict[str, Callable[..., UNet | Classifier]] = {"unet": UNet, "classifier"
 class Card:
     """What is known of one checkpoint.
 
-    `network` are the options of `models.adm.UNet` or `Classifier` (`kind`).  `tensors`,
-    `parameters` and `layout` say what the file must hold: `layout` is the SHA-256 of the ordered
-    list of [key, shape].  `sha256` is None where its authors publish none.
+    `network` are the options of `UNet` or `Classifier` (`kind`) in `models.adm.networks`, and
+    `precision` is that of the U-Net's torso as it was released.  `tensors`, `parameters` and
+    `layout` say what the file must hold: `layout` is the SHA-256 of the ordered list of
+    [key, shape].  `sha256` is None where its authors publish none.
     """
 
     name: str
@@ -43,6 +42,7 @@ class Card:
     parameters: int
     layout: str
     schedule: str = "linear"
+    precision: str = "fp32"
     classifier: str | None = None
     reference: str | None = None
     notes: tuple[str, ...] = ()
@@ -72,38 +72,48 @@ class Card:
         check_fit(self.shapes, weights, path)
 
 
-def layout_digest(shapes: dict[str, list[int]]) -> str:
-    """SHA-256 of the ordered list of [key, shape]."""
-    return hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()
+def card_names() -> list[str]:
+    """The names of the published checkpoints."""
+    return sorted(_published())
 
 
 def read_card(name: str | Path) -> Card:
-    """The card of that name under models/cards, or in the YAML file of that path.
+    """The published card of that name, or the one in the YAML file of that path.
 
-    Raises FileNotFoundError with the known names, or ValueError for a card that is incomplete or
-    whose network has another layout than it says.
+    Raises FileNotFoundError with the known names, or ValueError for a file that is no complete
+    card or whose network has another layout than it says.
     """
-    path = CARDS / f"{name}.yaml"
-    if not path.is_file():
-        path = Path(name)
+    if name in _published():
+        return _published()[str(name)]
+    path = Path(name)
     if not path.is_file():
         known = ", ".join(card_names())
         raise FileNotFoundError(f"no card {str(name)!r}: choose a YAML file or one of {known}")
     try:
-        entries: dict[str, Any] = yaml.safe_load(path.read_text())
-        for key in ("notes", "published"):
-            entries[key] = tuple(entries.get(key) or ())
-        card = Card(name=path.stem if path.parent == CARDS else str(path), **entries)
-        found = (len(card.shapes), layout_digest(card.shapes))
+        card = _card(str(path), **yaml.safe_load(path.read_text()))
+        tensors, layout = len(card.shapes), layout_digest(card.shapes)
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the card {path} is not complete: {error}") from None
-    if found != (card.tensors, card.layout):
+    if (tensors, layout) != (card.tensors, card.layout):
         raise ValueError(
-            f"the card {path} contradicts itself: its network has {found[0]} tensors with layout "
-            f"{found[1]}, it says {card.tensors} with {card.layout}"
+            f"the card {path} contradicts itself: its network has {tensors} tensors with layout "
+            f"{layout}, it says {card.tensors} with {card.layout}"
         )
     return card
 
 
-def card_names() -> list[str]:
-    return sorted(path.stem for path in CARDS.glob("*.yaml"))
+@cache
+def _published() -> dict[str, Card]:
+    cards = yaml.safe_load(PUBLISHED.read_text())["cards"]
+    return {name: _card(name, **entries) for name, entries in cards.items()}
+
+
+def _card(name: str, **entries: Any) -> Card:
+    for key in ("notes", "published"):
+        entries[key] = tuple(entries.get(key) or ())
+    return Card(name=name, **entries)
+
+
+def layout_digest(shapes: dict[str, list[int]]) -> str:
+    """SHA-256 of the ordered list of [key, shape]."""
+    return hashlib.sha256(json.dumps(list(shapes.items())).encode()).hexdigest()

@@ -11,8 +11,8 @@ Shapes: B images, C channels, H x W pixels, E = 4 * num_channels embedding featu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -191,11 +191,46 @@ class _Block(nn.Sequential):
         return x
 
 
-class _Encoder(nn.Module):
-    """What U-Net and classifier share: embedding, downward path, middle block.
+@dataclass(frozen=True)
+class _Layers:
+    """Builds the layers of a network from the options that all of them share."""
 
-    `res(c_in, c_out, resample="")` and `attention(channels)` build the blocks.
-    """
+    emb_channels: int
+    dropout: float
+    scale_shift: bool
+    resblock_updown: bool
+    num_heads: int
+    num_head_channels: int
+    new_order: bool
+    groups: int
+
+    def res(self, channels: int, out_channels: int, resample: str = "") -> ResBlock:
+        return ResBlock(
+            channels,
+            out_channels,
+            resample,
+            emb_channels=self.emb_channels,
+            dropout=self.dropout,
+            scale_shift=self.scale_shift,
+            groups=self.groups,
+        )
+
+    def attention(self, channels: int) -> AttentionBlock:
+        per_head = self.num_head_channels
+        heads = self.num_heads if per_head == -1 else channels // per_head
+        return AttentionBlock(channels, heads, self.new_order, self.groups)
+
+    def down(self, channels: int) -> nn.Module:
+        return (
+            self.res(channels, channels, "down") if self.resblock_updown else Downsample(channels)
+        )
+
+    def up(self, channels: int) -> nn.Module:
+        return self.res(channels, channels, "up") if self.resblock_updown else Upsample(channels)
+
+
+class _Encoder(nn.Module):
+    """What U-Net and classifier share: embedding, downward path, middle block."""
 
     def __init__(
         self,
@@ -206,9 +241,7 @@ class _Encoder(nn.Module):
         channel_mult: Sequence[float],
         attention_ds: Sequence[int],
         num_classes: int | None,
-        resblock_updown: bool,
-        res: Callable[..., ResBlock],
-        attention: Callable[[int], AttentionBlock],
+        layers: _Layers,
     ):
         super().__init__()
         self.num_channels = num_channels
@@ -226,18 +259,17 @@ class _Encoder(nn.Module):
         ds = 1
         for level, mult in enumerate(channel_mult):
             for _ in range(num_res_blocks):
-                layers: list[nn.Module] = [res(ch, int(mult * num_channels))]
+                block: list[nn.Module] = [layers.res(ch, int(mult * num_channels))]
                 ch = int(mult * num_channels)
                 if ds in attention_ds:
-                    layers.append(attention(ch))
-                self.input_blocks.append(_Block(*layers))
+                    block.append(layers.attention(ch))
+                self.input_blocks.append(_Block(*block))
                 self.skip_channels.append(ch)
             if level != len(channel_mult) - 1:
-                down = res(ch, ch, "down") if resblock_updown else Downsample(ch)
-                self.input_blocks.append(_Block(down))
+                self.input_blocks.append(_Block(layers.down(ch)))
                 self.skip_channels.append(ch)
                 ds *= 2
-        self.middle_block = _Block(res(ch, ch), attention(ch), res(ch, ch))
+        self.middle_block = _Block(layers.res(ch, ch), layers.attention(ch), layers.res(ch, ch))
         self.deepest_channels, self.deepest_ds = ch, ds
 
     def set_torso(self, dtype: torch.dtype) -> None:
@@ -274,11 +306,10 @@ class UNet(_Encoder):
     """ADM's U-Net: (x_t [B, C, H, W], t [B], y [B] int64 or None) -> [B, out, H, W].
 
     With `learn_sigma` the output has twice the input's channels: eps first, then the
-    variance values v in about [-1, 1].  `out_channels` overrides their number: the released
-    up-samplers see 6 channels (x_t and a small image) and return 6.  H and W need only be divisible by the total
+    variance values v in about [-1, 1].  H and W need only be divisible by the total
     down-sampling factor.  `attention_ds` are down-sampling factors (image size divided by
     the resolution at which attention is applied).  `num_head_channels`, unless -1,
-    overrides both head counts.  `norm_groups` is 32 in every published checkpoint.
+    overrides `num_heads`.  `norm_groups` is 32 in every published checkpoint.
     Raises ValueError when labels are missing or superfluous.
     """
 
@@ -290,30 +321,26 @@ class UNet(_Encoder):
         channel_mult: Sequence[float],
         attention_ds: Sequence[int],
         in_channels: int = 3,
-        out_channels: int | None = None,
         num_classes: int | None = None,
         learn_sigma: bool = True,
         dropout: float = 0.0,
         num_heads: int = 4,
         num_head_channels: int = -1,
-        num_heads_upsample: int = -1,
         use_scale_shift_norm: bool = True,
         resblock_updown: bool = True,
         use_new_attention_order: bool = False,
         norm_groups: int = 32,
     ):
-        res = partial(
-            ResBlock,
+        layers = _Layers(
             emb_channels=4 * num_channels,
             dropout=dropout,
             scale_shift=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            num_heads=num_heads,
+            num_head_channels=num_head_channels,
+            new_order=use_new_attention_order,
             groups=norm_groups,
         )
-
-        def attention(channels: int, heads: int = num_heads) -> AttentionBlock:
-            heads = heads if num_head_channels == -1 else channels // num_head_channels
-            return AttentionBlock(channels, heads, use_new_attention_order, norm_groups)
-
         super().__init__(
             in_channels=in_channels,
             num_channels=num_channels,
@@ -321,25 +348,21 @@ class UNet(_Encoder):
             channel_mult=channel_mult,
             attention_ds=attention_ds,
             num_classes=num_classes,
-            resblock_updown=resblock_updown,
-            res=res,
-            attention=attention,
+            layers=layers,
         )
-        heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
         ch, ds, skips = self.deepest_channels, self.deepest_ds, list(self.skip_channels)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(channel_mult))):
             for i in range(num_res_blocks + 1):
-                layers: list[nn.Module] = [res(ch + skips.pop(), int(mult * num_channels))]
+                block: list[nn.Module] = [layers.res(ch + skips.pop(), int(mult * num_channels))]
                 ch = int(mult * num_channels)
                 if ds in attention_ds:
-                    layers.append(attention(ch, heads_up))
+                    block.append(layers.attention(ch))
                 if level and i == num_res_blocks:
-                    layers.append(res(ch, ch, "up") if resblock_updown else Upsample(ch))
+                    block.append(layers.up(ch))
                     ds //= 2
-                self.output_blocks.append(_Block(*layers))
-        if out_channels is None:
-            out_channels = in_channels * (2 if learn_sigma else 1)
+                self.output_blocks.append(_Block(*block))
+        out_channels = in_channels * (2 if learn_sigma else 1)
         self.out = nn.Sequential(
             Norm(norm_groups, ch),
             nn.SiLU(),
@@ -376,6 +399,16 @@ class Classifier(_Encoder):
         use_scale_shift_norm: bool = True,
         resblock_updown: bool = True,
     ):
+        layers = _Layers(
+            emb_channels=4 * num_channels,
+            dropout=0.0,
+            scale_shift=use_scale_shift_norm,
+            resblock_updown=resblock_updown,
+            num_heads=1,
+            num_head_channels=num_head_channels,
+            new_order=False,
+            groups=32,
+        )
         super().__init__(
             in_channels=in_channels,
             num_channels=num_channels,
@@ -383,15 +416,7 @@ class Classifier(_Encoder):
             channel_mult=channel_mult,
             attention_ds=attention_ds,
             num_classes=None,
-            resblock_updown=resblock_updown,
-            res=partial(
-                ResBlock,
-                emb_channels=4 * num_channels,
-                dropout=0.0,
-                scale_shift=use_scale_shift_norm,
-                groups=32,
-            ),
-            attention=lambda c: AttentionBlock(c, c // num_head_channels, False, 32),
+            layers=layers,
         )
         self.num_labels = num_labels
         ch, size = self.deepest_channels, image_size // self.deepest_ds

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from files.media import Images
 from files.whole import file_sha256
-from models.backbone import Backbone, NetworkDenoiser, to_uint8
+from models.backbone import Backbone, ImageNetwork, to_uint8
 from models.digits.data import HERE, IMAGE_SIZE, NUM_CLASSES, load_images
-from models.digits.networks import UNET, ExactDenoiser, PatchUNet
+from models.digits.networks import UNET, ExactNetwork, PatchUNet
 from models.weights import load_weights
-from sampling import Denoiser, Schedule
+from sampling import Schedule
+from sampling.denoise import Network
 
 
 def load(
@@ -24,29 +26,31 @@ def load(
     """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
 
     `unet-1000`, `unet-3000` and `unet-6500` are the weights after so many training steps; `exact` is
-    no network but the `ExactDenoiser` of the split `floor`, so that a perfect sampler of it scores
+    no network but the `ExactNetwork` of the split `floor`, so that a perfect sampler of it scores
     the real-vs-real floor.  It has no learned variance.
     `net` overrides network options, for models trained with others.  Raises FileNotFoundError
     or ValueError (with the remedy) for a missing or unfitting file.
     """
     schedule = Schedule.linear()
-    denoiser: Denoiser
+    network: Network
     if checkpoint == "exact":
         path = HERE / "mnist10k.npz"
-        denoiser = ExactDenoiser(*load_images("floor"), schedule, device)
+        network = ExactNetwork(*load_images("floor"), schedule, device)
     else:
         path = _weights(checkpoint)
         model = PatchUNet(**{**UNET, **net})
         load_weights(model, path, device)
-        denoiser = NetworkDenoiser(model.eval())
+        network = ImageNetwork(model.eval())
     return Backbone(
-        denoiser=denoiser,
+        network=network,
         schedule=schedule,
         shape=(1, IMAGE_SIZE, IMAGE_SIZE),
         num_classes=NUM_CLASSES,
         clip=clip,
         sha256=file_sha256(path),
         decode=to_uint8,
+        media=Images((IMAGE_SIZE, IMAGE_SIZE, 1)),
+        device=torch.device(device),
     )
 
 

@@ -9,15 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sampling.options import check_choice
+
 HERE = Path(__file__).parent
-
-
 IMAGE_SIZE = 28
-
-
 NUM_CLASSES = 10
-
-
 HELD_OUT_STRIDE = 10  # every 10th image is held out from all training
 
 
@@ -39,8 +35,7 @@ def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64
         "reference": _balanced(labels, index % 2 == 0),
         "floor": _balanced(labels, index % 2 == 1),
     }
-    if split not in splits:
-        raise ValueError(f"unknown split {split!r}: choose one of {', '.join(splits)}")
+    check_choice("split", split, splits)
     return images[splits[split]], labels[splits[split]]
 
 

@@ -51,7 +51,7 @@ class PatchUNet(nn.Module):
         return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
 
 
-class ExactDenoiser:
+class ExactNetwork:
     """What a perfect training on given images would find, in place of a network.
 
     E[x_0 | x_t, y] over the images of label y, each as likely: a softmax of their distances to x_t.  A

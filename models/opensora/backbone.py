@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from files.media import Videos
 from files.whole import file_sha256
 from models.backbone import Backbone
+from models.hub import hub_file, remedied
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache
-from models.weights import dtype_named, load_weights
+from models.weights import dtype_named, load_weights, randomize, state_digest
 from sampling import Schedule
 
 FPS_OF_IMAGES = 120  # what the network is told of a single frame
 FRAME_INTERVAL = 3  # of the training's frames every third: 24 a second are saved as 8
-WEIGHTS = "model.safetensors"
+VAE_FACTOR = 0.18215  # latents are the VAE's times this
+VAE_PARAMETERS = 83_653_863
 
 
 def load(
@@ -49,104 +53,155 @@ def load(
 ) -> Backbone:
     """Open-Sora 1.1, ready to sample `prompts`.
 
-    `id` is a hub id or a folder with config.json and model.safetensors.  `guidance_scale` s is applied as shipped: u + s (c - u) to the first
-    `guided_channels` of eps (None: to all); the other channels and the variance are those with
-    prompt.  `precision` is that of network and VAE; the text encoder is float32.  Videos are
-    `num_frames` frames of about `height` x `width` pixels, rounded down to the VAE's grid.  The
-    network is told the size, `fps` (three times that of the file) and `aspect_ratio`, by default
-    height / width as in the original.
-    `untrained` fills the network with random numbers, to measure its speed without the weights;
-    without `encode` texts are zeros, to measure it without the text encoder.
-
-    Raises FileNotFoundError or ValueError, with the remedy, for what is missing or makes no video.
+    `id` is a hub id or a folder with config.json and model.safetensors; `precision` is that of
+    network and VAE, the text encoder is float32.  Videos are those of `Video`, guidance that of
+    `VideoNetwork`.  To measure speed alone, `untrained` needs no weights (random numbers), and
+    without `encode` no text encoder (zeros).  Raises FileNotFoundError or ValueError, with the
+    remedy, for what is missing or makes no video.
     """
-    _check_size(num_frames, height, width, fps, aspect_ratio)
+    video = Video(num_frames, height, width, fps, aspect_ratio)
     dtype = dtype_named(precision)
-    cache = TextCache(Path(text_cache), text_encoder)
-    encode = encode and not untrained
-    if encode:
-        cache.fill(prompts, device)  # before the network is in memory
+    texts, guided = tuple(prompts), guidance_scale != 1
+    cache = TextCache(Path(text_cache), text_encoder) if encode and not untrained else None
+    if cache:
+        cache.fill(texts, device)  # before the network is in memory
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
-    decoder, vae_sha256 = load_vae(vae, dtype, device, untrained)
-    known = tuple(prompts)
-    info = {
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-        "ar": aspect_ratio or height / width,
-    }
-    info["fps"] = FPS_OF_IMAGES if num_frames == 1 else fps
-    guided = guidance_scale != 1
-    denoiser = VideoDenoiser(net, guidance_scale, guided_channels)
+    if not untrained:
+        decoder, vae_sha256 = load_vae(vae, dtype, device)
+        sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
 
     def embed(labels: Tensor) -> dict[str, Tensor]:
-        if not encode:
-            y = torch.zeros(len(labels), 1, *net.y_embedder.y_embedding.shape)
-            mask = torch.ones(len(labels), y.shape[2], dtype=torch.int64)
-        else:
-            y, mask = cache.batch([known[i] for i in labels.tolist()])
-        return condition(net, y, mask, info, guided, device)
+        y, mask = _features(cache, net, [texts[i] for i in labels.tolist()])
+        return condition(net, y, mask, video, guided)
 
     return Backbone(
-        denoiser=denoiser,
+        network=VideoNetwork(net, guidance_scale, guided_channels),
         schedule=Schedule.linear(),
         shape=(4, num_frames, height // 8, width // 8),
-        num_classes=len(known),
+        num_classes=len(texts),
         clip=False,
-        sha256=hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
-        if not untrained
-        else sha256,
+        sha256=sha256,
         decode=lambda latents: decode(decoder, latents, dtype),
-        prompts=known,
+        media=Videos(video.pixels, fps // FRAME_INTERVAL, bit_rate),
+        device=torch.device(device),
+        prompts=texts,
         embed=embed,
         evaluations_per_call=2 if guided else 1,
-        image_size=(num_frames, height // 8 * 8, width // 8 * 8, 3),
-        fps=fps // FRAME_INTERVAL,
-        bit_rate=bit_rate,
-        memory=lambda batch: peak_memory(
-            net, batch * (2 if guided else 1), num_frames, height, width
-        ),
+        memory=lambda batch: peak_memory(net, batch * (2 if guided else 1), video),
     )
 
 
-VAE_WEIGHTS = 83_653_863
+@dataclass(frozen=True)
+class Video:
+    """What a video is meant to be, and what the network is told of it.
 
-
-def peak_memory(net: STDiT2, batch: int, num_frames: int, height: int, width: int) -> float:
-    """Bytes on the device while sampling `batch` latents at once, estimated from the largest tensors.
-
-    Weights, and the larger of a block's activations (12 times its tokens: residual, normed and
-    modulated, the MLP's hidden layer twice) and of four frames in the VAE's widest layers.
-    Attention is taken to run without its matrix in memory.
+    `num_frames` frames of about `height` x `width` pixels, rounded down to the VAE's grid.  `fps`
+    is three times that of the file, `aspect_ratio` by default height / width as in the original.
+    Raises ValueError, naming the option, for what is no video.
     """
-    size = net.y_embedder.y_embedding.element_size()
-    weights = sum(value.numel() for value in net.state_dict().values()) + VAE_WEIGHTS
-    patch = net.patch_size
-    grid = (num_frames, height // 8, width // 8)
-    tokens = math.prod(-(-n // p) for n, p in zip(grid, patch, strict=True))
-    block = 12 * batch * tokens * net.hidden_size
-    decoding = 4 * 4 * 256 * height * width
-    return float(size * (weights + max(block, decoding)))
+
+    num_frames: int
+    height: int
+    width: int
+    fps: int = 24
+    aspect_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        least = {"num_frames": 1, "height": 16, "width": 16}
+        for name, value in asdict(self).items():
+            if name in least and (type(value) is not int or value < least[name]):
+                raise ValueError(
+                    f"model.{name} must be an integer of at least {least[name]}, got {value!r}"
+                )
+        fps, ratio = self.fps, self.aspect_ratio
+        if type(fps) is not int or fps < FRAME_INTERVAL or fps % FRAME_INTERVAL:
+            raise ValueError(f"model.fps must be a multiple of {FRAME_INTERVAL}, got {fps!r}")
+        if ratio is not None and not (type(ratio) in (int, float) and ratio > 0):
+            raise ValueError(f"model.aspect_ratio must be a positive number or null, got {ratio!r}")
+
+    @property
+    def pixels(self) -> tuple[int, int, int, int]:
+        """The shape of the decoded video, (T, H, W, 3): the VAE's grid is 8 pixels."""
+        return self.num_frames, self.height // 8 * 8, self.width // 8 * 8, 3
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What the network is told of it."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "num_frames": self.num_frames,
+            "ar": self.aspect_ratio or self.height / self.width,
+            "fps": FPS_OF_IMAGES if self.num_frames == 1 else self.fps,
+        }
 
 
-def _check_size(
-    num_frames: int, height: int, width: int, fps: int, aspect_ratio: float | None
-) -> None:
-    sizes = {"num_frames": (num_frames, 1), "height": (height, 16), "width": (width, 16)}
-    for name, (value, least) in sizes.items():
-        if type(value) is not int or value < least:
-            raise ValueError(f"model.{name} must be an integer of at least {least}, got {value!r}")
-    if type(fps) is not int or fps < FRAME_INTERVAL or fps % FRAME_INTERVAL:
-        raise ValueError(f"model.fps must be a multiple of {FRAME_INTERVAL}, got {fps!r}")
-    number = type(aspect_ratio) in (int, float)
-    if aspect_ratio is not None and not (number and aspect_ratio > 0):
-        raise ValueError(
-            f"model.aspect_ratio must be a positive number or null, got {aspect_ratio!r}"
-        )
+def load_stdit2(
+    id: str, revision: str | None, dtype: torch.dtype, device: torch.device | str, untrained: bool
+) -> tuple[STDiT2, str]:
+    """(network in eval mode, SHA-256 of its file); random numbers if `untrained`."""
+    options = {} if untrained and not Path(id).is_dir() else network_options(id, revision)
+    with torch.device("meta"):
+        net = STDiT2(**options).to(dtype)
+    if untrained:
+        return randomize(net, device), "untrained"
+    path = hub_file(id, "model.safetensors", revision, "model.id")
+    load_weights(net, path, device, f"fetch {id} again")
+    return net.eval().requires_grad_(False), file_sha256(path)
 
 
-class VideoDenoiser:
-    """STDiT2 with Open-Sora's guidance as a `Denoiser`."""
+def network_options(id: str, revision: str | None) -> dict[str, Any]:
+    """The options of STDiT2 that config.json states; what else it holds changes no number."""
+    path = hub_file(id, "config.json", revision, "model.id")
+    try:
+        stated = json.loads(path.read_text())
+        options = {key: stated[key] for key in signature(STDiT2).parameters if key in stated}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
+    if "patch_size" in options:
+        options["patch_size"] = tuple(options["patch_size"])
+    return options
+
+
+def load_vae(id: str, dtype: torch.dtype, device: torch.device | str) -> tuple[Any, str]:
+    """(AutoencoderKL, SHA-256 of its weights): Stable Diffusion's image VAE."""
+    from diffusers import AutoencoderKL
+
+    with remedied(id, "model.vae", "the VAE "):
+        vae = AutoencoderKL.from_pretrained(id, dtype=dtype)
+    return vae.to(device).eval(), state_digest(vae.state_dict())
+
+
+def _features(cache: TextCache | None, net: STDiT2, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """(features, mask) of texts as `TextCache.batch` gives them; zeros without a cache."""
+    if cache:
+        return cache.batch(texts)
+    y = torch.zeros(len(texts), 1, *net.y_embedder.y_embedding.shape)
+    return y, torch.ones(len(texts), y.shape[2], dtype=torch.int64)
+
+
+def condition(
+    net: STDiT2, y: Tensor, mask: Tensor, video: Video, guided: bool
+) -> dict[str, Tensor]:
+    """What STDiT2 takes besides x and t: texts first, then as often the learned empty caption.
+
+    The empty caption is cut to the length of the prompt by the same mask, as in the original, which
+    also rounds what the network is told of the video to the network's dtype.
+    """
+    empty = net.y_embedder.y_embedding
+    y = y.to(empty)
+    if guided:
+        y = torch.cat([y, empty[None, None].expand(len(y), 1, -1, -1)])
+    told = {key: torch.tensor([float(v)]).to(empty) for key, v in video.told.items()}
+    return {"y": y, "mask": mask.to(empty.device), **told}
+
+
+class VideoNetwork:
+    """STDiT2 with Open-Sora's guidance as a `Network`; the condition is that of `condition`.
+
+    Guidance of scale s is u + s (c - u) in the first `guided_channels` of eps (None: in all); the
+    other channels and the variance are those with prompt.
+    """
 
     def __init__(self, net: nn.Module, scale: float, guided_channels: int | None):
         self.net, self.scale, self.guided_channels = net, scale, guided_channels
@@ -156,32 +211,12 @@ class VideoDenoiser:
         steps = torch.full((len(inputs),), int(t), device=x.device)
         output = self.net(inputs, steps, **condition)
         if self.scale != 1:
-            given, without = output.chunk(2)
+            prompted, empty = output.chunk(2)
             n = x.shape[1] if self.guided_channels is None else self.guided_channels
-            led = without[:, :n] + self.scale * (given[:, :n] - without[:, :n])
-            output = torch.cat([led, given[:, n:]], dim=1)
+            led = empty[:, :n] + self.scale * (prompted[:, :n] - empty[:, :n])
+            output = torch.cat([led, prompted[:, n:]], dim=1)
         eps, v = output.to(x.dtype).chunk(2, dim=1)
         return eps, v
-
-
-def condition(
-    net: STDiT2,
-    y: Tensor,
-    mask: Tensor,
-    info: dict[str, float],
-    guided: bool,
-    device: torch.device | str,
-) -> dict[str, Tensor]:
-    """What STDiT2 takes besides x and t: texts first, then as often the learned empty caption.
-
-    The empty caption is cut to the length of the prompt by the same mask, as in the original.
-    """
-    dtype = net.y_embedder.y_embedding.dtype
-    y = y.to(device, dtype)
-    if guided:
-        y = torch.cat([y, net.y_embedder.y_embedding[None, None].expand(len(y), 1, -1, -1)])
-    numbers = {key: torch.tensor([float(v)], device=device).to(dtype) for key, v in info.items()}
-    return {"y": y, "mask": mask.to(device), **numbers}
 
 
 @torch.no_grad()
@@ -189,7 +224,7 @@ def decode(
     vae: Any, latents: Tensor, dtype: torch.dtype, micro_batch: int = 4
 ) -> NDArray[np.uint8]:
     """Latents [B, 4, T, h, w] -> videos uint8 [B, T, H, W, 3], a few frames at a time."""
-    frames = latents.to(dtype).transpose(1, 2).flatten(0, 1) / 0.18215
+    frames = latents.to(dtype).transpose(1, 2).flatten(0, 1) / VAE_FACTOR
     parts = [vae.decode(part, return_dict=False)[0] for part in frames.split(micro_batch)]
     videos = to_uint8(torch.cat(parts))
     return videos.reshape(len(latents), -1, *videos.shape[1:])
@@ -202,76 +237,17 @@ def to_uint8(frames: Tensor) -> NDArray[np.uint8]:
     return x.to("cpu", torch.uint8).numpy()
 
 
-def load_stdit2(
-    id: str,
-    revision: str | None,
-    dtype: torch.dtype,
-    device: torch.device | str,
-    untrained: bool,
-) -> tuple[STDiT2, str]:
-    """(network in eval mode, SHA-256 of its file); random numbers if `untrained`."""
-    options = {} if untrained and not Path(id).is_dir() else network_options(id, revision)
-    with torch.device("meta"):
-        net = STDiT2(**options).to(dtype)
-    if untrained:
-        net = net.to_empty(device=device)
-        for tensor in net.state_dict().values():
-            nn.init.normal_(tensor, std=0.02)
-        return net.eval().requires_grad_(False), "untrained"
-    path = find(id, WEIGHTS, revision, "model.id")
-    load_weights(net, path, device, f"fetch {id} again")
-    return net.eval().requires_grad_(False), file_sha256(path)
+def peak_memory(net: STDiT2, batch: int, video: Video) -> float:
+    """Bytes on the device while sampling `batch` latents at once, estimated from the largest tensors.
 
-
-def network_options(id: str, revision: str | None) -> dict[str, Any]:
-    """The options of STDiT2 that config.json states; what else it holds changes no number."""
-    path = find(id, "config.json", revision, "model.id")
-    try:
-        stated = json.loads(path.read_text())
-        options = {key: stated[key] for key in signature(STDiT2).parameters if key in stated}
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
-    if "patch_size" in options:
-        options["patch_size"] = tuple(options["patch_size"])
-    return options
-
-
-def load_vae(
-    id: str, dtype: torch.dtype, device: torch.device | str, untrained: bool
-) -> tuple[Any, str]:
-    """(AutoencoderKL, SHA-256 of its file): Stable Diffusion's image VAE."""
-    from diffusers import AutoencoderKL
-
-    if untrained:
-        return None, ""
-    try:
-        vae = AutoencoderKL.from_pretrained(id, dtype=dtype)
-    except OSError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"cannot load the VAE {id} ({reason}): check the network, or give another hub id or a "
-            "local folder as model.vae=..."
-        ) from None
-    digest = hashlib.sha256()
-    for key, value in sorted(vae.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return vae.to(device).eval(), digest.hexdigest()
-
-
-def find(id: str, name: str, revision: str | None, option: str) -> Path:
-    """A file of a local folder or of a hub repository, fetched once."""
-    from huggingface_hub import hf_hub_download
-
-    if Path(id).is_dir():
-        if not (Path(id) / name).is_file():
-            raise FileNotFoundError(f"{id} has no {name}: give a folder that has it as {option}")
-        return Path(id) / name
-    try:
-        return Path(hf_hub_download(id, name, revision=revision))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"cannot load {id} ({reason}): check the network, or give another hub id or a local "
-            f"folder as {option}=..."
-        ) from None
+    Weights, and the larger of a block's activations (12 times its tokens: residual, normed and
+    modulated, the MLP's hidden layer twice) and of four frames in the VAE's widest layers.
+    Attention is taken to run without its matrix in memory.
+    """
+    size = net.y_embedder.y_embedding.element_size()
+    weights = sum(value.numel() for value in net.state_dict().values()) + VAE_PARAMETERS
+    grid = (video.num_frames, video.height // 8, video.width // 8)
+    tokens = math.prod(-(-n // p) for n, p in zip(grid, net.patch_size, strict=True))
+    block = 12 * batch * tokens * net.hidden_size
+    decoding = 4 * 4 * 256 * video.height * video.width
+    return float(size * (weights + max(block, decoding)))

@@ -146,8 +146,8 @@ class CrossAttention(nn.Module):
         q = self.q_linear(x).view(batch, length, self.heads, -1).transpose(1, 2)
         kv = self.kv_linear(text).view(batch, text.shape[1], 2, self.heads, -1)
         k, v = kv.permute(2, 0, 3, 1, 4)
-        kept = None if mask is None else mask[:, None, None, :]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=kept)
+        counts = None if mask is None else mask[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=counts)
         return self.proj(out.transpose(1, 2).reshape(batch, length, width))
 
 
@@ -205,18 +205,9 @@ class FinalLayer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(2, width) / width**0.5)
         self.linear = nn.Linear(width, out)
 
-    def forward(
-        self, x: Tensor, t: Tensor, t_clean: Tensor | None, x_mask: Tensor | None
-    ) -> Tensor:
-        def modulated(x: Tensor, t: Tensor) -> Tensor:
-            shift, scale = (self.scale_shift_table + t[:, None]).unbind(1)
-            return modulate(layer_norm(x), shift[:, None, None], scale[:, None, None])
-
-        x = modulated(x, t)
-        if x_mask is not None and t_clean is not None:
-            # The original overwrites its variable: these frames are normed and modulated twice.
-            x = torch.where(x_mask[:, :, None, None], x, modulated(x, t_clean))
-        return self.linear(x)
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        shift, scale = (self.scale_shift_table + t[:, None]).unbind(1)
+        return self.linear(modulate(layer_norm(x), shift[:, None, None], scale[:, None, None]))
 
 
 class STDiT2(nn.Module):
@@ -270,7 +261,6 @@ class STDiT2(nn.Module):
         timestep: Tensor,
         y: Tensor,
         mask: Tensor | None = None,
-        x_mask: Tensor | None = None,
         *,
         height: Tensor,
         width: Tensor,
@@ -282,8 +272,7 @@ class STDiT2(nn.Module):
 
         `timestep` [B]; `y` [B, 1, L, caption_channels] text features, `mask` [B or a divisor, L]
         the tokens that count.  `height`, `width` in pixels, `num_frames`, `fps` and `ar` (height /
-        width) are [n], n a divisor of B: what the video is meant to be.  `x_mask` bool [B, T']:
-        frames that are False are clean ones to go on from.
+        width) are [n], n a divisor of B: what the video is meant to be.
         """
         dtype, batch = self.x_embedder.proj.weight.dtype, len(x)
         size = x.shape[2:]
@@ -302,26 +291,14 @@ class STDiT2(nn.Module):
         )
         video = self.fl_embedder.tiled(num_frames, batch) + self.fps_embedder.tiled(fps, batch)
 
-        def modulations(t: Tensor) -> tuple[Tensor, Tensor]:
-            spatial, temporal = self.t_block(t + info), self.t_block_temp(t + video)
-            return spatial.view(batch, 1, 6, -1), temporal.view(batch, 1, 3, -1)
-
         t = self.t_embedder(timestep)
-        spatial, temporal = modulations(t)
-        t_clean = None
-        if x_mask is not None:
-            start = self.t_embedder(torch.zeros_like(timestep))
-            clean = modulations(start)
-            frame = x_mask[:, :, None, None]
-            spatial = torch.where(frame, spatial, clean[0])
-            temporal = torch.where(frame, temporal, clean[1])
-            t_clean = start + info
+        spatial = self.t_block(t + info).view(batch, 1, 6, -1)
+        temporal = self.t_block_temp(t + video).view(batch, 1, 3, -1)
         text = self.y_embedder(y).squeeze(1)
-        kept = None if mask is None else mask.repeat(batch // len(mask), 1).bool()
+        counts = None if mask is None else mask.repeat(batch // len(mask), 1).bool()
         for block in self.blocks:
-            tokens = block(tokens, text, kept, spatial, temporal, self.rope)
-        patches = self.final_layer(tokens, t, t_clean, x_mask)
-        return self.unpatchify(patches, grid, size).float()
+            tokens = block(tokens, text, counts, spatial, temporal, self.rope)
+        return self.unpatchify(self.final_layer(tokens, t), grid, size).float()
 
     def position_embedding(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
         """[rows, columns, D]: sines and cosines of the column, then of the row.

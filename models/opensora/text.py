@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from files.whole import write_atomic
+from models.hub import remedied
 
 LENGTH = 200  # tokens
 
@@ -43,16 +44,16 @@ class TextCache:
     """Features of prompts on disk, one file a prompt: float32 [n, C] of its n tokens.
 
     `encoder` is a hub id or local folder of a T5 encoder with its tokenizer.  A file's name is
-    the hash of encoder, revision and cleaned prompt.
+    the hash of encoder and cleaned prompt.
     """
 
-    def __init__(self, folder: Path, encoder: str, revision: str | None = None):
-        self.folder, self.encoder, self.revision = folder, encoder, revision
+    def __init__(self, folder: Path, encoder: str):
+        self.folder, self.encoder = folder, encoder
 
     def path(self, prompt: str) -> Path:
         local = Path(self.encoder)
         name = str(local.resolve()) if local.is_dir() else self.encoder
-        text = "\n".join([name, self.revision or "", str(LENGTH), clean(prompt)])
+        text = "\n".join([name, "", str(LENGTH), clean(prompt)])
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
     def fill(self, prompts: Sequence[str], device: torch.device | str = "cpu") -> None:
@@ -63,7 +64,7 @@ class TextCache:
         missing = [prompt for prompt in dict.fromkeys(prompts) if not self._is_there(prompt)]
         if not missing:
             return
-        tokenizer, encoder = load_t5(self.encoder, self.revision)
+        tokenizer, encoder = load_t5(self.encoder)
         encoder.to(device)
         for prompt in tqdm(missing, desc="encoding prompts", unit="prompt"):
             tokens = tokenizer(
@@ -97,27 +98,20 @@ class TextCache:
         features = [load_file(self.path(prompt))["y"] for prompt in prompts]
         y = torch.zeros(len(features), 1, LENGTH, features[0].shape[1])
         mask = torch.zeros(len(features), LENGTH, dtype=torch.int64)
-        for row, known in enumerate(features):
-            y[row, 0, : len(known)] = known
-            mask[row, : len(known)] = 1
+        for row, words in enumerate(features):
+            y[row, 0, : len(words)] = words
+            mask[row, : len(words)] = 1
         return y, mask
 
 
-def load_t5(encoder: str, revision: str | None) -> tuple[Any, torch.nn.Module]:
+def load_t5(encoder: str) -> tuple[Any, torch.nn.Module]:
     """(tokenizer, encoder in float32, as the original keeps it).
 
     Raises FileNotFoundError, with the remedy, if they are not there and cannot be fetched.
     """
     from transformers import AutoTokenizer, T5EncoderModel
 
-    try:
-        branch = revision or "main"
-        tokenizer = AutoTokenizer.from_pretrained(encoder, revision=branch)
-        model = T5EncoderModel.from_pretrained(encoder, revision=branch, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FileNotFoundError(
-            f"cannot load the text encoder {encoder} ({reason}): check the network, or give another "
-            "hub id or a local folder as model.text_encoder=..."
-        ) from None
+    with remedied(encoder, "model.text_encoder", "the text encoder "):
+        tokenizer = AutoTokenizer.from_pretrained(encoder)
+        model = T5EncoderModel.from_pretrained(encoder, dtype=torch.float32)
     return tokenizer, model.eval()

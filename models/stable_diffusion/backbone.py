@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x, 2.x and XL as a `Backbone`, through diffusers.
+"""Stable Diffusion 1.x, 2.x and XL as a `Backbone`.
 
 Networks, tokenizers and text encoders are those of the published pipeline; the sampler is ours.
 """
@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.backbone import Backbone
-from models.stable_diffusion.hub import load_pipeline, pipeline_digest
+from files.media import Images
+from models.backbone import Backbone, optimized
+from models.stable_diffusion.pipeline import load_pipeline, pipeline_digest
 from models.weights import dtype_named
 
 Condition = dict[str, Any]
@@ -38,13 +39,11 @@ def load(
 
     `guidance_scale` s is that of classifier-free guidance (Ho & Salimans 2022), u + s (c - u) of
     the outputs u without and c with the prompt, both from one batched call; 1 is no guidance and
-    half the work.  `image_size` in pixels is the model's own unless given.  `set_alpha_to_one`
+    half the work.  `image_size` in pixels is by default the model's own.  `set_alpha_to_one`
     ends at the clean image, False at the noise level of timestep 0, as the public code of Stable
     Diffusion does; None leaves it to the pipeline's own scheduler.  `precision` is that of all
-    networks but a VAE that needs float32; the solver's state stays float32.
-
-    Raises FileNotFoundError when there is no such model or nothing answers, ValueError for a
-    pipeline of another kind and for bad options.
+    networks but a VAE that needs float32; the solver's state stays float32.  Raises
+    FileNotFoundError if there is no such model, ValueError for another kind and bad options.
     """
     from sampling.schedulers import inherited, schedule_of
 
@@ -57,32 +56,28 @@ def load(
     pipe.to(device)
     pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
     config = inherited(pipe.scheduler.config)
-    if set_alpha_to_one is not None:
-        config["set_alpha_to_one"] = set_alpha_to_one
+    config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
     latent = size // pipe.vae_scale_factor
-    unet: nn.Module = pipe.unet
-    if channels_last:
-        unet = unet.to(memory_format=torch.channels_last)
-    if compile:
-        unet = torch.compile(unet)  # type: ignore[assignment]
-    known = tuple(prompts)
-    guided = guidance_scale != 1
+    texts, guided = tuple(prompts), guidance_scale != 1
+
+    def condition(labels: Tensor) -> Condition:
+        return embed(pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size)
+
     return Backbone(
-        denoiser=TextDenoiser(unet, guidance_scale),
+        network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
         shape=(pipe.unet.config.in_channels, latent, latent),
-        num_classes=len(known),
+        num_classes=len(texts),
         clip=False,
         sha256=sha256,
         decode=lambda latents: decode(pipe, latents),
+        media=Images((size, size, 3)),
+        device=torch.device(device),
         prediction_type=config["prediction_type"],
-        prompts=known,
-        embed=lambda labels: embed(
-            pipe, [known[i] for i in labels.tolist()], negative_prompt, guided, size
-        ),
+        prompts=texts,
+        embed=condition,
         evaluations_per_call=2 if guided else 1,
-        image_size=(size, size, 3),
     )
 
 
@@ -95,11 +90,50 @@ def _check(guidance_scale: float, prompts: Sequence[str]) -> None:
         raise ValueError("a text-to-image model needs prompts: prompts=FILE, one a line")
 
 
-class TextDenoiser:
-    """A text-conditional U-Net with classifier-free guidance as a `Denoiser`.
+def _image_size(pipe: Any, wanted: int | None) -> int:
+    factor = pipe.vae_scale_factor
+    if wanted is None:
+        return int(pipe.unet.config.sample_size) * factor
+    # Below the VAE the U-Net halves the latents at every level but the last.
+    multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+    if type(wanted) is not int or wanted < multiple or wanted % multiple:
+        raise ValueError(f"model.image_size must be a multiple of {multiple}, got {wanted!r}")
+    return wanted
 
-    The condition is that of `embed`: of twice as many texts as samples, first those without
-    prompt, if there is guidance.
+
+@torch.no_grad()
+def embed(
+    pipe: Any, texts: list[str], negative_prompt: str | None, guided: bool, size: int
+) -> Condition:
+    """What the U-Net takes for these texts, by the pipeline's own encoders.
+
+    With guidance twice as many: those without prompt (or with the negative one) come first.
+    SDXL is told besides that the image is an uncropped one of `size` pixels, as by default.
+    """
+    options = {"device": pipe.device, "num_images_per_prompt": 1}
+    options |= {"do_classifier_free_guidance": guided, "negative_prompt": None}
+    if guided and negative_prompt:
+        options["negative_prompt"] = [negative_prompt] * len(texts)
+    prompted, unprompted, *pooled = pipe.encode_prompt(texts, **options)
+
+    def joined(prompted: Tensor, unprompted: Tensor) -> Tensor:
+        return torch.cat([unprompted, prompted]) if guided else prompted
+
+    condition: Condition = {"encoder_hidden_states": joined(prompted, unprompted)}
+    if pooled:
+        text_embeds = joined(*pooled)
+        time_ids = text_embeds.new_tensor([[size, size, 0, 0, size, size]])
+        condition["added_cond_kwargs"] = {
+            "text_embeds": text_embeds,
+            "time_ids": time_ids.repeat(len(text_embeds), 1),
+        }
+    return condition
+
+
+class TextNetwork:
+    """A text-conditional U-Net with classifier-free guidance as a `Network`.
+
+    The condition is that of `embed`.
     """
 
     def __init__(self, unet: nn.Module, guidance_scale: float):
@@ -114,38 +148,9 @@ class TextDenoiser:
         steps = torch.full((len(inputs),), int(t), device=x.device)
         output = self.unet(inputs, steps, **condition, return_dict=False)[0].to(x.dtype)
         if self.scale != 1:
-            without, given = output.chunk(2)
-            output = without + self.scale * (given - without)
+            unprompted, prompted = output.chunk(2)
+            output = unprompted + self.scale * (prompted - unprompted)
         return output, None
-
-
-@torch.no_grad()
-def embed(
-    pipe: Any, texts: list[str], negative_prompt: str | None, guided: bool, size: int
-) -> Condition:
-    """What the U-Net takes for these texts, by the pipeline's own encoders.
-
-    SDXL is told besides that the image is an uncropped one of `size` pixels, as by default.
-    """
-    options = {"device": pipe.device, "num_images_per_prompt": 1}
-    options |= {"do_classifier_free_guidance": guided, "negative_prompt": None}
-    if guided and negative_prompt:
-        options["negative_prompt"] = [negative_prompt] * len(texts)
-    encoded = pipe.encode_prompt(texts, **options)
-    given, without, *pooled = encoded
-
-    def joined(given: Tensor, without: Tensor) -> Tensor:
-        return torch.cat([without, given]) if guided else given
-
-    condition: Condition = {"encoder_hidden_states": joined(given, without)}
-    if pooled:
-        text_embeds = joined(*pooled)
-        time_ids = text_embeds.new_tensor([[size, size, 0, 0, size, size]])
-        condition["added_cond_kwargs"] = {
-            "text_embeds": text_embeds,
-            "time_ids": time_ids.repeat(len(text_embeds), 1),
-        }
-    return condition
 
 
 @torch.no_grad()
@@ -156,14 +161,3 @@ def decode(pipe: Any, latents: Tensor) -> NDArray[np.uint8]:
     pixels = pipe.image_processor.postprocess(images, output_type="np")
     rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
     return rounded
-
-
-def _image_size(pipe: Any, wanted: int | None) -> int:
-    factor = pipe.vae_scale_factor
-    if wanted is None:
-        return int(pipe.unet.config.sample_size) * factor
-    # Below the VAE the U-Net halves the latents at every level but the last.
-    multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
-    if type(wanted) is not int or wanted < multiple or wanted % multiple:
-        raise ValueError(f"model.image_size must be a multiple of {multiple}, got {wanted!r}")
-    return wanted

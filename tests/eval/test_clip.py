@@ -72,9 +72,7 @@ def test_the_score(tiny):
     with pytest.raises(ValueError, match="50 images but 49 prompts"):
         clip_score(a, b[:49])
     extracted = ClipExtractor(str(tiny[0]), str(tiny[1]))(images())
-    with pytest.raises(
-        ValueError, match="clip_score needs what the extractor or the reference lacks"
-    ):
+    with pytest.raises(ValueError, match=r"clip_score needs what .* leave clip_score out"):
         scores_of(extracted, None, metrics=["clip_score"])
     with pytest.raises(ValueError, match="fid compares with real images: give a reference"):
         scores_of(extracted, None, metrics=["fid"])

@@ -7,7 +7,7 @@ import urllib.error
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eval.extractors import DigitsExtractor, InceptionExtractor, extractor_named
 from models.digits.networks import DigitsClassifier
@@ -44,8 +44,6 @@ def test_digits_extractor_is_the_classifier_on_scaled_images(weights):
     images = digits(7)
     got = extractor(images, batch_size=3)
     net = DigitsClassifier()
-    from safetensors.torch import load_file
-
     net.load_state_dict(load_file(weights))
     x = torch.from_numpy(images[..., 0].astype(np.float32) / 127.5 - 1)[:, None]
     with torch.no_grad():
@@ -92,9 +90,8 @@ def test_digest_identifies_the_weights(weights, tmp_path):
 
 
 def test_missing_weights_name_the_remedy(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"none.safetensors is missing: make it with `python scripts/train"
-    ):
+    remedy = r"none.safetensors is missing: make it with `python -m scripts.train classifier`"
+    with pytest.raises(FileNotFoundError, match=remedy):
         DigitsExtractor(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none.pth is missing: .* fetches https://"):
         InceptionExtractor(tmp_path / "none.pth")
@@ -138,8 +135,11 @@ def test_pixels_are_the_pixels():
 
 
 def test_extractors_by_name(weights):
-    assert extractor_named("digits", weights).name == "digits"
-    with pytest.raises(
-        ValueError, match="unknown extractor 'vgg': choose one of digits, pixels, inception, "
-    ):
+    mine = extractor_named("digits", weights=weights)
+    assert mine.name == "digits" and mine.digest == DigitsExtractor(weights).digest
+    assert extractor_named("digits", weights=None).digest != mine.digest  # the embedded ones
+    assert extractor_named("pixels", weights=weights).name == "pixels"  # takes none
+    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of digits, pixels, "):
         extractor_named("vgg")
+    with pytest.raises(ValueError, match=r"no extractor takes metrics.wieghts"):
+        extractor_named("digits", wieghts=weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, golden_json
+from torch_fidelity.defaults import DEFAULTS
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from eval import metrics
+from eval import metrics, scoring
 from eval.extractors import Extracted
 from eval.metrics import (
     Score,
@@ -29,7 +30,7 @@ from eval.metrics import (
     precision_recall,
     statistics,
 )
-from eval.scoring import evaluate
+from eval.scoring import METRICS, Options, check_size, evaluate
 
 TF = np.load(GOLDEN / "eval_metrics.npz")  # torch-fidelity's functions
 ADM = np.load(GOLDEN / "evaluator.npz")  # guided-diffusion's evaluator
@@ -272,13 +273,19 @@ def test_kid_golden(case):
     assert got64 == pytest.approx(case["independent_float64_check"]["mean"], abs=1e-9)
 
 
-def test_kid_parity_with_torch_fidelity_and_defaults():
-    x, y = gaussian(1100, 4, 1, shift=0.2), gaussian(1000, 4, 2)
-    theirs = kid_features_to_metric(
-        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=3, rng_seed=0, verbose=False
-    )
-    ours = kid(x, y, subsets=3, bootstrap=0)
-    assert ours.value == theirs["kernel_inception_distance_mean"]
+def test_kid_is_that_of_numpy_by_torch_fidelitys_defaults():
+    """The unbiased estimator in float64 over the subsets that torch-fidelity draws."""
+    x, y = gaussian(1100, 4, 1, shift=0.2), gaussian(1050, 4, 2)
+    rng, values = np.random.RandomState(5), []
+    for _ in range(3):
+        a, b = (z[rng.choice(len(z), 1000, replace=False)] for z in (x, y))
+        real = (b @ b.T / 4 + 1) ** 3
+        values.append(full_kid(a, b) + (real.sum() - np.trace(real)) / (1000 * 999))
+    ours = kid(x, y, subsets=3, seed=5, bootstrap=0)
+    assert ours.value == pytest.approx(np.mean(values), rel=1e-9)
+    defaults = inspect.signature(kid).parameters
+    for name in ("subsets", "subset_size"):
+        assert defaults[name].default == DEFAULTS[f"kid_{name}"]
 
 
 def full_kid(x, y) -> float:
@@ -466,7 +473,8 @@ def test_evaluate_computes_what_is_asked_for(pair):
     labels = extracted.logits.argmax(1)
     labels[:30] = (labels[:30] + 1) % 5
     options = {"bootstrap": 20, "seed": 3}
-    got = evaluate(extracted, reference, labels, kid_subset_size=100, **options)
+    stated = Options(kid_subset_size=100, **options)
+    got = evaluate(extracted, reference, labels, options=stated)
     assert list(got) == ["is", "fid", "kid", "precision", "recall", "label_agreement"]
     x, y = extracted.features, reference.features
     precision, recall = precision_recall(x, y)
@@ -483,7 +491,7 @@ def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeyp
     calls = []
     original = metrics.precision_recall
     monkeypatch.setattr(
-        metrics, "precision_recall", lambda *a, **k: calls.append(1) or original(*a, **k)
+        scoring, "precision_recall", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     evaluate(*pair, metrics=("precision", "recall"))
     assert len(calls) == 1
@@ -493,14 +501,56 @@ def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeyp
 
 
 def test_errors_of_evaluate(pair):
-    with pytest.raises(
-        ValueError, match=r"unknown metric cmmd: choose among is, fid, sfid, diagonal_fid, kid"
-    ):
-        evaluate(*pair, metrics=("fid", "cmmd"))
+    for unknown in ("cmmd", "total"):  # VBench computes its own from videos
+        with pytest.raises(ValueError, match=f"unknown metric {unknown}: choose among is, fid, "):
+            evaluate(*pair, metrics=("fid", unknown))
     with pytest.raises(ValueError, match="label_agreement needs the labels"):
         evaluate(*pair, metrics=("label_agreement",))
     with pytest.raises(ValueError, match=r"150 samples but labels of shape \(149,\)"):
         evaluate(*pair, labels=np.zeros(149, dtype=np.int64), metrics=())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("neighbours", 3, "unknown metrics.options.neighbours: choose among k, kid_subset_size"),
+        ("k", 0, "k must be an integer of at least 1, got 0"),
+        ("kid_subset_size", 1, "kid_subset_size must be an integer of at least 2, got 1"),
+        ("is_splits", 0, "is_splits must be an integer of at least 1"),
+        ("is_chunk_size", None, "is_chunk_size must be an integer of at least 1, got None"),
+        ("is_shuffle_seed", -1, "is_shuffle_seed must be an integer of at least 0"),
+        ("bootstrap", True, "bootstrap must be an integer of at least 0, got True"),
+        ("seed", 0.5, "seed must be an integer of at least 0"),
+        ("fid_se", "jackknife", "fid_se must be bootstrap or delta, got 'jackknife'"),
+        ("allow_few", "yes", "allow_few must be true or false, got 'yes'"),
+    ],
+)
+def test_bad_options(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        Options.of({name: value})
+
+
+def test_options_are_those_stated_or_the_metrics_own_defaults():
+    assert Options.of({"k": 5, "fid_se": "delta"}) == Options(k=5, fid_se="delta")
+    names = {"k": precision_recall, "is_splits": inception_score, "kid_subset_size": kid}
+    for name, function in names.items():
+        own = inspect.signature(function).parameters[name.removeprefix("is_").removeprefix("kid_")]
+        assert getattr(Options(), name) == own.default
+
+
+def test_too_few_samples_are_known_beforehand():
+    options = Options(kid_subset_size=200)
+    check_size(["fid", "kid"], 200, 64, options)
+    check_size(["fid"], 64, 64, Options(allow_few=True))
+    for metrics_asked, n in ((["kid"], 199), (["fid"], 64)):
+        with pytest.raises(ValueError, match="raise num_samples"):
+            check_size(metrics_asked, n, 64, options)
+
+
+def test_every_metric_says_how_it_is_shown():
+    better_low = {name for name, metric in METRICS.items() if metric.lower_is_better}
+    assert better_low == {"fid", "sfid", "diagonal_fid", "kid"}
+    assert METRICS["kid"].decimals == 4 and METRICS["fid"].decimals == 2
 
 
 def test_errors_of_too_few_samples():
@@ -512,9 +562,8 @@ def test_errors_of_too_few_samples():
     with pytest.raises(ValueError, match="more than 64 samples, got 64"):
         frechet_distance(statistics(y), statistics(y[:64]))
     frechet_distance(statistics(y), statistics(y[:65]))
-    with pytest.raises(
-        ValueError, match="subsets of 1000, got 999 samples: raise num_samples or lower subset_size"
-    ):
+    message = r"subsets of 1000, got 999 samples: .* lower metrics.options.kid_subset_size"
+    with pytest.raises(ValueError, match=message):
         kid(y[:999], y)
     with pytest.raises(ValueError, match="got 999 reference images"):
         kid(y, y[:999])

@@ -6,15 +6,23 @@ Weights are random stand-ins of the real architecture: the numbers mean nothing,
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import urllib.error
+import warnings
 
 import numpy as np
 import pytest
 import torch
+import torch_fidelity
+import torchvision
+from cleanfid import fid as clean_fid
+from cleanfid import inception_pytorch
 from conftest import standin_inception
+from omegaconf import OmegaConf
 from PIL import Image
 from standin_scorers import CleanInception
+from torch.utils.data import Dataset
 
 from eval.extractors import (
     CleanExtractor,
@@ -27,7 +35,14 @@ from eval.extractors import (
 from eval.gate import gate
 from eval.metrics import fid, frechet_distance, statistics
 from eval.reference import Reference, build_reference, read_adm_statistics
-from eval.scoring import evaluate
+from eval.scoring import Options, evaluate
+from experiments.config import composed
+from files.images import load_samples
+from models.weights import state_digest
+
+# clean-fid's network is a TorchScript file, which torch has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
+DELTA = Options(fid_se="delta")
 
 
 def pictures(n: int, seed: int, size: int = 40):
@@ -63,8 +78,6 @@ def test_one_pass_gives_pool_spatial_and_logits(inception):
 
 
 def test_batches_and_memory_maps_give_the_same_features(inception, tmp_path):
-    from files.images import load_samples
-
     extractor = InceptionExtractor(inception)
     images = pictures(5, 1)
     np.savez(tmp_path / "stored.npz", arr_0=images)
@@ -108,7 +121,7 @@ def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
         reference = build_reference("r", file["arr_0"], Pixels(), published=published, source="s")
     assert (reference.n, reference.statistics.n, reference.spatial.n) == (60, 500, 500)
     samples = Pixels()(pictures(90, 3))
-    scores = evaluate(samples, reference, metrics=["fid", "sfid", "is"], fid_se="delta")
+    scores = evaluate(samples, reference, metrics=["fid", "sfid", "is"], options=DELTA)
     expected = frechet_distance(statistics(samples.features), pool)
     assert scores["fid"].value == pytest.approx(expected, rel=1e-12)
     expected = frechet_distance(statistics(samples.spatial), spatial)
@@ -117,7 +130,7 @@ def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
     assert evaluate(samples, own, metrics=["fid"])["fid"].value != scores["fid"].value
     loaded = Reference.load(reference.save(tmp_path))
     assert (loaded.digest, loaded.source) == (reference.digest, "s")
-    assert evaluate(samples, loaded, metrics=["sfid"], fid_se="delta")["sfid"] == scores["sfid"]
+    assert evaluate(samples, loaded, metrics=["sfid"], options=DELTA)["sfid"] == scores["sfid"]
 
 
 def test_statistics_in_single_precision_are_read_as_double(tmp_path):
@@ -144,7 +157,9 @@ def test_scores_an_extractor_cannot_give_are_refused():
     reference = build_reference("r", pictures(60, 7), Pixels())
     samples = Pixels()(pictures(60, 1))
     for metric, lacking in (("sfid", {"spatial": None}), ("is", {"logits": None})):
-        with pytest.raises(ValueError, match=rf"{metric} needs what .* lacks: leave {metric} out"):
+        with pytest.raises(
+            ValueError, match=rf"{metric} needs what .* lacks: .* leave {metric} out"
+        ):
             evaluate(samples._replace(**lacking), reference, metrics=[metric])
 
 
@@ -204,22 +219,24 @@ def test_delta_se_with_strata_and_singular_covariances():
 # --- torch-fidelity --------------------------------------------------------------------------
 
 
-def test_torch_fidelity_protocol_equals_torch_fidelity(inception, monkeypatch):
-    """All its metrics by its own defaults, against ours through the whole of our evaluation."""
-    import torch_fidelity
-    import torchvision
-    from torch.utils.data import Dataset
-
+@pytest.fixture
+def slim_vgg16(monkeypatch):
+    """torchvision's VGG16 with an eighth of the channels: its 138 million weights take seconds."""
     torch.manual_seed(1)
-    vgg16 = torchvision.models.vgg16()
+    layers = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
+    vgg16 = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers))
+    vgg16.classifier[0] = torch.nn.Linear(64 * 7 * 7, 4096)
     monkeypatch.setattr(
         "torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16",
         lambda **kwargs: copy.deepcopy(vgg16),
     )
-    monkeypatch.setattr(
-        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
-        lambda url, **kwargs: torch.load(inception, weights_only=True),
-    )
+
+
+def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, monkeypatch):
+    """All its metrics by its own defaults, against ours through the whole of our evaluation."""
+    source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
+    monkeypatch.setattr(source, lambda url, **kwargs: torch.load(inception, weights_only=True))
+    monkeypatch.setattr("multiprocessing.cpu_count", lambda: 0)  # no processes to load images
 
     class Folder(Dataset):
         def __init__(self, images):
@@ -231,17 +248,18 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, monkeypatch):
         def __getitem__(self, i):
             return torch.from_numpy(self.images[i]).permute(2, 0, 1)
 
-    x, y = pictures(14, 1), pictures(12, 2)
+    x, y = pictures(12, 1), pictures(8, 2)
     theirs = torch_fidelity.calculate_metrics(
         input1=Folder(x), input2=Folder(y), isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=8, cuda=False, cache=False, verbose=False,
+        kid_subset_size=6, cuda=False, cache=False, verbose=False,
     )  # fmt: skip
-    extractor = TorchFidelityExtractor()
-    reference = build_reference("y", y, extractor)
+    extractor = extractor_named("torch_fidelity")
+    options = OmegaConf.to_container(composed("evaluate", "metrics=torch_fidelity").metrics.options)
     ours = evaluate(
-        extractor(x), reference, k=3, is_splits=10, is_shuffle_seed=2020, kid_subset_size=8,
-        fid_se="delta", allow_few=True, seed=2020,
-    )  # fmt: skip
+        extractor(x),
+        build_reference("y", y, extractor),
+        options=Options.of({**options, "kid_subset_size": 6, "allow_few": True}),
+    )
     names = {
         "is": "inception_score_mean",
         "fid": "frechet_inception_distance",
@@ -251,21 +269,27 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, monkeypatch):
     }
     for metric, key in names.items():
         assert ours[metric].value == pytest.approx(theirs[key], rel=1e-4, abs=1e-7), metric
-    assert extractor.digest != extractor.inception.digest
+    assert ours["is"].value > 1
+    both = extractor.inception.digest + state_digest(extractor.vgg16.state_dict())
+    assert extractor.digest == hashlib.sha256(both.encode()).hexdigest()
 
 
 # --- clean-fid ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
-def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch):
-    """clean-fid itself over a folder of PNG files, with the same network."""
-    from cleanfid import fid as clean_fid
-    from cleanfid import inception_pytorch
-
+@pytest.fixture(scope="module")
+def clean_inception(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clean") / "inception-2015-12-05.pt"
     torch.manual_seed(0)
-    weights = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(CleanInception()).save(str(weights))
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        torch.jit.script(CleanInception()).save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
+def test_clean_fid_modes_equal_clean_fid(mode, clean_inception, inception, tmp_path, monkeypatch):
+    """clean-fid itself over a folder of PNG files, with the same network."""
+    weights = clean_inception
     state = torch.load(inception, weights_only=True)
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state)
     extractor = CleanExtractor(mode, None if mode == "legacy_pytorch" else weights)
@@ -290,13 +314,12 @@ def test_clean_fid_modes_equal_clean_fid(mode, inception, tmp_path, monkeypatch)
     assert extractor.name == mode
 
 
-def test_the_clean_modes_differ(inception, tmp_path):
-    torch.manual_seed(0)
-    weights = tmp_path / "inception-2015-12-05.pt"
-    torch.jit.script(CleanInception()).save(str(weights))
+def test_the_clean_modes_differ(clean_inception):
     # Noise to be shrunk: the antialiasing shows.
     images = np.random.default_rng(0).integers(256, size=(2, 512, 512, 3), dtype=np.uint8)
-    a, b = (CleanExtractor(m, weights)(images).features for m in ("clean", "legacy_tensorflow"))
+    a, b = (
+        CleanExtractor(m, clean_inception)(images).features for m in ("clean", "legacy_tensorflow")
+    )
     assert np.abs(a - b).max() > 1e-3
 
 

@@ -51,7 +51,8 @@ def test_synthetic_row_and_extremes():
 def test_a_missing_dimension_is_named_and_never_a_zero():
     raw = results(GOLDEN["synthetic_example"]["raw_fraction"])
     del raw["color"], raw["scene"]
-    with pytest.raises(ValueError, match="no result for color, scene: run scripts"):
+    message = r"no result for color, scene: run `python -m scripts.vbench run`"
+    with pytest.raises(ValueError, match=message):
         aggregate(raw)
     partial = aggregate(raw, partial=True)
     assert list(partial) == ["quality"]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import sample
+import scripts.variance
+from files.media import Images
 from models import variance
 from models.backbone import Backbone, to_uint8
 from models.digits.backbone import load
@@ -17,8 +20,9 @@ from sampling import Schedule
 SCHEDULE = Schedule.linear()
 
 
-def backbone(denoiser, clip=False, sha256="f" * 64):
-    return Backbone(denoiser, SCHEDULE, (1, 4, 4), None, clip, sha256, to_uint8)
+def backbone(network=None, clip=False, sha256="f" * 64):
+    images = Images((4, 4, 1))
+    return Backbone(network, SCHEDULE, (1, 4, 4), None, clip, sha256, to_uint8, images)
 
 
 def test_the_error_of_a_network_that_is_right_is_the_posterior_variance():
@@ -39,29 +43,41 @@ def test_the_error_of_a_network_that_is_right_is_the_posterior_variance():
 
 def test_stored_and_found_by_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
-    ours, other = backbone(None), backbone(None, sha256="e" * 64)
+    ours = backbone()
     path = variance.save_x0_variance(ours, [0, 499, 999], [1e-4, 1e-2, 1.0], n=7)
     assert path.parent == tmp_path
-    found = variance.stored_x0_variance(ours)
-    assert found.shape == (1000,)
-    assert found[[0, 499, 999]] == pytest.approx([1e-4, 1e-2, 1.0])
-    assert found[749] == pytest.approx(0.1, rel=0.01)  # in between, the logarithm
+    errors = variance.stored_x0_variance(ours)
+    assert errors.shape == (1000,)
+    assert errors[[0, 499, 999]] == pytest.approx([1e-4, 1e-2, 1.0])
+    assert errors[749] == pytest.approx(0.1, rel=0.01)  # in between, the logarithm
     assert json.loads(path.read_text())["images"] == 7
-    for lacking in (other, backbone(None, clip=True)):
-        with pytest.raises(FileNotFoundError, match=r"scripts/variance\.py"):
-            variance.stored_x0_variance(lacking)
+    for other in (backbone(sha256="e" * 64), backbone(clip=True)):
+        with pytest.raises(FileNotFoundError, match=r"`python -m scripts\.variance model="):
+            variance.stored_x0_variance(other)
     path.write_text("{")
     with pytest.raises(ValueError, match="is damaged"):
         variance.stored_x0_variance(ours)
 
 
 def test_that_of_digits_is_in_the_repository_and_sane():
-    found = variance.stored_x0_variance(load())
+    errors = variance.stored_x0_variance(load())
     # At the top x0 is eps's error times 160, clipped: worse than the mean image would be.
-    assert found[0] < 1e-3 < found[300] < found[600] < found[999] < 2
-    posterior = found * SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar)  # the error of eps
+    assert errors[0] < 1e-3 < errors[300] < errors[600] < errors[999] < 2
+    posterior = errors * SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar)  # the error of eps
     assert (posterior < 1.2).all()
-    assert np.isfinite(found).all()
+    assert np.isfinite(errors).all()
+
+
+def test_the_command_measures_what_is_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
+    words = ["model=digits", "model.checkpoint=exact", "--images", "8", "--every", "999"]
+    monkeypatch.setattr(sys, "argv", ["variance.py", *words])
+    scripts.variance.main()
+    (path,) = tmp_path.glob("x0_variance-*.json")
+    assert f"written: {path}" in capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert (content["images"], content["timesteps"]) == (8, 2)
+    assert content["x0_variance"][0] < 1e-3 < content["x0_variance"][-1] < 2
 
 
 def test_analytic_variance_on_the_command_line(command, tmp_path):

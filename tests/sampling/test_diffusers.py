@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import bound
 from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.schedulers import scheduling_ddpm
 
@@ -30,7 +31,7 @@ every_schedule = pytest.mark.parametrize("name", SCHEDULES)
 clipped_or_not = pytest.mark.parametrize("clip", [True, False], ids=["clip", "noclip"])
 
 
-def denoiser(x, t, condition):
+def network(x, t, condition):
     """Smooth, not linear, different at every timestep; x0 leaves [-1, 1] for many pixels."""
     return torch.tanh(0.8 * x + 0.3 * np.cos(t / 90)) + 0.2 * torch.sin(2 * x), None
 
@@ -80,7 +81,7 @@ def ddim_steps(name: str, plan: Plan, noise: Recorded, spacing: str, eta: float,
     for t in scheduler.timesteps.tolist():
         # With clipping guided-diffusion derives eps again from the clipped x0, and so do we.
         x = scheduler.step(
-            denoiser(x, t, None)[0],
+            network(x, t, None)[0],
             t,
             x,
             eta=eta,
@@ -98,7 +99,7 @@ def ddpm_steps(name: str, plan: Plan, noise: Recorded, variance: str, clip: bool
     for t in scheduler.timesteps.tolist():
         z = noise.at(t)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *args, z=z, **kwargs: z)
-        x = scheduler.step(denoiser(x, t, None)[0], t, x).prev_sample
+        x = scheduler.step(network(x, t, None)[0], t, x).prev_sample
         yield x
 
 
@@ -108,10 +109,10 @@ def assert_close(x: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> Non
     torch.testing.assert_close(x, theirs, rtol=0, atol=atol)
 
 
-def assert_same_steps(plan: Plan, noise: Recorded, clip: bool, theirs, tolerance: float) -> None:
-    states = iterate(denoiser, plan, noise, clip=clip)
+def assert_same_steps(name: str, plan: Plan, noise, clip: bool, theirs, tolerance=None) -> None:
+    states = iterate(bound(network, SCHEDULES[name], clip), plan, noise)
     for state, x in zip(states, theirs, strict=True):
-        assert_close(state.x, x, tolerance)
+        assert_close(state.x, x, tolerance or TOLERANCE[name])
 
 
 @every_schedule
@@ -122,7 +123,7 @@ def test_ddim(spacing, n, eta, clip, name):
     plan = ddim(SCHEDULES[name], timesteps(1000, n, spacing), eta=eta)
     noise = Recorded(plan)
     theirs = ddim_steps(name, plan, noise, spacing, eta, clip)
-    assert_same_steps(plan, noise, clip, theirs, TOLERANCE[name])
+    assert_same_steps(name, plan, noise, clip, theirs)
 
 
 @every_schedule
@@ -132,7 +133,7 @@ def test_skipped_is_ddim_with_eta_1_also_of_diffusers(spacing, n, clip, name):
     plan = skipped(SCHEDULES[name], timesteps(1000, n, spacing))
     noise = Recorded(plan)
     theirs = ddim_steps(name, plan, noise, spacing, 1.0, clip)
-    assert_same_steps(plan, noise, clip, theirs, TOLERANCE[name])
+    assert_same_steps(name, plan, noise, clip, theirs)
 
 
 @every_schedule
@@ -145,7 +146,7 @@ def test_ddpm_with_small_variance(spacing, n, clip, name, monkeypatch):
     # On grids that do not end at t = 0 diffusers adds noise in the last step as well; the
     # small variance, 0 there, is raised to 1e-20.
     tolerance = TOLERANCE[name] if plan.t[-1] == 0 else 1e-9
-    assert_same_steps(plan, noise, clip, theirs, tolerance)
+    assert_same_steps(name, plan, noise, clip, theirs, tolerance)
 
 
 @every_schedule
@@ -159,7 +160,7 @@ def test_ddpm_with_large_variance(spacing, n, clip, name, monkeypatch):
         # beta, and its samples stay noisy.  Ours end in the mean, as guided-diffusion's.
         noise.by_t[plan.t[-1]] = torch.zeros(SHAPE, dtype=torch.float64)
     theirs = ddpm_steps(name, plan, noise, "fixed_large", clip, monkeypatch)
-    assert_same_steps(plan, noise, clip, theirs, TOLERANCE[name])
+    assert_same_steps(name, plan, noise, clip, theirs)
 
 
 @every_schedule
@@ -167,7 +168,7 @@ def test_ddpm_with_large_variance(spacing, n, clip, name, monkeypatch):
 def test_mix_is_eta_1_and_then_eta_0(clip, name):
     plan = mix(SCHEDULES[name], timesteps(1000, 20, "leading"), cutoff=300)
     noise = Recorded(plan)
-    states = list(iterate(denoiser, plan, noise, clip=clip))
+    states = list(iterate(bound(network, SCHEDULES[name], clip), plan, noise))
     stochastic = ddim_steps(name, plan, noise, "leading", 1.0, clip)
     above = [x for x, row in zip(stochastic, plan.rows(), strict=True) if row.t >= 300]
     assert len(above) == 14
@@ -181,7 +182,7 @@ def test_mix_is_eta_1_and_then_eta_0(clip, name):
     x = above[-1]
     for state in states[14:]:
         t = int(state.row.t)
-        eps = denoiser(x, t, None)[0]
+        eps = network(x, t, None)[0]
         x = scheduler.step(eps, t, x, use_clipped_model_output=clip).prev_sample
         assert_close(state.x, x, TOLERANCE[name])
 
@@ -190,9 +191,9 @@ def test_the_made_up_network_is_a_fair_test():
     # Clipping must matter, and so must the timestep.
     plan = ddim(SCHEDULES["linear"], timesteps(1000, 20, "leading"))
     noise = Recorded(plan)
-    free = list(iterate(denoiser, plan, noise))
+    free = list(iterate(bound(network), plan, noise))
     assert all((state.x0.abs() > 1).any() for state in free)
-    clipped = list(iterate(denoiser, plan, noise, clip=True))
+    clipped = list(iterate(bound(network, clip=True), plan, noise))
     assert (free[-1].x - clipped[-1].x).abs().max() > 0.1
     x = noise.start()
-    assert (denoiser(x, 0, None)[0] - denoiser(x, 300, None)[0]).abs().min() > 1e-3
+    assert (network(x, 0, None)[0] - network(x, 300, None)[0]).abs().min() > 1e-3

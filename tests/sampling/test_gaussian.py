@@ -14,6 +14,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import bound
 
 from sampling import (
     Plan,
@@ -103,15 +104,15 @@ def error(plan: Plan, coordinates: int = 4) -> tuple[float, float]:
 
 
 def exact(schedule: Schedule, v: float | None = None):
-    """The network that a perfect training would find."""
+    """The network that a perfect training would find, as a denoiser."""
     mu, s = torch.from_numpy(MEAN), torch.from_numpy(STD)
 
-    def denoiser(x, t, condition):
+    def network(x, t, condition):
         a = schedule.abar(int(t))
         eps = math.sqrt(1 - a) * (x - math.sqrt(a) * mu) / (a * s**2 + 1 - a)
         return eps, None if v is None else torch.full_like(x, v)
 
-    return denoiser
+    return bound(network, schedule)
 
 
 class Gaussian:

@@ -80,8 +80,8 @@ def test_analytic_variance_is_the_optimal_one_on_gaussian_data():
         ({"lo": -1}, "must not be negative"),
         ({"stochastic_order": 3}, "order of sde_dpmpp must be 1 or 2"),
         ({"deterministic_order": 0}, "order of dpmpp must be 1 or 2"),
-        ({"variance": "large"}, "choose fixed_small, learned or analytic"),
-        ({"variance": "analytic"}, r"python scripts/variance\.py"),
+        ({"variance": "large"}, "choose one of fixed_small, learned, analytic"),
+        ({"variance": "analytic"}, "python -m scripts.variance"),
         ({"variance": "analytic", "x0_variance": np.ones(10)}, "1000 numbers"),
     ],
 )

@@ -443,7 +443,7 @@ def test_ddim_refuses_eta(eta):
 
 
 def test_ddpm_names_the_variances():
-    with pytest.raises(ValueError, match="'small': choose learned, fixed_small or fixed_large"):
+    with pytest.raises(ValueError, match="'small': choose one of learned, fixed_small, fixed_large"):
         ddpm(LINEAR, PAPER, variance="small")
 
 
@@ -506,7 +506,7 @@ def test_named_knows_every_sampler():
             {},
             "exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped_steps: set the others to",
         ),
-        ("ddpm", {"variance": "large"}, "choose learned, fixed_small or fixed_large"),
+        ("ddpm", {"variance": "large"}, "choose one of learned, fixed_small, fixed_large"),
     ],
 )
 def test_named_refuses(name, options, message):

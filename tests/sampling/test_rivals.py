@@ -6,6 +6,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from conftest import bound
 
 from sampling import Schedule, ddim, dpmpp, run, run_tree, sde_dpmpp, skipped, timesteps
 from sampling.adapters import ADAPTED, Adapted, num_nodes, sampler_named
@@ -72,7 +73,7 @@ def test_every_count_equals_diffusers(double, builder, algorithm, spacing):
     for n in range(2, 201) if spacing == "even" else (*range(2, 31), 100, 200):
         grid = timesteps(LINEAR, n, spacing)
         for order in (1, 2):
-            ours = run(network, builder(LINEAR, grid, order=order), SeededNoise())
+            ours = run(bound(network), builder(LINEAR, grid, order=order), SeededNoise())
             expected = theirs(LINEAR, grid, algorithm, order, clean=True)
             assert (ours - expected).abs().max() <= 1e-11 * expected.abs().max(), (n, order)
 
@@ -85,7 +86,7 @@ def test_an_end_that_is_not_clean_equals_diffusers(double, name, n):
     schedule = Schedule(alpha_bar, name, final=float(alpha_bar[0]))
     grid = timesteps(schedule, n, "leading+1")
     for builder, algorithm in ((dpmpp, "dpmsolver++"), (sde_dpmpp, "sde-dpmsolver++")):
-        ours = run(network, builder(schedule, grid), SeededNoise())
+        ours = run(bound(network, schedule), builder(schedule, grid), SeededNoise())
         expected = theirs(schedule, grid, algorithm, 2, clean=False)
         assert (ours - expected).abs().max() <= 1e-11 * expected.abs().max()
 
@@ -175,7 +176,7 @@ def test_gaussian_output_is_what_sampling_gives(score_error):
 
     for builder in (ddim, skipped, dpmpp, sde_dpmpp):
         plan = builder(LINEAR, timesteps(LINEAR, 10, "even"))
-        x = run(network, plan, Many())
+        x = run(bound(network), plan, Many())
         output = gaussian_output(plan, np.array([c]), score_error)
         assert x.var().item() == pytest.approx(output.variance[0], rel=0.01)
         assert x.mean().item() == pytest.approx(mean * output.gain[0], abs=0.005)
@@ -210,7 +211,7 @@ def test_nfe_is_what_the_network_sees():
 
             grid = timesteps(LINEAR, num_nodes(name, steps), "even")
             sampler = sampler_named(name, LINEAR, grid)
-            x = run_tree(counted, [sampler], SeededNoise()).samples[0]
+            x = run_tree(bound(counted), [sampler], SeededNoise()).samples[0]
             assert torch.isfinite(x).all(), (name, steps)
             assert calls == len(sampler)
             assert steps - (name == "heun" and steps % 2 == 0) == calls
@@ -232,16 +233,16 @@ def test_an_adapted_scheduler_is_the_one_of_diffusers(name, n):
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t)
         x = scheduler.step(network(scaled, int(t))[0], t, x, return_dict=False)[0]
-    got = sampler.run(network, SeededNoise())
+    got = sampler.run(bound(network), SeededNoise())
     assert (got - x).abs().max() < 1e-4 * x.abs().max()
 
 
 def test_sa_solver_takes_our_noise():
     sampler = sampler_named("sa_solver", LINEAR, timesteps(LINEAR, 10, "even"))
     torch.manual_seed(1)
-    a = sampler.run(network, SeededNoise())
+    a = sampler.run(bound(network), SeededNoise())
     torch.manual_seed(2)
-    assert torch.equal(a, sampler.run(network, SeededNoise()))
+    assert torch.equal(a, sampler.run(bound(network), SeededNoise()))
 
 
 def test_clipping_and_guidance_reach_the_network_s_x0():
@@ -253,22 +254,23 @@ def test_clipping_and_guidance_reach_the_network_s_x0():
 
     for name in ADAPTED:
         sampler = sampler_named(name, LINEAR, timesteps(LINEAR, 20, "even"))
-        free = sampler.run(point, SeededNoise())
+        free = sampler.run(bound(point), SeededNoise())
         assert free.mean().item() == pytest.approx(2, abs=0.01), name
-        clipped = sampler.run(point, SeededNoise(), clip=True)
+        clipped = sampler.run(bound(point, clip=True), SeededNoise())
         assert clipped.mean().item() == pytest.approx(1, abs=0.01), name
-        pulled = sampler.run(point, SeededNoise(), gradient=lambda x, t: torch.ones_like(x))
+        pull = bound(point, gradient=lambda x, t: torch.ones_like(x))
+        pulled = sampler.run(pull, SeededNoise())
         assert pulled.mean().item() > free.mean().item()
 
 
 def test_beside_plans_in_a_tree():
     grid = timesteps(LINEAR, 8, "even")
     plans = [ddim(LINEAR, grid), sampler_named("unipc", LINEAR, grid), dpmpp(LINEAR, grid)]
-    tree = run_tree(network, plans, SeededNoise())
+    tree = run_tree(bound(network), plans, SeededNoise())
     assert tree.nfe == [8, 8, 8]
     assert tree.calls == 8 + 8 + 7  # the first row of DDIM and DPM-Solver++ is the same
     for plan, x in zip(plans, tree.samples, strict=True):
-        assert torch.equal(x, run_tree(network, [plan], SeededNoise()).samples[0])
+        assert torch.equal(x, run_tree(bound(network), [plan], SeededNoise()).samples[0])
 
 
 def test_mistakes():

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from conftest import golden_json
+from conftest import bound, golden_json
 
+from models.backbone import ImageNetwork
 from sampling import Schedule, ddim, ddpm, iterate, timesteps
 
 RUNS = {run["id"]: run for run in golden_json("trajectories")["runs"]}
@@ -29,9 +30,9 @@ class Recorded:
 
 
 def analytic(name: str, schedule: Schedule):
-    """The two closed-form denoisers that the golden runs used instead of a network."""
+    """The two closed-form networks that the golden runs used instead of a network."""
 
-    def denoiser(x, t, condition):
+    def network(x, t, condition):
         a = schedule.abar(int(t))
         v = 0.5 * math.sin(t / 100) + 0.25 * x
         if name == "analytic_std":
@@ -39,16 +40,7 @@ def analytic(name: str, schedule: Schedule):
         mu, s = 0.3, 0.5
         return (x - math.sqrt(a) * mu) * (math.sqrt(1 - a) / (a * s**2 + 1 - a)), v
 
-    return denoiser
-
-
-def network(net):
-    def denoiser(x, t, y):
-        out = net(x, torch.full((len(x),), int(t)), y)
-        eps, v = out.chunk(2, dim=1)
-        return eps, v
-
-    return denoiser
+    return network
 
 
 def plan_of(run: dict, schedule: Schedule):
@@ -66,17 +58,12 @@ def replay(run, trajectories, golden_t64, dtype):
     family = "unet" if run["model"] == "unet" else "analytic"
     noise = Recorded(trajectories[f"{family}/x_T"], trajectories[f"{family}/noise"], plan, dtype)
     is_unet = family == "unet"
-    denoiser = network(golden_t64) if is_unet else analytic(run["model"], schedule)
+    network = ImageNetwork(golden_t64) if is_unet else analytic(run["model"], schedule)
     gradient = (lambda x, t: 0.4 * (0.25 - x) * (1 + t / 999)) if run["cond_fn"] else None
+    y = trajectories["unet/y"] if is_unet else None
+    denoiser = bound(network, schedule, run["clip_denoised"], gradient, y)
     with torch.no_grad():
-        states = iterate(
-            denoiser,
-            plan,
-            noise,
-            condition=trajectories["unet/y"] if is_unet else None,
-            clip=run["clip_denoised"],
-            gradient=gradient,
-        )
+        states = iterate(denoiser, plan, noise)
         return torch.stack([noise.start()] + [state.x for state in states])
 
 

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from eval.records import score
-from eval.table import cutoff, load_cells
+from eval.table import Table, cutoff
 from report import page
 from report.page import build_page
 from report.words import format_score
@@ -65,15 +65,11 @@ def records_of_the_papers_model(folder: Path) -> None:
 def test_ours_are_filled_in_where_they_are_of_the_papers_model(tmp_path):
     records_of_the_papers_model(tmp_path)
     text = build_page(tmp_path)
-    (mix,) = (
-        c
-        for c in load_cells(tmp_path / "adm_imagenet" / "table1" / "records.json")
-        if (c.row, c.steps) == ("Mix", 25)
-    )
+    table = Table.load(tmp_path / "adm_imagenet" / "table1" / "records.json")
     row = text[text.index('<th scope="row">Mix</th>') :]
     row = next(r for r in row.split("</tr>") if ">25<" in r)
     assert ">77.02</td>" in row  # the paper's IS
-    assert f">{format_score('is', score(mix.record, 'is'))}</td>" in row
+    assert f">{format_score('is', table.value('Mix', 25, 'is'))}</td>" in row
     assert ">14.15</td>" in row and "not run" not in row
 
 
@@ -105,7 +101,8 @@ def test_text_cannot_break_out(tmp_path):
 
 @pytest.fixture(scope="module")
 def browser():
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)  # fmt: skip
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip("no Chromium here (apt-get install chromium)")
     api = pytest.importorskip(
@@ -123,14 +120,17 @@ def opened(browser, report):
     complaints: list[str] = []
     contexts = []
 
+    def asked(request):
+        if not request.url.startswith("data:") and request.url != report.as_uri():
+            complaints.append(request.url)
+
     def opened(**options):
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
         tab = context.new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("request", lambda r: None if r.url.startswith("data:") or r.url == report.as_uri()
-               else complaints.append(r.url))  # fmt: skip
+        tab.on("request", asked)
         tab.goto(report.as_uri())
         return tab
 
@@ -150,32 +150,27 @@ def pictures(tab, box: str) -> list[str]:
 
 def test_the_slider_changes_images_and_numbers_at_every_step_count(opened):
     tab = opened()
-    cells = load_cells(RESULTS / "digits" / "figure4" / "records.json")
-    steps = sorted({c.steps for c in cells})
-    assert steps == [25, 50, 100]
+    table = Table.load(RESULTS / "digits" / "figure4" / "records.json")
+    assert table.columns == [100, 50, 25]
     tab.focus("#cutoff-slider")
-    for count in steps:
+    for count in table.columns:
         tab.check(f"#cutoff-steps input[value='{count}']")
         tab.focus("#cutoff-slider")
         tab.keyboard.press("Home")
         seen = []
-        mine = sorted((c for c in cells if c.steps == count), key=cutoff)
+        mine = sorted(table.column(count), key=cutoff)
         for i, cell in enumerate(mine):
             if i:
                 tab.keyboard.press("ArrowRight")
             assert tab.inner_text("#cutoff-value").split(" ")[0] == f"{cutoff(cell):g}"
             shown = tab.inner_text("#cutoff-scores")
             for metric in ("fid", "is"):
-                assert format_score(metric, score(cell.record, metric)) in shown
+                assert format_score(metric, score(cell, metric)) in shown
             assert f"cutoff {cutoff(cell):g}" in tab.get_attribute(
                 "#cutoff-slider", "aria-valuetext"
             )
-            seen.append(
-                (
-                    tuple(pictures(tab, "cutoff-pictures")),
-                    tab.locator("#cutoff-pictures").screenshot(),
-                )
-            )
+            box = tab.locator("#cutoff-pictures")
+            seen.append((tuple(pictures(tab, "cutoff-pictures")), box.screenshot()))
         assert len({positions for positions, _ in seen}) == len(mine)
         # What is seen changes, too: Skipped-Step's pictures are not DDIM's.
         assert len({image for _, image in seen}) > len(mine) // 2

@@ -1,0 +1,86 @@
+"""Models of the Hugging Face hub or from local folders in its layout, and what to do without them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WITHDRAWN = (
+    "; Stable Diffusion 2.x left the hub in November 2025 and 1.5 in 2024, and the default ids are "
+    "unofficial mirrors that may vanish, too"
+)
+
+
+@contextmanager
+def remedied(id: str, option: str, what: str = "", hint: str = "") -> Iterator[None]:
+    """Whatever loading `id` raises in this context becomes a FileNotFoundError with the remedy.
+
+    `option` is the setting that names the model, `what` says what of it is loaded ("the VAE ").
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if Path(id).is_dir():
+            raise FileNotFoundError(
+                f"{what}{id} is not complete ({reason}): copy or download it again, or give "
+                f"another folder as {option}=..."
+            ) from None
+        raise FileNotFoundError(
+            f"cannot load {what}{id} ({reason}): check the network, or give another hub id or a "
+            f"local folder as {option}=...{hint}"
+        ) from None
+
+
+def hub_file(id: str, name: str, revision: str | None, option: str) -> Path:
+    """A file of a local folder or of a hub repository, fetched once.
+
+    Raises FileNotFoundError, with the remedy, if it is not there and cannot be fetched.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if Path(id).is_dir():
+        if not (Path(id) / name).is_file():
+            raise FileNotFoundError(f"{id} has no {name}: give a folder that has it as {option}")
+        return Path(id) / name
+    with remedied(id, option):
+        return Path(hf_hub_download(id, name, revision=revision))
+
+
+def download_files(id: str, revision: str | None, patterns: list[str]) -> Path:
+    """Fetch a hub repository's files that fit the patterns into its cache; the folder there.
+
+    Raises FileNotFoundError as `hub_file`.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(id).is_dir():
+        return Path(id)
+    with remedied(id, "model.id"):
+        return Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
+
+
+def download_pipeline(id: str, revision: str | None, variant: str | None) -> Path:
+    """Fetch what a diffusers pipeline needs from the hub into its cache; the folder there.
+
+    Raises FileNotFoundError as `hub_file`.
+    """
+    from diffusers import DiffusionPipeline
+
+    check_pipeline_id(id)
+    if Path(id).is_dir():
+        return Path(id)
+    with remedied(id, "model.id", hint=WITHDRAWN):
+        return Path(DiffusionPipeline.download(id, revision=revision, variant=variant))
+
+
+def check_pipeline_id(id: str) -> None:
+    """Raise FileNotFoundError unless `id` can be a hub id or is the folder of a pipeline."""
+    if Path(id).is_dir():
+        if not Path(id, "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"{id} has no model_index.json: give the folder of a diffusers pipeline"
+            )
+    elif id.count("/") != 1 or id.startswith((".", "~", "/")):
+        raise FileNotFoundError(f"there is no folder {id}, and a hub id is OWNER/NAME")

@@ -1,0 +1,190 @@
+"""What configs/metrics and configs/reference decide: every number of a protocol has its source."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import hydra
+import numpy as np
+import pytest
+from cleanfid.fid import kernel_distance
+from conftest import ROOT, golden_json
+from omegaconf import OmegaConf
+from torch_fidelity.defaults import DEFAULTS as TORCH_FIDELITY
+
+from eval.extractors import extractor_named
+from eval.reference import Reference, build_reference
+from eval.scoring import METRICS, Options, check_metrics, real_floor
+from experiments.config import composed
+
+# The error of FID: at 2048 features the bootstrap takes minutes.
+LARGE = {"fid_se": "delta", "allow_few": False}
+EXTRACTOR = {
+    "adm": "inception",
+    "torch_fidelity": "torch_fidelity",
+    "clean": "clean",
+    "digits": "digits",
+    "pixels": "pixels",
+    "clip": "clip",
+}
+SCORES = {
+    "adm": ["fid", "sfid", "is", "precision", "recall"],
+    "torch_fidelity": ["is", "fid", "kid", "precision", "recall"],
+    "clean": ["fid"],
+    "digits": ["is", "fid", "kid", "precision", "recall"],
+    "pixels": ["diagonal_fid"],
+    "clip": ["clip_score"],
+}
+OPTIONS = {
+    # guided-diffusion's evaluator: radii reach to the third neighbour, IS in chunks of 5,000
+    "adm": {"k": 3, "is_chunk_size": 5000, "bootstrap": 100, "seed": 0, **LARGE},
+    "torch_fidelity": {
+        "k": TORCH_FIDELITY["prc_neighborhood"],
+        "is_splits": TORCH_FIDELITY["isc_splits"],
+        "is_shuffle_seed": TORCH_FIDELITY["rng_seed"],
+        "kid_subset_size": TORCH_FIDELITY["kid_subset_size"],
+        "seed": TORCH_FIDELITY["rng_seed"],
+        "bootstrap": 100,
+        **LARGE,
+    },
+    "clean": {
+        "kid_subset_size": inspect.signature(kernel_distance).parameters["max_subset_size"].default,
+        "seed": 0,
+        **LARGE,
+    },
+    "pixels": {},
+    "clip": {},
+}
+# The scores that others print for sample batches which they published: the protocol gate.
+PUBLISHED = {
+    # guided-diffusion's issue 75, computed by its evaluator
+    "admnet_imagenet64": {"fid": 2.6142},
+    # baseline rows of the README of Self-Attention Guidance
+    "admnet_imagenet128": {"fid": 5.91, "sfid": 5.09, "precision": 0.70, "recall": 0.65},
+    # guided-diffusion's README; sFID as in the line above
+    "admnet_guided_imagenet128": {"fid": 2.97, "sfid": 5.09, "precision": 0.78, "recall": 0.59},
+    # ADM's paper, table 4
+    "admnet_imagenet256": {
+        "fid": 10.94,
+        "sfid": 6.02,
+        "is": 100.98,
+        "precision": 0.69,
+        "recall": 0.63,
+    },
+    "admnet_guided_imagenet256": {
+        "fid": 4.59,
+        "sfid": 5.25,
+        "is": 186.70,
+        "precision": 0.82,
+        "recall": 0.52,
+    },
+    # guided-diffusion's evaluations/README
+    "admnet_guided_upsampled_imagenet256": {
+        "fid": 3.9426,
+        "sfid": 6.1404,
+        "is": 215.8370,
+        "precision": 0.8265,
+        "recall": 0.5309,
+    },
+    # guided-diffusion's README
+    "admnet_guided_imagenet512": {"fid": 7.72, "precision": 0.87, "recall": 0.42},
+    "admnet_guided_upsampled_imagenet512": {"fid": 3.85, "precision": 0.84, "recall": 0.53},
+    "admnet_dropout_lsun_bedroom": {"fid": 1.90, "precision": 0.66, "recall": 0.51},
+    "admnet_dropout_lsun_cat": {"fid": 5.57, "precision": 0.63, "recall": 0.52},
+    "admnet_dropout_lsun_horse": {"fid": 2.57, "precision": 0.71, "recall": 0.55},
+}
+IMAGENET, BATCHES = (
+    1281167,
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches",
+)
+REFERENCE_BATCHES = {  # and how many images their statistics are of
+    "adm_imagenet64": (f"{BATCHES}/imagenet/64/VIRTUAL_imagenet64_labeled.npz", IMAGENET),
+    "adm_imagenet128": (f"{BATCHES}/imagenet/128/VIRTUAL_imagenet128_labeled.npz", IMAGENET),
+    "adm_imagenet256": (f"{BATCHES}/imagenet/256/VIRTUAL_imagenet256_labeled.npz", IMAGENET),
+    "adm_imagenet512": (f"{BATCHES}/imagenet/512/VIRTUAL_imagenet512.npz", IMAGENET),
+    "adm_lsun_bedroom256": (f"{BATCHES}/lsun/bedroom/VIRTUAL_lsun_bedroom256.npz", 3033042),
+    "adm_lsun_cat256": (f"{BATCHES}/lsun/cat/VIRTUAL_lsun_cat256.npz", 1657266),
+    "adm_lsun_horse256": (f"{BATCHES}/lsun/horse/VIRTUAL_lsun_horse256.npz", 2000340),
+}
+
+
+def names(group: str) -> set[str]:
+    return {path.stem for path in (ROOT / "configs" / group).glob("*.yaml")}
+
+
+def config(group: str, name: str, *more: str):
+    return composed("evaluate", f"{group}={name}", *more)[group]
+
+
+def records(table: str):
+    return json.loads((ROOT / "results" / "digits" / table / "records.json").read_text())
+
+
+def test_every_config_is_pinned_here():
+    assert names("metrics") == set(SCORES) == set(EXTRACTOR) == {*OPTIONS, "digits"}
+    coco = {"coco_center_lanczos256", "coco_bicubic256"}
+    assert names("reference") == {*REFERENCE_BATCHES, *coco, "adm", "custom", "digits", "none"}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_protocols(name):
+    cfg = config("metrics", name)
+    assert (cfg.name, cfg.extractor) == (name, EXTRACTOR[name])
+    assert check_metrics(cfg.scores) == SCORES[name]
+    options = OmegaConf.to_container(cfg.options)
+    # The committed tables tell how they were scored.
+    assert options == OPTIONS.get(name, records("table1")[0]["options"])
+    Options.of(options)
+
+
+def test_the_clip_model_is_bk_sdms():
+    cfg = config("metrics", "clip")
+    assert (cfg.model, cfg.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
+
+
+@pytest.mark.parametrize("name", REFERENCE_BATCHES)
+def test_reference_batches_and_the_published_scores(name):
+    cfg = config("reference", name)
+    assert (cfg.name, (cfg.url, cfg.statistics_n)) == (name, REFERENCE_BATCHES[name])
+    assert cfg.images.path == cfg.batch and cfg.batch.endswith(cfg.url.rpartition("/")[2])
+    assert cfg.floor is None
+    place = cfg.url.rpartition("/")[0]
+    urls = {url for url in golden_json("evaluator_published") if url.startswith(f"{place}/")}
+    assert {entry.url for entry in cfg.published.values()} == urls
+    for batch, entry in cfg.published.items():
+        assert entry.url == f"{place}/{batch}.npz"
+        assert entry.scores == PUBLISHED.get(batch, {}) and set(entry.scores) <= set(METRICS)
+
+
+@pytest.mark.parametrize("way", ["center_lanczos", "bicubic"])
+def test_coco_is_brought_to_256_pixels(way):
+    cfg = config("reference", f"coco_{way}256")
+    assert (cfg.name, cfg.preprocess, cfg.size) == (f"coco_{way}256", way, 256)
+    assert cfg.images.path == cfg.batch and cfg.batch.endswith(f"coco/val2014-{way}256.npz")
+    assert cfg.floor is None
+
+
+def test_references_of_ones_own():
+    assert config("reference", "custom", "reference.images.path=x").floor is None
+    none = config("reference", "none")
+    assert none.name == "none" and none.floor is None and "images" not in none
+
+
+def test_the_digits_are_those_of_the_committed_tables():
+    """The reference by its stored features, the floor by a score that a stored record tells."""
+    cfg = config("reference", "digits")
+    assert (cfg.name, cfg.folder, cfg.held_out.split) == ("digits", "models/digits", "held_out")
+    images, _ = hydra.utils.instantiate(cfg.images)
+    real, labels = hydra.utils.instantiate(cfg.floor)
+    digest = records("table1")[0]["reference_digest"]
+    stored = Reference.load(ROOT / cfg.folder / f"digits-digits-{digest}.npz")
+    digits = extractor_named("digits")
+    assert digits.digest.startswith(records("table1")[0]["extractor_weights"])
+    np.testing.assert_allclose(digits(images).features, stored.features, rtol=1e-3, atol=1e-3)
+    record, pixels = records("study_pixels")[0], extractor_named("pixels")
+    assert pixels.digest.startswith(record["extractor_weights"])
+    reference = build_reference(cfg.name, images, pixels)
+    floor = real_floor(pixels(real), reference, record["n"], labels, ["diagonal_fid"])
+    expected = record["floor"]["diagonal_fid"]["value"]
+    assert floor["diagonal_fid"].value == pytest.approx(expected, rel=1e-6)

