@@ -187,10 +187,6 @@ METRICS: dict[str, Metric] = {
     "semantic": Metric("Semantic score", False, 2, None),
 }
 
-METRIC_NAMES = {name: metric.title for name, metric in METRICS.items()}
-LOWER_IS_BETTER = tuple(name for name, metric in METRICS.items() if metric.lower_is_better)
-DIGITS = {name: metric.decimals for name, metric in METRICS.items()}
-
 
 def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
     """The names unchanged; ValueError with those that can be computed if one cannot."""

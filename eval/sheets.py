@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.whole import write_atomic
+from files.whole import write_atomic, write_text
 
 INDEX = "pictures.json"
 SIDE = 128  # pixels at most; larger pictures are reduced
@@ -54,14 +54,8 @@ def write_sheets(folder: Path, rows: Sequence[Pictures]) -> None:
         sheets[str(steps)] = {"file": file, "rows": [pictures.row for pictures in mine]}
     height, width = _reduced(rows[0].images)[0].shape[:2]
     titles = rows[0].titles and list(rows[0].titles)
-    index = {
-        "count": len(rows[0].images),
-        "width": width,
-        "height": height,
-        "titles": titles,
-        "sheets": sheets,
-    }
-    write_atomic(folder / INDEX, lambda p: p.write_text(json.dumps(index, indent=1) + "\n"))
+    index = {"count": len(rows[0].images), "width": width, "height": height, "titles": titles}
+    write_text(folder / INDEX, json.dumps({**index, "sheets": sheets}, indent=1) + "\n")
 
 
 def _save_sheet(rows: Sequence[Pictures], path: Path) -> None:

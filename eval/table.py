@@ -17,6 +17,7 @@ from eval.records import Record, check_comparable, load_records, save_records, s
 from eval.scoring import METRICS
 
 VERDICTS = ("better than", "worse than", "not told apart from")
+Row = str | Callable[[int], str]  # a row's name, or what chooses one for a step count
 
 
 class Gain(NamedTuple):
@@ -70,7 +71,11 @@ class Table:
     def load(path: Path) -> Table:
         """The table of a records.json.  Raises FileNotFoundError or ValueError, with the remedy."""
         records = load_records(path)
-        if not isinstance(records, list) or not all({"row", "steps"} <= r.keys() for r in records):
+        try:
+            placed = bool(records) and all({"row", "steps"} <= r.keys() for r in records)
+        except AttributeError:
+            placed = False
+        if not placed:
             raise ValueError(f"{path} holds no table's records: remove it and run again")
         return Table(records)
 
@@ -137,22 +142,15 @@ class Table:
         return {best, *(row for row, g in gains.items() if g.value <= g.half)}
 
     def _scores(self, steps: int, metric: str, rows: Iterable[str] | None) -> dict[str, Score]:
-        values = {
-            row: self.value(row, steps, metric) for row in (self.rows if rows is None else rows)
-        }
+        wanted = self.rows if rows is None else rows
+        values = {row: self.value(row, steps, metric) for row in wanted}
         return {row: value for row, value in values.items() if value is not None}
 
     def against(self, ours: Row, theirs: Row, metric: str) -> dict[str, list[int]]:
-        """The step counts, ascending, of each of VERDICTS on one row against another.
-
-        A row is a name, or a function that chooses one for a step count.
-        """
+        """The step counts, ascending, of each of VERDICTS on one row against another."""
         steps_by: dict[str, list[int]] = {verdict: [] for verdict in VERDICTS}
         for steps in sorted(self.columns):
             a, b = (row if isinstance(row, str) else row(steps) for row in (ours, theirs))
             difference = gain(metric, *(self.score(row, steps, metric) for row in (a, b)))
             steps_by[difference.words].append(steps)
         return steps_by
-
-
-Row = str | Callable[[int], str]

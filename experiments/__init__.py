@@ -1,0 +1,10 @@
+"""Cells -> samples -> records: what the commands do, without their words and pictures.
+
+- `config`: all of Hydra; a command's config becomes the objects below
+- `cells`: `Cell` and `Column`, what is sampled and where it lies; `folder`: its shards and manifest
+- `generate`: the loop that makes shards; `evaluate`: the protocol that turns a folder into a record
+- `experiment`: an `Experiment` (columns x scorer x renderer), and one command's share of its work;
+  `scorers`: images by a protocol, videos by `vbench`; `tune`: the search for Mix++'s window
+- `dry_run`: what it would cost; `progress`: how far it is; `tracking`: Weights & Biases
+- `workers`: which of several processes this is
+"""

@@ -73,7 +73,7 @@ class Progress:
 
     row: str
     steps: int
-    made: int
+    done: int
     shards: int
     calls_done: int
     calls_left: int
@@ -86,9 +86,9 @@ class Progress:
     def state(self) -> str:
         if self.sampled:
             return "sampled" if self.scored is False else "done"
-        if self.made == 0:
+        if self.done == 0:
             return "missing"
-        return f"{'running' if self.workers else 'stopped'} {self.made}/{self.shards}"
+        return f"{'running' if self.workers else 'stopped'} {self.done}/{self.shards}"
 
 
 def progress(cell: dict[str, Any], now: float) -> Progress:
@@ -115,7 +115,7 @@ def progress(cell: dict[str, Any], now: float) -> Progress:
     return Progress(
         row=cell["row"],
         steps=cell["steps"],
-        made=len(ages),
+        done=len(ages),
         shards=-(-n // size),
         calls_done=calls,
         calls_left=0 if sampled else left,

@@ -33,7 +33,7 @@ def load_samples(path: Path | str) -> Samples:
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if (path / "videos").is_dir():
-        raise FileNotFoundError(f"{path} holds videos: score them with scripts/vbench.py")
+        raise FileNotFoundError(f"{path} holds videos: score them with `python -m scripts.vbench`")
     if path.is_dir():
         return Samples(_read_pngs(path), None)
     if path.suffix != ".npz" or not path.is_file():

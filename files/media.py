@@ -47,8 +47,7 @@ class Images:
     def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
         """Write samples.npz of all n samples; what the manifest says of it."""
         path = folder / "samples.npz"
-        parts = ({k: v for k, v in shard.items() if k in ("arr_0", "arr_1")} for shard in shards())
-        write_atomic(path, lambda partial: write_npz(partial, n, parts))
+        write_atomic(path, lambda partial: write_npz(partial, n, map(_joined, shards())))
         return {"bytes": path.stat().st_size}
 
     def is_joined(self, folder: Path, manifest: dict[str, Any]) -> bool:
@@ -122,3 +121,8 @@ class Videos:
 
 
 Media = Images | Videos
+
+
+def _joined(shard: Shard) -> Shard:
+    """What of a shard the joined file has: images and labels."""
+    return {name: shard[name] for name in ("arr_0", "arr_1") if name in shard}

@@ -6,6 +6,6 @@
     opensora/          Open-Sora 1.1, text to video
 
 Shared: weights.py (files of weights, digests), hub.py (the Hugging Face hub), variance.py (how
-uncertain a network's x0 is).  A `Backbone` bound to labels, `given(labels)`, is what `sampling`
+uncertain a network's x0 is), training.py (losses, averages).  A `Backbone` bound to labels, `given(labels)`, is what `sampling`
 calls.
 """

@@ -1,0 +1,1 @@
+"""Command lines, run as `python -m scripts.NAME`; `--help` says what each does."""

@@ -1,7 +1,7 @@
 """Submit a table or figure to SLURM, and come back at once.
 
     python -m scripts.slurm experiment=table1 parts=8             # make slurm-table1 ARGS=parts=8
-    python -m scripts.slurm experiment=table1 model=digits --dry  # what would be submitted
+    python -m scripts.slurm experiment=table1_small --dry  # what would be submitted
 
 Takes the settings of reproduce.py; configs/site/default.yaml says what to ask of the cluster.
 Each step count is sampled by an array of `parts` jobs; when it is complete, it is evaluated; when

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tiny_pipelines as tiny
 import torch
-from conftest import GOLDEN, ROOT, golden_json, interrupt
+from conftest import GOLDEN, ROOT, bound, golden_json, interrupt
+from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 import sample
@@ -18,11 +19,10 @@ from experiments.folder import read_manifest
 from files.images import load_samples
 from files.videos import read_mp4, write_mp4
 from models.opensora import text
-from models.opensora.backbone import VideoDenoiser, load, peak_memory, to_uint8
+from models.opensora.backbone import Video, VideoNetwork, load, peak_memory, to_uint8
 from models.opensora.stdit2 import STDiT2
 from models.opensora.text import TextCache, clean
-from sampling import Schedule, ddpm, iterate, timesteps
-from sampling.run import advance, implied_x0
+from sampling import SampleNoise, Schedule, ddpm, iterate, timesteps
 
 RUNS = golden_json("opensora_iddpm_trajectories")["runs"]
 TRAJECTORIES = load_file(GOLDEN / "opensora_iddpm_trajectories.safetensors")
@@ -74,13 +74,13 @@ def stdit2():
 
 
 def recorded_model(name):
-    """The recorded run's network with its guidance, and the condition it was given."""
+    """The recorded run's network with its guidance and condition, as a denoiser."""
     run = RUNS[name]
     net = analytic if run["model"] == "analytic" else stdit2()
     channels = run["cfg_channel"]
-    given = {k[5:]: v for k, v in TRAJECTORIES.items() if k.startswith("cond/")}
-    given["y"] = torch.cat([given["y"], given.pop("y_null")])
-    return VideoDenoiser(net, run["cfg_scale"], channels), given
+    told = {k[5:]: v for k, v in TRAJECTORIES.items() if k.startswith("cond/")}
+    told["y"] = torch.cat([told["y"], told.pop("y_null")])
+    return bound(VideoNetwork(net, run["cfg_scale"], channels), condition=told)
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if "masked" not in name])
@@ -88,11 +88,9 @@ def test_recorded_trajectories(name):
     """100-step DDPM as shipped is `ddpm variance=learned` on the even grid, with this guidance."""
     grid = timesteps(1000, RUNS[name]["num_sampling_steps"], "even")
     assert grid.tolist() == RUNS[name]["t_model"]
-    denoiser, condition = recorded_model(name)
     plan = ddpm(Schedule.linear(), grid, variance="learned")
-    noise = Recorded(name, grid)
     with torch.no_grad():
-        for i, state in enumerate(iterate(denoiser, plan, noise, condition=condition)):
+        for i, state in enumerate(iterate(recorded_model(name), plan, Recorded(name, grid))):
             assert_recorded(name, i, state.x, len(plan))
 
 
@@ -100,34 +98,6 @@ def assert_recorded(name, i, x, steps):
     # Its tables are float32: 5.1e-4 recorded against float64 tables, all in the last step.
     tolerance = 5e-5 if i < steps - 1 else 1e-3
     torch.testing.assert_close(x, TRAJECTORIES[f"{name}/x"][i], rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("name", [name for name in RUNS if "masked" in name])
-def test_recorded_trajectories_with_given_frames(name):
-    """Frames that are held, noised at their time and then denoised, by the same rows.
-
-    No command offers this; it shows that the network's `x_mask` works through the sampler.
-    """
-    grid = timesteps(1000, RUNS[name]["num_sampling_steps"], "even")
-    plan = ddpm(Schedule.linear(), grid, variance="learned")
-    denoiser, condition = recorded_model(name)
-    begins = (TRAJECTORIES[f"{name}/mask"] * len(plan)).int()  # index at which a frame wakes up
-    x = TRAJECTORIES[f"{name}/z"]
-    for i, row in enumerate(plan.rows()):
-        index = len(plan) - 1 - i
-        x_mask = begins > index
-        assert torch.equal(x_mask, TRAJECTORIES[f"{name}/x_mask"][i])
-        woken = (
-            x * row.alpha_bar**0.5
-            + (1 - row.alpha_bar) ** 0.5 * TRAJECTORIES[f"{name}/mask_noise"][i]
-        )
-        seen = torch.where((begins == index)[:, None, :, None, None], woken, x)
-        with torch.no_grad():
-            eps, v = denoiser(seen, row.t, {**condition, "x_mask": x_mask.repeat(2, 1)})
-        x0 = implied_x0(eps, seen, row.alpha_bar)
-        after = advance(row, seen, x0, z=TRAJECTORIES[f"{name}/noise"][i], v=v)
-        x = torch.where((begins >= index)[:, None, :, None, None], after, x)
-        assert_recorded(name, i, x, len(plan))
 
 
 def test_the_published_step_counts():
@@ -180,11 +150,22 @@ def parts(tmp_path_factory):
 
 def words_of(parts, tmp_path, *more):
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
-    return ["model=opensora11", f"model.id={parts / 'net'}", f"model.text_encoder={parts / 't5'}",
-            f"model.vae={parts / 'vae'}",
-            f"model.text_cache={tmp_path / 'text'}", "model.precision=fp32", "model.num_frames=5",
-            "model.height=40", "model.width=56", "prompts=prompts.txt", "steps=6", "sampler=mix",
-            "out=here", *more]  # fmt: skip
+    return [
+        "model=opensora11",
+        f"model.id={parts / 'net'}",
+        f"model.text_encoder={parts / 't5'}",
+        f"model.vae={parts / 'vae'}",
+        f"model.text_cache={tmp_path / 'text'}",
+        "model.precision=fp32",
+        "model.num_frames=5",
+        "model.height=40",
+        "model.width=56",
+        "prompts=prompts.txt",
+        "steps=6",
+        "sampler=mix",
+        "out=here",
+        *more,
+    ]
 
 
 def test_prompts_to_videos(command, parts, tmp_path):
@@ -202,9 +183,7 @@ def test_prompts_to_videos(command, parts, tmp_path):
     assert manifest["complete"] and manifest["videos"]
     assert manifest["config"]["model"]["text_encoder"] == "t5"
     assert (tmp_path / "here/grid.png").is_file()
-    with pytest.raises(
-        FileNotFoundError, match=r"holds videos: score them with scripts/vbench\.py"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"holds videos: score them with"):
         load_samples(tmp_path / "here")  # and not the sheet of frames
     # A video is of its prompt and id alone, whatever it is sampled beside.
     status, _, err = command(sample, *words, "batch_size=1", "shard_size=1", "out=there")
@@ -248,7 +227,7 @@ def test_the_text_encoder_is_loaded_only_for_new_prompts(command, parts, tmp_pat
         (y[i, 0].abs().sum(1) > 0).sum() for i in (0, 1)
     ]
     monkeypatch.undo()
-    tokenizer, encoder = text.load_t5(str(parts / "t5"), None)
+    tokenizer, encoder = text.load_t5(str(parts / "t5"))
     tokens = tokenizer([clean(PROMPTS[0])], return_tensors="pt")
     with torch.no_grad():
         want = encoder(**tokens).last_hidden_state
@@ -311,52 +290,80 @@ def test_mistakes_are_one_line(command, parts, tmp_path, prompts, change, messag
     assert not list((tmp_path).glob("here/videos/*"))
 
 
-def test_one_frame_and_odd_sizes(parts, tmp_path):
-    options = {"id": str(parts / "net"), "text_encoder": str(parts / "t5"), "vae": str(parts / "vae"),
-               "text_cache": str(tmp_path), "precision": "fp32"}  # fmt: skip
-    model = load(prompts=PROMPTS, num_frames=1, height=40, width=43, **options)
-    assert model.shape == (4, 1, 5, 5) and model.image_size == (1, 40, 40, 3)
-    condition = model.embed(torch.tensor([0, 1]))
-    assert condition["fps"].tolist() == [120] and condition["y"].shape == (4, 1, 200, 24)
-    assert condition["ar"].tolist() == [pytest.approx(40 / 43)] and condition["width"].tolist() == [
-        43
-    ]
+@pytest.fixture
+def loaded(parts, tmp_path):
+    """`load` of the tiny parts with some options changed."""
+    folders = {"id": parts / "net", "text_encoder": parts / "t5", "vae": parts / "vae"}
+    folders["text_cache"] = tmp_path
+    options = {key: str(path) for key, path in folders.items()} | {"precision": "fp32"}
+    return lambda **more: load(**{"prompts": PROMPTS, **options, **more})
+
+
+def test_one_frame_and_odd_sizes(parts, loaded):
+    model = loaded(num_frames=1, height=40, width=43)
+    assert model.shape == (4, 1, 5, 5) and model.media.size == (1, 40, 40, 3)
+    told = model.embed(torch.tensor([0, 1]))
+    assert told["fps"].tolist() == [120] and told["y"].shape == (4, 1, 200, 24)
+    assert told["ar"].tolist() == [pytest.approx(40 / 43)] and told["width"].tolist() == [43]
     # The empty caption is the network's own.
     empty = load_file(parts / "net/model.safetensors")["y_embedder.y_embedding"]
-    assert torch.equal(condition["y"][2, 0], empty)
-    video = load(prompts=PROMPTS, num_frames=16, **options)
-    assert (video.shape, video.image_size) == ((4, 16, 30, 53), (16, 240, 424, 3))
-    assert video.embed(torch.tensor([0]))["fps"].tolist() == [24] and video.fps == 8
-    told = load(prompts=PROMPTS, fps=12, aspect_ratio=0.75, height=240, width=320, **options)
-    condition = told.embed(torch.tensor([0]))
-    assert (
-        condition["fps"].tolist() == [12] and told.fps == 4 and condition["ar"].tolist() == [0.75]
-    )
-    plain = load(prompts=PROMPTS, guidance_scale=1, **options)
+    assert torch.equal(told["y"][2, 0], empty)
+    video = loaded()
+    assert (video.shape, video.media.size) == ((4, 16, 30, 53), (16, 240, 424, 3))
+    assert video.embed(torch.tensor([0]))["fps"].tolist() == [24] and video.media.fps == 8
+    other = loaded(fps=12, aspect_ratio=0.75, height=240, width=320)
+    told = other.embed(torch.tensor([0]))
+    assert (told["fps"].tolist(), told["ar"].tolist(), other.media.fps) == ([12], [0.75], 4)
+    plain = loaded(guidance_scale=1)
     assert plain.evaluations_per_call == 1 and plain.embed(torch.tensor([0]))["y"].shape[0] == 1
 
 
-def test_the_network_is_copied_from_nowhere_but_its_file(parts, tmp_path):
+def test_what_is_said_of_the_video_is_rounded_to_the_networks_dtype(loaded):
+    """As in the original: bfloat16 has 8 binary digits, and no width of 427."""
+    model = loaded(num_frames=259, height=299, width=427, fps=303, precision="bf16")
+    told = model.embed(torch.tensor([0]))
+    rounded = {"num_frames": 260, "height": 300, "width": 428, "fps": 304, "ar": 0.69921875}
+    assert {key: told[key].tolist() for key in rounded} == {k: [v] for k, v in rounded.items()}
+    assert all(told[key].dtype == torch.bfloat16 for key in [*rounded, "y"])
+
+
+def test_what_is_not_configured_is_that_of_the_original(parts, loaded):
+    """Its schedule, no clipping, guidance 7 on 3 of 4 channels, and the VAE's factor."""
+    model = loaded(num_frames=2, height=40, width=56)
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    assert np.allclose(model.schedule.alpha_bar, abar, rtol=1e-12) and model.schedule.final == 1
+    labels, a = torch.tensor([1, 2]), float(abar[700])
+    x = 3 * SampleNoise(0, [0, 1], model.shape).start()
+    with torch.no_grad():
+        outputs = model.network.net(torch.cat([x, x]), torch.full((4,), 700), **model.embed(labels))
+        prompted, empty = outputs.chunk(2)
+        eps = torch.cat([7 * prompted[:, :3] - 6 * empty[:, :3], prompted[:, 3:4]], dim=1)
+        x0, v, gradient = model.given(labels)(x, 700.0)
+    torch.testing.assert_close(x0, (x - (1 - a) ** 0.5 * eps) / a**0.5, rtol=1e-4, atol=1e-4)
+    assert x0.abs().max() > 10 and gradient is None
+    torch.testing.assert_close(v, prompted[:, 4:])
+    vae = AutoencoderKL.from_pretrained(parts / "vae")
+    with torch.no_grad():
+        frames = vae.decode(x[1].transpose(0, 1) / 0.18215).sample
+    assert np.abs(model.decode(x)[1].astype(int) - to_uint8(frames)).max() <= 1
+
+
+def test_the_network_is_copied_from_nowhere_but_its_file(parts, loaded, tmp_path):
     broken = shutil.copytree(parts / "net", tmp_path / "broken")
+
+    def refuses(match):
+        with pytest.raises(ValueError, match=match):
+            loaded(id=str(broken))
+
     (broken / "model.safetensors").write_bytes(b"no weights")
-    options = {
-        "text_encoder": str(parts / "t5"),
-        "vae": str(parts / "vae"),
-        "text_cache": str(tmp_path),
-    }
-    with pytest.raises(ValueError, match=r"is damaged or no checkpoint .*: fetch .* again"):
-        load(str(broken), PROMPTS, **options)
+    refuses(r"is damaged or no checkpoint .*: fetch .* again")
     (broken / "config.json").write_text(json.dumps({**NETWORK, "depth": 3}))
     shutil.copy(parts / "net/model.safetensors", broken)
-    with pytest.raises(ValueError, match=r"does not fit the network: at blocks\.2"):
-        load(str(broken), PROMPTS, **options)
+    refuses(r"does not fit the network: at blocks\.2")
     (broken / "config.json").write_text("[")
-    with pytest.raises(ValueError, match="is no model config"):
-        load(str(broken), PROMPTS, **options)
-    model = load(str(parts / "net"), PROMPTS, untrained=True, **options)
-    assert model.sha256 == "untrained"
-    record = json.dumps([model.shape, model.fps])
-    assert record == "[[4, 16, 30, 53], 8]"
+    refuses("is no model config")
+    model = loaded(untrained=True)
+    assert (model.sha256, model.shape) == ("untrained", (4, 16, 30, 53))
 
 
 def test_memory_is_planned():
@@ -364,8 +371,8 @@ def test_memory_is_planned():
     with torch.device("meta"):
         net = STDiT2().bfloat16()
     weights = 2 * (768_271_300 + 83_653_863)
-    short = peak_memory(net, 2, 16, 240, 426) - weights
-    long = peak_memory(net, 2, 64, 240, 426) - weights
+    short = peak_memory(net, 2, Video(16, 240, 426)) - weights
+    long = peak_memory(net, 2, Video(64, 240, 426)) - weights
     assert short == pytest.approx(2 * 4 * 4 * 256 * 240 * 426)  # four frames in the VAE
     assert long == pytest.approx(2 * 12 * 2 * 64 * 405 * 1152)
-    assert peak_memory(net, 8, 64, 240, 426) - weights == pytest.approx(4 * long)
+    assert peak_memory(net, 8, Video(64, 240, 426)) - weights == pytest.approx(4 * long)

@@ -174,7 +174,7 @@ def test_an_unconditional_pixel_pipeline(cls, tmp_path):
     torch.manual_seed(2)
     net = UNet2DModel(sample_size=8, block_out_channels=(8, 16), norm_num_groups=4,
                       layers_per_block=1, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-                      up_block_types=("AttnUpBlock2D", "UpBlock2D")).eval()  # fmt: skip
+                      up_block_types=("AttnUpBlock2D", "UpBlock2D")).eval()
     theirs = DDPMScheduler()
     pipe = DDPMPipeline(net, cls.from_config(theirs.config))
     pipe.set_progress_bar_config(disable=True)
@@ -197,7 +197,7 @@ def test_an_unconditional_pixel_pipeline(cls, tmp_path):
 def words_of(path, tmp_path, *more):
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     return ["model=sd21", f"model.id={path}", "model.precision=fp32", "prompts=prompts.txt",
-            "out=here", *more]  # fmt: skip
+            "out=here", *more]
 
 
 def sampled(tmp_path):
@@ -215,7 +215,7 @@ def test_sample_py_gives_the_images_of_the_pipeline(
     """The same seed and prompts: bit for bit, with this repository's noise in the pipeline."""
     words = words_of(pipelines[name], tmp_path, f"sampler={sampler}", "steps=20", "seed=5")
     status, out, err = command(sample, *words, "spacing=leading+1", "batch_size=3",
-                               "model.set_alpha_to_one=null")  # fmt: skip
+                               "model.set_alpha_to_one=null")
     assert status == 0, err
     assert "3 samples, 20 network calls each (two evaluations a call)" in out
     images, labels = sampled(tmp_path)
@@ -226,7 +226,7 @@ def test_sample_py_gives_the_images_of_the_pipeline(
     pipe.scheduler.noise = noise
     pipe.vae.enable_slicing()
     theirs = pipe(PROMPTS, num_inference_steps=20, latents=noise.start(), output_type="np",
-                  guidance_scale=7.5)  # fmt: skip
+                  guidance_scale=7.5)
     assert np.array_equal(images, pixels(theirs))
 
 
@@ -258,7 +258,7 @@ def test_more_images_of_the_same_prompts(command, pipelines, tmp_path):
     assert labels.tolist() == [0, 1, 2, 0, 1]
     assert (images[0] != images[3]).any()
     words = ["model=sd21", f"model.id={pipelines['sd']}", "model.precision=fp32", "steps=2",
-             "prompts=[a cat,a dog]", "out=two"]  # fmt: skip
+             "prompts=[a cat,a dog]", "out=two"]
     assert command(sample, *words)[0] == 0
     assert (tmp_path / "two/prompts.txt").read_text() == "a cat\na dog\n"
 
@@ -307,7 +307,7 @@ def test_a_vae_that_needs_float32_gets_it(pipelines, monkeypatch):
     model = load(str(pipelines["xl"]), PROMPTS, precision="fp16")
     x = SampleNoise(0, [0, 1], model.shape).start()
     real = AutoencoderKL._decode
-    monkeypatch.setattr(AutoencoderKL, "_decode", lambda self, z, *a, **k: (seen.append((z.dtype, len(z))), real(self, z, *a, **k))[1])  # fmt: skip
+    monkeypatch.setattr(AutoencoderKL, "_decode", lambda self, z, *a, **k: (seen.append((z.dtype, len(z))), real(self, z, *a, **k))[1])
     model.decode(x)
     assert seen == [(torch.float32, 1)] * 2  # and one image at a time
 
@@ -361,7 +361,7 @@ def test_an_incomplete_or_foreign_folder(command, pipelines, tmp_path):
     assert status == 2 and "is not a complete diffusers pipeline" in err.splitlines()[-1]
     torch.manual_seed(0)
     net = UNet2DModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4,
-                      down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))  # fmt: skip
+                      down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
     DDPMPipeline(net, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     status, _, err = command(sample, *words_of(tmp_path / "ddpm", tmp_path))
     assert status == 2 and "is a DDPMPipeline: only StableDiffusionPipeline" in err
@@ -381,7 +381,7 @@ def test_our_own_scheduler_in_the_pipeline_is_no_obstacle(pipelines, tmp_path):
 
 def test_configs_name_published_pipelines():
     for name in ("sd15", "sd21", "sd21_768v", "sdxl"):
-        text = (ROOT / "models/cards" / f"{name}.md").read_text()
+        text = (ROOT / "models/stable_diffusion" / f"{name}.md").read_text()
         config = (ROOT / "configs/model" / f"{name}.yaml").read_text()
         (line,) = [line for line in config.splitlines() if line.startswith("id:")]
         assert line.removeprefix("id: ") in text

@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT
 
+from models.training import Ema, Objective, learning_rate
 from sampling import Schedule, ddpm
 from scripts import train
-from scripts.train import Ema, Objective, learning_rate, training_data
+from scripts.train import training_data
 
 SCHEDULE = Schedule.linear()
 ABAR = SCHEDULE.alpha_bar

@@ -150,7 +150,7 @@ def opensora(folder: Path) -> Path:
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
+    )
     (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
     shutil.copy(folder / "spiece.model", folder / "t5")
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 0, "model_max_length": 512}
@@ -159,5 +159,5 @@ def opensora(folder: Path) -> Path:
     config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
     T5EncoderModel(config).eval().save_pretrained(folder / "t5")
     vae(block_out_channels=(8, 8, 8, 16), down_block_types=["DownEncoderBlock2D"] * 4,
-             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")  # fmt: skip
+             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")
     return folder

@@ -12,8 +12,9 @@ from cleanfid.fid import kernel_distance
 from conftest import ROOT, golden_json
 from omegaconf import OmegaConf
 from torch_fidelity.defaults import DEFAULTS as TORCH_FIDELITY
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from eval.extractors import extractor_named
+from eval.extractors import URL_VGG16, extractor_named
 from eval.reference import Reference, build_reference
 from eval.scoring import METRICS, Options, check_metrics, real_floor
 from experiments.config import composed
@@ -136,6 +137,16 @@ def test_protocols(name):
     # The committed tables tell how they were scored.
     assert options == OPTIONS.get(name, records("table1")[0]["options"])
     Options.of(options)
+
+
+def test_weights_are_the_files_that_downloads_fetch():
+    adm, torch_fidelity = config("metrics", "adm"), config("metrics", "torch_fidelity")
+    for path, url in (
+        (adm.weights, URL_INCEPTION_V3),
+        (torch_fidelity.weights, URL_INCEPTION_V3),
+        (torch_fidelity.vgg16_weights, URL_VGG16),
+    ):
+        assert path.rpartition("/")[2] == url.rpartition("/")[2]
 
 
 def test_the_clip_model_is_bk_sdms():

@@ -37,39 +37,57 @@ def test_the_cards_are_those_of_the_issue_and_their_classifiers():
     }
 
 
+def recorded_options(entry: dict) -> dict:
+    """The options of a network as the original was run with."""
+    config, derived = entry["config"], entry["derived"]
+    shape = {
+        "channel_mult": derived["channel_mult"],
+        "attention_ds": derived["attention_downsample_factors"],
+    }
+    if entry["kind"] == "classifier":
+        return shape | {
+            "image_size": config["image_size"],
+            "num_channels": config["classifier_width"],
+            "num_res_blocks": config["classifier_depth"],
+            "num_head_channels": derived["num_head_channels"],
+            "num_labels": derived["out_channels"],
+            "use_scale_shift_norm": config["classifier_use_scale_shift_norm"],
+            "resblock_updown": config["classifier_resblock_updown"],
+        }
+    # A width of heads overrides their number.
+    heads = "num_heads" if config["num_head_channels"] == -1 else "num_head_channels"
+    names = (
+        "num_channels",
+        "num_res_blocks",
+        "learn_sigma",
+        "dropout",
+        "use_scale_shift_norm",
+        "resblock_updown",
+        "use_new_attention_order",
+        heads,
+    )
+    return shape | {"num_classes": derived["num_classes"]} | {name: config[name] for name in names}
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
 def test_every_card_is_its_released_checkpoint(card):
     """Against the recorded layouts and flags of the original, which know nothing of cards."""
     entry = ENTRIES[card.url]
-    layout, config, derived = LAYOUTS[entry["layout"]], entry["config"], entry["derived"]
+    layout, config = LAYOUTS[entry["layout"]], entry["config"]
     assert [[key, shape] for key, shape in card.shapes.items()] == layout
     assert card.layout == layout_digest(dict(layout))
     assert (card.tensors, card.parameters) == (entry["num_tensors"], entry["num_params"])
     assert sum(p.numel() for p in card.build().parameters()) == card.parameters
     assert (card.kind, card.image_size) == (entry["kind"], config["image_size"])
+    assert card.network == recorded_options(entry)  # heads change no shape, and every sample
     if card.kind == "unet":
         assert card.schedule == config["noise_schedule"]
-        assert card.network["num_classes"] == derived["num_classes"]
-        for flag in ("dropout", "use_scale_shift_norm", "use_new_attention_order", "learn_sigma"):
-            assert card.network[flag] == config[flag], flag
-        half = "precision=fp16" in " ".join(card.notes)
-        assert half == config["use_fp16"]
-    classifier = card.classifier and read_card(card.classifier)
-    assert classifier is None or classifier.image_size == card.image_size
-
-
-@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
-def test_every_card_has_a_model_of_its_precision_and_published_scores_with_a_source(card):
-    if card.kind == "unet":
-        model = yaml.safe_load((ROOT / "configs" / "model" / f"{card.name}.yaml").read_text())
-        assert model["card"] == card.name
-        assert model["checkpoint"].endswith("/" + card.file_name)
-        half = "precision=fp16" in " ".join(card.notes)
-        assert model["precision"] == ("fp16" if half else "fp32")
+        assert card.precision == ("fp16" if config["use_fp16"] else "fp32")
         assert (ROOT / "configs" / "reference" / f"{card.reference}.yaml").is_file()
         assert card.published
-    for scores in card.published:
-        assert {"guidance", "fid", "source"} <= set(scores)
+    assert all({"guidance", "fid", "source"} <= set(scores) for scores in card.published)
+    classifier = card.classifier and read_card(card.classifier)
+    assert classifier is None or classifier.image_size == card.image_size
 
 
 @pytest.fixture
@@ -94,7 +112,7 @@ def test_a_loaded_checkpoint_computes_what_the_original_does(standin, unet_forwa
     model = load_standin(standin, checkpoint=path)
     x, t, y, out = (unet_forward[f"t64/a/{k}"] for k in ("x", "t", "y", "out"))
     for i, step in enumerate(t.tolist()):
-        eps, v = model.denoiser(x[i : i + 1], step, y[i : i + 1])
+        eps, v = model.network(x[i : i + 1], step, y[i : i + 1])
         torch.testing.assert_close(torch.cat([eps, v], 1), out[i : i + 1], rtol=0, atol=5e-4)
     assert (model.shape, model.num_classes, model.clip) == ((3, 16, 16), 10, True)
     assert model.sha256 == file_sha256(path)
@@ -103,13 +121,13 @@ def test_a_loaded_checkpoint_computes_what_the_original_does(standin, unet_forwa
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_half_precision_keeps_the_state_in_float32(standin, precision):
     model = load_standin(standin, precision=precision)
-    dtypes = {p.dtype for p in model.denoiser.net.parameters()}
+    dtypes = {p.dtype for p in model.network.net.parameters()}
     assert dtypes == {torch.float32, {"fp16": torch.float16, "bf16": torch.bfloat16}[precision]}
     plan = mix(model.schedule, timesteps(1000, 4), cutoff=500)
     noise, y = SampleNoise(0, range(2), model.shape), torch.tensor([3, 7])
-    x = run(model.denoiser, plan, noise, condition=y, clip=True)
+    x = run(model.given(y), plan, noise)
     assert x.dtype == torch.float32
-    full = run(load_standin(standin).denoiser, plan, noise, condition=y, clip=True)
+    full = run(load_standin(standin).given(y), plan, noise)
     assert 0 < (x - full).abs().mean() < 0.05
 
 
@@ -128,16 +146,15 @@ def test_channels_last_and_compile_change_nothing_but_speed(standin, monkeypatch
     conv = seen[0].input_blocks[1][0].in_layers[2].weight
     assert conv.is_contiguous(memory_format=torch.channels_last)
     x, y = torch.randn(2, 3, 16, 16), torch.tensor([1, 2])
-    for a, b in zip(plain.denoiser(x, 7, y), fast.denoiser(x, 7, y), strict=True):
+    for a, b in zip(plain.network(x, 7, y), fast.network(x, 7, y), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 MEMORY = """
 import threading, time, sys, torch
 from pathlib import Path
-from models.adm import UNet
-from models.backbone import load_weights
-from experiments.generate import generate
+from models.adm.networks import UNet
+from models.weights import load_weights
 
 def anonymous():  # KiB of private memory: what the file's mapped pages are not
     status = Path("/proc/self/status").read_text()
@@ -182,30 +199,21 @@ def test_the_loop_never_waits_for_the_device(standin):
 
     What runs there never asks a GPU for a number, and so never waits for it.
     """
-    model = load_standin(standin, untrained=True, device="meta", guidance={"scale": 1.0})
-    noise = SampleNoise(0, range(2), model.shape, device="meta")
-    y = torch.zeros(2, dtype=torch.int64, device="meta")
-    grid = timesteps(1000, 5)
-    plans = [ddpm, ddim, skipped, lambda s, g: mix(s, g, cutoff=400)]
-    for plan in plans:
-        for gradient in (None, model.guidance.gradient(y)):
-            x = run(
-                model.denoiser,
-                plan(model.schedule, grid),
-                noise,
-                condition=y,
-                clip=True,
-                gradient=gradient,
-            )
+    guided = load_standin(standin, untrained=True, device="meta", guidance={"scale": 1.0})
+    noise = SampleNoise(0, range(2), guided.shape, device="meta")
+    y, grid = torch.zeros(2, dtype=torch.int64), timesteps(1000, 5)
+    for model in (guided, replace(guided, guidance=None)):
+        for plan in (ddpm, ddim, skipped, lambda s, g: mix(s, g, cutoff=400)):
+            x = run(model.given(y), plan(model.schedule, grid), noise)
             assert x.device.type == "meta"
 
-    def looks(x, t, condition):
+    def looks(x, t):
         if x.mean() > 0:  # what a careless denoiser would do
             x = x + 1
         return x, None
 
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        run(looks, skipped(model.schedule, grid), noise)
+        run(looks, skipped(guided.schedule, grid), noise)
 
 
 # --- failures ----------------------------------------------------------------------------------
@@ -214,14 +222,14 @@ def test_the_loop_never_waits_for_the_device(standin):
 def test_missing_checkpoint_names_how_to_get_it(standin):
     standin.with_suffix(".pt").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"t64.pt is missing: fetch it with `python scripts/"
+        FileNotFoundError, match=r"t64.pt is missing: fetch it with `python -m scripts"
     ):
         load_standin(standin)
 
 
 def test_published_checkpoint_that_is_not_downloaded():
     with pytest.raises(
-        FileNotFoundError, match=r"download.py adm_imagenet` or from https://openai"
+        FileNotFoundError, match=r"scripts.download adm_imagenet` or from https://openai"
     ):
         load("adm_imagenet", "nowhere/256x256_diffusion.pt")
 
@@ -242,13 +250,19 @@ def test_a_page_in_place_of_a_checkpoint(standin):
 
 
 CHANGES = {
-    "missing": (lambda w: w.pop("out.2.bias"), r"at out.2.bias the network has shape \[6\], the file no"),
-    "superfluous": (lambda w: w.update(extra=torch.ones(1)), "at extra the network has no such key"),
+    "missing": (
+        lambda w: w.pop("out.2.bias"),
+        r"at out.2.bias the network has shape \[6\], the file no",
+    ),
+    "superfluous": (
+        lambda w: w.update(extra=torch.ones(1)),
+        "at extra the network has no such key",
+    ),
     "shape": (
         lambda w: w.update({"label_emb.weight": torch.ones(1000, 128)}),
         r"at label_emb.weight the network has shape \[10, 128\], the file shape \[1000, 128\]",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -329,7 +343,7 @@ def test_card_mistakes(standin, tmp_path):
         read_card("adm_imgnet")
     with pytest.raises(ValueError, match="of a classifier, not of a diffusion model"):
         load(str(standin.with_name("clf.yaml")), str(standin.with_name("clf.pt")))
-    with pytest.raises(ValueError, match="unknown precision 'fp8': choose fp32, fp16, bf16"):
+    with pytest.raises(ValueError, match="unknown precision 'fp8': choose one of fp32, fp16, bf16"):
         load_standin(standin, precision="fp8")
 
 

@@ -8,10 +8,10 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 
-from models.backbone import NetworkDenoiser, to_uint8
+from models.backbone import ImageNetwork, to_uint8
 from models.digits.backbone import load
 from models.digits.data import HERE, load_images, to_model_range
-from models.digits.networks import UNET, ExactDenoiser, PatchUNet
+from models.digits.networks import UNET, ExactNetwork, PatchUNet
 from models.weights import load_weights
 from sampling import SampleNoise, Schedule, ddim, run, skipped, timesteps
 
@@ -72,15 +72,15 @@ def test_the_network_denoises_real_digits():
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     a = backbone.schedule.abar(300)
     with torch.no_grad():
-        eps, v = backbone.denoiser(a**0.5 * x0 + (1 - a) ** 0.5 * noise, 300.0, y)
+        eps, v = backbone.network(a**0.5 * x0 + (1 - a) ** 0.5 * noise, 300.0, y)
     assert (eps - noise).square().mean() < 0.1
     assert v is not None
     assert v.shape == x0.shape
 
 
 def test_a_network_without_variance_gives_none():
-    denoiser = NetworkDenoiser(lambda x, t, y: x)
-    assert denoiser(torch.zeros(2, 1, 4, 4), 3.0, None)[1] is None
+    network = ImageNetwork(lambda x, t, y: x)
+    assert network(torch.zeros(2, 1, 4, 4), 3.0, None)[1] is None
 
 
 @pytest.mark.parametrize("t", [0, 1, 100, 500, 999])
@@ -96,7 +96,7 @@ def test_the_exact_denoiser_is_the_posterior_mean(t):
         a**0.5 * to_model_range(images)[[np.flatnonzero(labels == k)[0] for k in y]]
         + (1 - a) ** 0.5 * x
     )
-    eps, v = ExactDenoiser(images, labels, schedule, "cpu")(x, float(t), y)
+    eps, v = ExactNetwork(images, labels, schedule, "cpu")(x, float(t), y)
     assert v is None and eps.dtype == x.dtype
     for i in range(2):
         mine = to_model_range(images[labels == int(y[i])]).double()
@@ -115,7 +115,7 @@ def test_samples_of_the_exact_denoiser_are_its_images():
     for builder in (ddim, skipped):
         plan = builder(backbone.schedule, timesteps(1000, 50))
         noise = SampleNoise(0, range(10), backbone.shape)
-        samples = backbone.decode(run(backbone.denoiser, plan, noise, condition=y, clip=True))
+        samples = backbone.decode(run(backbone.given(y), plan, noise))
         for sample, label in zip(samples[..., 0], y, strict=True):
             far = np.abs(images[labels == int(label)].astype(int) - sample).max((1, 2))
             assert far.min() <= 1  # of 255 grey levels

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from conftest import golden_network, write_standin
 
 from models.adm.backbone import load
 from models.adm.guidance import ClassifierGuidance
-from sampling import SampleNoise, ddim, ddpm, iterate, mix, run, skipped, timesteps
+from sampling import SampleNoise, ddim, ddpm, mix, run, skipped, timesteps
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def recomputed(model, plan_name, grid, noise, y, slope):
     x = noise.start()
     for k, t in enumerate(grid.tolist()):
         a, b = abar[t], abar[grid[k + 1]] if k + 1 < len(grid) else 1.0
-        eps, v = model.denoiser(x, t, y)
+        eps, v = model.network(x, t, y)
         g = slope(x, t)
         x0 = ((x - math.sqrt(1 - a) * eps) / math.sqrt(a)).clamp(-1, 1)
         if plan_name == "ddim":
@@ -74,16 +75,16 @@ def recomputed(model, plan_name, grid, noise, y, slope):
 def test_guided_sampling_is_guided_diffusions(name, classifier, unet_forward, tmp_path):
     card = write_standin(tmp_path, "t64", unet_forward)
     model = load(str(card), str(card.with_suffix(".pt")))
-    model.denoiser.net.double()
+    model.network.net.double()
     noise = SampleNoise(1, range(3), model.shape, dtype=torch.float64)
     y = torch.tensor([0, 4, 9])
-    slope = ClassifierGuidance(copy.deepcopy(classifier).double(), 30.0, "").gradient(y)
+    guidance = ClassifierGuidance(copy.deepcopy(classifier).double(), 30.0, "")
     grid = timesteps(1000, 6)
     plan = {"ddpm": ddpm, "ddim": ddim}[name](model.schedule, grid)
-    ours = run(model.denoiser, plan, noise, condition=y, clip=True, gradient=slope)
+    ours = run(replace(model, guidance=guidance).given(y), plan, noise)
     with torch.no_grad():
-        expected = recomputed(model, name, grid, noise, y, slope)
-        unguided = run(model.denoiser, plan, noise, condition=y, clip=True)
+        expected = recomputed(model, name, grid, noise, y, guidance.gradient(y))
+        unguided = run(model.given(y), plan, noise)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-9)
     assert (ours - unguided).abs().max() > 1e-3  # guidance did something
 
@@ -97,11 +98,9 @@ def test_guidance_raises_the_classifiers_belief(sampler, classifier, unet_forwar
     for scale in (0.0, 50.0, 500.0):
         model = load(str(card), str(card.with_suffix(".pt")), guidance={"scale": scale})
         noise = SampleNoise(1, range(4), model.shape)
-        slope = model.guidance.gradient(y)
-        plan = sampler(model.schedule, grid)
-        *_, last = iterate(model.denoiser, plan, noise, condition=y, clip=True, gradient=slope)
+        x = run(model.given(y), sampler(model.schedule, grid), noise)
         with torch.no_grad():
-            logits = classifier(last.x.clamp(-1, 1), torch.zeros(4))
+            logits = classifier(x.clamp(-1, 1), torch.zeros(4))
         belief.append(logits.log_softmax(-1)[range(4), y].mean().item())
     assert belief == sorted(belief)
     assert belief[2] > belief[0] + 0.01
@@ -115,7 +114,7 @@ def test_an_unconditional_model_gets_labels_from_its_classifier(unet_forward, tm
     model = load(str(card), path, guidance={"scale": 10.0, "checkpoint": None})
     assert model.num_classes == 10
     y = torch.tensor([1, 2])
-    eps, _ = model.denoiser(torch.zeros(2, 3, 16, 16), 5, y)  # the U-Net takes no labels
+    eps, _ = model.network(torch.zeros(2, 3, 16, 16), 5, y)  # the U-Net takes no labels
     assert eps.shape == (2, 3, 16, 16)
     facts = model.guidance.facts
     assert (facts["name"], facts["scale"]) == ("classifier", 10.0)

@@ -443,7 +443,9 @@ def test_ddim_refuses_eta(eta):
 
 
 def test_ddpm_names_the_variances():
-    with pytest.raises(ValueError, match="'small': choose one of learned, fixed_small, fixed_large"):
+    with pytest.raises(
+        ValueError, match="'small': choose one of learned, fixed_small, fixed_large"
+    ):
         ddpm(LINEAR, PAPER, variance="small")
 
 

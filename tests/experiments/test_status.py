@@ -32,15 +32,9 @@ def cell(
     joined = made == 3 if complete is None else complete
     facts = {"config": {}, "plan": "mix", "nfe": 10, "num_samples": 50, "shard_size": 20}
     (folder / "manifest.json").write_text(json.dumps({**facts, "complete": joined}))
-    return {
-        "row": row,
-        "steps": 10,
-        "nfe": 10,
-        "folder": str(folder),
-        "num_samples": 50,
-        "shard_size": 20,
-        "record": str(folder / "record.json"),
-    }
+    del facts["config"], facts["plan"]
+    record = str(folder / "record.json")
+    return {**facts, "row": row, "steps": 10, "folder": str(folder), "record": record}
 
 
 @pytest.mark.parametrize(
@@ -60,15 +54,15 @@ def test_states(tmp_path, made, age, scored, state):
 
 def test_all_shards_are_not_yet_a_complete_cell(tmp_path):
     """Killed while joining: it must be sampled once more, which only joins."""
-    found = progress(cell(tmp_path, 3, complete=False), NOW)
-    assert (found.state, found.sampled, found.calls_left) == ("running 3/3", False, 0)
+    seen = progress(cell(tmp_path, 3, complete=False), NOW)
+    assert (seen.state, seen.sampled, seen.calls_left) == ("running 3/3", False, 0)
 
 
 def test_a_complete_cell_stays_so_without_its_shards(tmp_path):
     planned = cell(tmp_path, 3, scored=True)
     shutil.rmtree(tmp_path / "shards")
-    found = progress(planned, NOW)
-    assert (found.state, found.calls_left) == ("done", 0)
+    seen = progress(planned, NOW)
+    assert (seen.state, seen.calls_left) == ("done", 0)
     (tmp_path / "manifest.json").write_text("{")
     assert progress(planned, NOW).state == "missing"
 
@@ -84,8 +78,8 @@ def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path
         "600 image calls to do, about 12 s of one process: 6 s with the 2 that are at work" in text
     )
     assert "table1 on digits: 0 of 2 cells done" in text
-    os.utime(tmp_path / "a/shards/shard-00000.npz", (0, 0))
-    os.utime(tmp_path / "a/shards/shard-00001.npz", (0, 0))
+    for k in (0, 1):
+        os.utime(tmp_path / f"a/shards/shard-0000{k}.npz", (0, 0))
     text = table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
     assert "none is at work" in text
 
@@ -95,7 +89,7 @@ def test_a_shard_whose_facts_are_lost_still_counts(tmp_path):
     (tmp_path / "shards" / "shard-00000.json").unlink()
     (tmp_path / "shards" / "shard-00001.json").write_text("{")
     found = progress(planned, NOW)
-    assert (found.made, found.calls_left) == (2, 100)
+    assert (found.done, found.calls_left) == (2, 100)
 
 
 def test_the_clock_is_that_of_the_files(tmp_path):
