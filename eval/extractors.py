@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.digits.networks import DigitsClassifier
-from models.weights import state_digest
+from models.weights import read_weights, state_digest
 
 Images = NDArray[np.uint8]
+File = Path | str | None
 
 URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 DIGITS_WEIGHTS = Path(__file__).parents[1] / "models" / "digits" / "classifier.safetensors"
@@ -114,7 +115,7 @@ class DigitsExtractor(Extractor):
     num_features = 64
     knows_labels = True
 
-    def __init__(self, weights: Path | str | None = None, device: str = "cpu"):
+    def __init__(self, weights: File = None, device: str = "cpu"):
         path = Path(weights or DIGITS_WEIGHTS)
         remedy = "make it with `python -m scripts.train classifier`"
         if not path.is_file():
@@ -175,7 +176,7 @@ class InceptionExtractor(Extractor):
 
     name = "inception"
 
-    def __init__(self, weights: Path | str | None = None, device: str = "cpu"):
+    def __init__(self, weights: File = None, device: str = "cpu"):
         # Imported here because it takes more than a second, which digits need not pay.
         from torch_fidelity import feature_extractor_inceptionv3 as source
 
@@ -207,12 +208,7 @@ class TorchFidelityExtractor(Extractor):
 
     name = "torch_fidelity"
 
-    def __init__(
-        self,
-        weights: Path | str | None = None,
-        vgg16_weights: Path | str | None = None,
-        device: str = "cpu",
-    ):
+    def __init__(self, weights: File = None, vgg16_weights: File = None, device: str = "cpu"):
         from torch_fidelity import feature_extractor_vgg16 as source
 
         self.inception = InceptionExtractor(weights, device)
@@ -236,7 +232,7 @@ class CleanExtractor(Extractor):
     once.  Raises FileNotFoundError when that fails, ValueError for another mode.
     """
 
-    def __init__(self, mode: str, weights: Path | str | None = None, device: str = "cpu"):
+    def __init__(self, mode: str, weights: File = None, device: str = "cpu"):
         if mode not in CLEAN_MODES:
             raise ValueError(f"unknown clean-fid mode {mode!r}: choose {', '.join(CLEAN_MODES)}")
         from cleanfid.resize import build_resizer
@@ -266,13 +262,7 @@ class ClipExtractor(Extractor):
 
     batch_size = 64
 
-    def __init__(
-        self,
-        model: str,
-        pretrained: str,
-        cache_dir: Path | str | None = None,
-        device: str = "cpu",
-    ):
+    def __init__(self, model: str, pretrained: str, cache_dir: File = None, device: str = "cpu"):
         import open_clip
 
         model = _clip_model(model)
@@ -345,21 +335,15 @@ def _torch_fidelity_network(
     network: Callable[..., Any],
     name: str,
     features: list[str],
-    weights: Path | str | None,
+    weights: File,
     source: str,
 ) -> Any:
     """One of torch-fidelity's networks.  Its own loading would execute code from a local file."""
     if weights is not None:
         if not Path(weights).is_file():
-            raise FileNotFoundError(
-                f"{weights} is missing: `python -m scripts.download {name}` fetches {source}"
-            )
-        try:
-            torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
-            raise ValueError(
-                f"{weights} is damaged ({_reason(error)}): fetch {source} again"
-            ) from None
+            remedy = f"`python -m scripts.download {name}` fetches {source}"
+            raise FileNotFoundError(f"{weights} is missing: {remedy}")
+        read_weights(Path(weights), remedy=f"fetch {source} again")
     try:
         return network(name, features, feature_extractor_weights_path=weights, verbose=False)
     except OSError as error:
@@ -373,7 +357,7 @@ def _torch_fidelity_network(
         ) from None
 
 
-def _clean_network(mode: str, weights: Path | str | None) -> nn.Module:
+def _clean_network(mode: str, weights: File) -> nn.Module:
     """clean-fid's network of a mode, from its own place or from a file of the name it insists on."""
     from cleanfid.inception_pytorch import InceptionV3
     from cleanfid.inception_torchscript import InceptionV3W
@@ -423,7 +407,7 @@ def _clip_model(model: str) -> str:
 
 
 def _clip_network(
-    model: str, pretrained: str, cache_dir: Path | str | None
+    model: str, pretrained: str, cache_dir: File
 ) -> tuple[Any, Callable[[Image.Image], Tensor]]:
     """A network of open_clip and what prepares images for it."""
     import open_clip

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 
 from eval.extractors import Extracted
 from eval.metrics import (
+    Floats,
     Score,
+    Statistics,
     check_fid_size,
     check_kid_size,
     clip_score,
@@ -111,13 +113,9 @@ class Material:
         o = self.options
         return {"bootstrap": o.bootstrap, "seed": o.seed, "strata": self.strata}
 
-    @property
-    def frechet(self) -> dict[str, Any]:
-        return {
-            "se": self.options.fid_se,
-            "allow_few": self.options.allow_few,
-            **self.resampling,
-        }
+    def frechet(self, features: Floats | None, reference: Statistics | None) -> Score:
+        x, y, o = self.needed(features), self.needed(reference), self.options
+        return fid(x, y, se=o.fid_se, allow_few=o.allow_few, **self.resampling)
 
     @cached_property  # one pass over all distances gives both
     def precision_recall(self) -> tuple[Score, Score]:
@@ -138,8 +136,8 @@ def _inception_score(m: Material) -> Score:
     )
 
 
-def _sfid(m: Material) -> Score:
-    return fid(m.needed(m.samples.spatial), m.needed(m.real.spatial), **m.frechet)
+def _diagonal_fid(m: Material) -> Score:
+    return diagonal_fid(m.samples.features, m.real.statistics, m.strata)
 
 
 def _kid(m: Material) -> Score:
@@ -149,6 +147,10 @@ def _kid(m: Material) -> Score:
 
 def _label_agreement(m: Material) -> Score:
     return label_agreement(m.needed(m.samples.logits), m.needed(m.labels))
+
+
+def _clip_score(m: Material) -> Score:
+    return clip_score(m.samples.features, m.needed(m.samples.text))
 
 
 @dataclass(frozen=True)
@@ -164,23 +166,14 @@ class Metric:
 # In the order in which they are printed.
 METRICS: dict[str, Metric] = {
     "is": Metric("IS", False, 2, _inception_score),
-    "fid": Metric(
-        "FID", True, 2, lambda m: fid(m.samples.features, m.real.statistics, **m.frechet)
-    ),
-    "sfid": Metric("sFID", True, 2, _sfid),
-    "diagonal_fid": Metric(
-        "Diagonal FID",
-        True,
-        2,
-        lambda m: diagonal_fid(m.samples.features, m.real.statistics, m.strata),
-    ),
+    "fid": Metric("FID", True, 2, lambda m: m.frechet(m.samples.features, m.real.statistics)),
+    "sfid": Metric("sFID", True, 2, lambda m: m.frechet(m.samples.spatial, m.real.spatial)),
+    "diagonal_fid": Metric("Diagonal FID", True, 2, _diagonal_fid),
     "kid": Metric("KID", True, 4, _kid),
     "precision": Metric("Precision", False, 3, lambda m: m.precision_recall[0]),
     "recall": Metric("Recall", False, 3, lambda m: m.precision_recall[1]),
     "label_agreement": Metric("Label agreement", False, 3, _label_agreement),
-    "clip_score": Metric(
-        "CLIP score", False, 2, lambda m: clip_score(m.samples.features, m.needed(m.samples.text))
-    ),
+    "clip_score": Metric("CLIP score", False, 2, _clip_score),
     # VBench's, computed by itself from videos (eval/vbench.py)
     "total": Metric("Total score", False, 2, None),
     "quality": Metric("Quality score", False, 2, None),

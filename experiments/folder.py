@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +22,6 @@ from files.media import Shard
 from files.prompts import write_prompts
 from files.whole import UNREADABLE, remove_partial, write_atomic, write_text
 
-try:
-    import fcntl
-except ImportError:  # not on this system
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".lock-"  # begins the name of the file that a process at work holds
 STATED = ("config", "plan", "nfe", "num_samples", "shard_size", "complete")  # by every manifest
 
 
@@ -234,32 +227,3 @@ def sweep(cell: Cell) -> None:
     """Remove from a complete folder what killed processes left."""
     for folder in (cell.folder, cell.folder / "shards", cell.folder / "videos"):
         remove_partial(folder)
-    for path in cell.folder.glob(f"{LOCK}*"):
-        path.unlink(missing_ok=True)
-
-
-@contextmanager
-def turn(folder: Path, shards: list[int], worker: str) -> Iterator[list[int]]:
-    """The order in which this process makes its shards.
-
-    If another one, started by the same command (`worker`), is at work on them, the last come first:
-    the two meet in the middle.  Whether there is one, a lock tells, which ends with the process that
-    holds it.  Where the file system has no locks, both do all of the work, with the same result.
-    """
-    if not shards or fcntl is None:
-        yield shards
-        return
-    path = folder / f"{LOCK}{worker}"
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            tqdm.write(f"{folder} is being sampled by another process: sharing the work")
-            yield shards[::-1]
-            return
-        except OSError:  # no locks here
-            pass
-        try:
-            yield shards
-        finally:
-            path.unlink(missing_ok=True)

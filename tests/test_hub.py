@@ -42,13 +42,22 @@ def hub(tmp_path_factory):
         def answer(self, body):
             path = unquote(urlsplit(self.path).path)
             if path.startswith(f"/api/models/{ID}/tree/"):
-                entries = [{"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                           for n, c in files.items()]
+                entries = [
+                    {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
+                    for n, c in files.items()
+                ]
                 return self.send(json.dumps(entries).encode(), body)
             if path.startswith(f"/api/models/{ID}"):
                 siblings = [{"rfilename": name} for name in files]
-                info = {"id": ID, "modelId": ID, "sha": COMMIT, "siblings": siblings,
-                        "private": False, "tags": [], "downloads": 0}
+                info = {
+                    "id": ID,
+                    "modelId": ID,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "private": False,
+                    "tags": [],
+                    "downloads": 0,
+                }
                 return self.send(json.dumps(info).encode(), body)
             name = path.partition("/resolve/")[2].partition("/")[2]
             if not path.startswith(f"/{ID}/resolve/") or name not in files:
@@ -92,17 +101,25 @@ def hub(tmp_path_factory):
 
 def call(hub, tmp_path, *words, **more):
     """A command with that hub, and no proxy or cache of the machine's."""
-    env = {**os.environ, "HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "home"),
-           "SKIPPED_STEP_DOWNLOADS": str(tmp_path / "downloads"), "HF_HUB_DISABLE_XET": "1", **more}
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub[0],
+        "HF_HOME": str(tmp_path / "home"),
+        "SKIPPED_STEP_DOWNLOADS": str(tmp_path / "downloads"),
+        "HF_HUB_DISABLE_XET": "1",
+        **more,
+    }
     return subprocess.run(
         [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
     )
 
 
 def test_download_resume_and_sample_offline(hub, tmp_path):
-    fetch = (f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-             "from scripts.download import composed, _of_model\n"
-             f"print(_of_model(composed('sample', 'model=sd', 'model.id={ID}'))[0].get())")
+    fetch = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from scripts.download import composed, _of_model\n"
+        f"print(_of_model(composed('sample', 'model=sd', 'model.id={ID}'))[0].get())"
+    )
     done = call(hub, tmp_path, "-c", fetch)
     assert done.returncode == 0, done.stderr
     assert COMMIT in done.stdout
@@ -111,8 +128,15 @@ def test_download_resume_and_sample_offline(hub, tmp_path):
     assert len(parts) == 2
     assert "v2-1_512-ema-pruned.ckpt" not in [name for name, _ in hub[1]]
     before = len(hub[1])
-    words = [str(ROOT / "sample.py"), "model=sd", f"model.id={ID}", "model.precision=fp32",
-             "prompts=[a cat]", "steps=2", "out=here"]
+    words = [
+        str(ROOT / "sample.py"),
+        "model=sd",
+        f"model.id={ID}",
+        "model.precision=fp32",
+        "prompts=[a cat]",
+        "steps=2",
+        "out=here",
+    ]
     done = call(hub, tmp_path, *words, HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "here/samples.npz").is_file()

@@ -237,7 +237,7 @@ def test_the_text_encoder_is_loaded_only_for_new_prompts(command, parts, tmp_pat
 
 
 def test_interrupted_and_resumed(command, parts, tmp_path):
-    words = words_of(parts, tmp_path, "steps=300", "shard_size=1", "batch_size=1")
+    words = words_of(parts, tmp_path, "steps=150", "shard_size=1", "batch_size=1")
     interrupt(
         [sys.executable, str(ROOT / "sample.py"), *words], tmp_path, "here/shards/shard-*.npz"
     )
@@ -278,7 +278,7 @@ def test_names_as_vbench_reads_them(command, parts, tmp_path):
         (["a"], ["model.height=10"], "model.height must be an integer of at least 16"),
         (["a"], ["model.text_encoder=./absent"], "cannot load the text encoder ./absent"),
         (["a"], ["model.vae=./absent"], "cannot load the VAE ./absent"),
-        (["a"], ["model.id=prompts.txt"], "cannot load prompts.txt"),
+        (["a"], ["model.id=prompts.txt"], "there is no folder prompts.txt"),
     ],
 )
 def test_mistakes_are_one_line(command, parts, tmp_path, prompts, change, message):

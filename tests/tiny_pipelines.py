@@ -148,8 +148,15 @@ def opensora(folder: Path) -> Path:
         )
     )
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus), model_prefix=str(folder / "spiece"), vocab_size=60, pad_id=0, eos_id=1,
-        unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+        input=str(corpus),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+        hard_vocab_limit=False,
     )
     (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
     shutil.copy(folder / "spiece.model", folder / "t5")
@@ -158,6 +165,9 @@ def opensora(folder: Path) -> Path:
     (folder / "t5/tokenizer_config.json").write_text(json.dumps(settings))
     config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
     T5EncoderModel(config).eval().save_pretrained(folder / "t5")
-    vae(block_out_channels=(8, 8, 8, 16), down_block_types=["DownEncoderBlock2D"] * 4,
-             up_block_types=["UpDecoderBlock2D"] * 4).save_pretrained(folder / "vae")
+    vae(
+        block_out_channels=(8, 8, 8, 16),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+    ).save_pretrained(folder / "vae")
     return folder

@@ -41,7 +41,7 @@ def load(
     num_frames: int = 16,
     height: int = 240,
     width: int = 426,
-    fps: int = 24,
+    fps: int = 27,
     aspect_ratio: float | None = None,
     guidance_scale: float = 7.0,
     guided_channels: int | None = 3,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from cleanfid.fid import kernel_distance
 from conftest import ROOT, golden_json
-from omegaconf import OmegaConf
 from torch_fidelity.defaults import DEFAULTS as TORCH_FIDELITY
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -19,81 +18,62 @@ from eval.reference import Reference, build_reference
 from eval.scoring import METRICS, Options, check_metrics, real_floor
 from experiments.config import composed
 
-# The error of FID: at 2048 features the bootstrap takes minutes.
+# At 2048 features the bootstrap takes minutes.
 LARGE = {"fid_se": "delta", "allow_few": False}
-EXTRACTOR = {
-    "adm": "inception",
-    "torch_fidelity": "torch_fidelity",
-    "clean": "clean",
-    "digits": "digits",
-    "pixels": "pixels",
-    "clip": "clip",
-}
-SCORES = {
-    "adm": ["fid", "sfid", "is", "precision", "recall"],
-    "torch_fidelity": ["is", "fid", "kid", "precision", "recall"],
-    "clean": ["fid"],
-    "digits": ["is", "fid", "kid", "precision", "recall"],
-    "pixels": ["diagonal_fid"],
-    "clip": ["clip_score"],
-}
-OPTIONS = {
+CLEAN = inspect.signature(kernel_distance).parameters
+PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
     # guided-diffusion's evaluator: radii reach to the third neighbour, IS in chunks of 5,000
-    "adm": {"k": 3, "is_chunk_size": 5000, "bootstrap": 100, "seed": 0, **LARGE},
-    "torch_fidelity": {
-        "k": TORCH_FIDELITY["prc_neighborhood"],
-        "is_splits": TORCH_FIDELITY["isc_splits"],
-        "is_shuffle_seed": TORCH_FIDELITY["rng_seed"],
-        "kid_subset_size": TORCH_FIDELITY["kid_subset_size"],
-        "seed": TORCH_FIDELITY["rng_seed"],
-        "bootstrap": 100,
-        **LARGE,
-    },
-    "clean": {
-        "kid_subset_size": inspect.signature(kernel_distance).parameters["max_subset_size"].default,
-        "seed": 0,
-        **LARGE,
-    },
-    "pixels": {},
-    "clip": {},
+    "adm": (
+        "inception",
+        "fid sfid is precision recall",
+        {"k": 3, "is_chunk_size": 5000, "bootstrap": 100, "seed": 0, **LARGE},
+    ),
+    "torch_fidelity": (
+        "torch_fidelity",
+        "is fid kid precision recall",
+        {
+            "k": TORCH_FIDELITY["prc_neighborhood"],
+            "is_splits": TORCH_FIDELITY["isc_splits"],
+            "is_shuffle_seed": TORCH_FIDELITY["rng_seed"],
+            "kid_subset_size": TORCH_FIDELITY["kid_subset_size"],
+            "seed": TORCH_FIDELITY["rng_seed"],
+            "bootstrap": 100,
+            **LARGE,
+        },
+    ),
+    "clean": (
+        "clean",
+        "fid",
+        {"kid_subset_size": CLEAN["max_subset_size"].default, "seed": 0, **LARGE},
+    ),
+    "digits": ("digits", "is fid kid precision recall", None),
+    "pixels": ("pixels", "diagonal_fid", {}),
+    "clip": ("clip", "clip_score", {}),
 }
 # The scores that others print for sample batches which they published: the protocol gate.
+PUBLISHED_IN = {
+    "guided-diffusion's issue 75, by its evaluator": """
+        admnet_imagenet64 fid=2.6142""",
+    "baseline rows of Self-Attention Guidance's README": """
+        admnet_imagenet128 fid=5.91 sfid=5.09 precision=0.70 recall=0.65""",
+    "guided-diffusion's README; sFID as above": """
+        admnet_guided_imagenet128 fid=2.97 sfid=5.09 precision=0.78 recall=0.59""",
+    "ADM's paper, table 4": """
+        admnet_imagenet256 fid=10.94 sfid=6.02 is=100.98 precision=0.69 recall=0.63
+        admnet_guided_imagenet256 fid=4.59 sfid=5.25 is=186.70 precision=0.82 recall=0.52""",
+    "guided-diffusion's evaluations/README": """
+        admnet_guided_upsampled_imagenet256 fid=3.9426 sfid=6.1404 is=215.8370 precision=0.8265 recall=0.5309""",
+    "guided-diffusion's README": """
+        admnet_guided_imagenet512 fid=7.72 precision=0.87 recall=0.42
+        admnet_guided_upsampled_imagenet512 fid=3.85 precision=0.84 recall=0.53
+        admnet_dropout_lsun_bedroom fid=1.90 precision=0.66 recall=0.51
+        admnet_dropout_lsun_cat fid=5.57 precision=0.63 recall=0.52
+        admnet_dropout_lsun_horse fid=2.57 precision=0.71 recall=0.55""",
+}
 PUBLISHED = {
-    # guided-diffusion's issue 75, computed by its evaluator
-    "admnet_imagenet64": {"fid": 2.6142},
-    # baseline rows of the README of Self-Attention Guidance
-    "admnet_imagenet128": {"fid": 5.91, "sfid": 5.09, "precision": 0.70, "recall": 0.65},
-    # guided-diffusion's README; sFID as in the line above
-    "admnet_guided_imagenet128": {"fid": 2.97, "sfid": 5.09, "precision": 0.78, "recall": 0.59},
-    # ADM's paper, table 4
-    "admnet_imagenet256": {
-        "fid": 10.94,
-        "sfid": 6.02,
-        "is": 100.98,
-        "precision": 0.69,
-        "recall": 0.63,
-    },
-    "admnet_guided_imagenet256": {
-        "fid": 4.59,
-        "sfid": 5.25,
-        "is": 186.70,
-        "precision": 0.82,
-        "recall": 0.52,
-    },
-    # guided-diffusion's evaluations/README
-    "admnet_guided_upsampled_imagenet256": {
-        "fid": 3.9426,
-        "sfid": 6.1404,
-        "is": 215.8370,
-        "precision": 0.8265,
-        "recall": 0.5309,
-    },
-    # guided-diffusion's README
-    "admnet_guided_imagenet512": {"fid": 7.72, "precision": 0.87, "recall": 0.42},
-    "admnet_guided_upsampled_imagenet512": {"fid": 3.85, "precision": 0.84, "recall": 0.53},
-    "admnet_dropout_lsun_bedroom": {"fid": 1.90, "precision": 0.66, "recall": 0.51},
-    "admnet_dropout_lsun_cat": {"fid": 5.57, "precision": 0.63, "recall": 0.52},
-    "admnet_dropout_lsun_horse": {"fid": 2.57, "precision": 0.71, "recall": 0.55},
+    batch: {metric: float(value) for metric, value in (score.split("=") for score in scores)}
+    for lines in PUBLISHED_IN.values()
+    for batch, *scores in map(str.split, lines.strip().splitlines())
 }
 IMAGENET, BATCHES = (
     1281167,
@@ -123,20 +103,21 @@ def records(table: str):
 
 
 def test_every_config_is_pinned_here():
-    assert names("metrics") == set(SCORES) == set(EXTRACTOR) == {*OPTIONS, "digits"}
+    assert names("metrics") == set(PROTOCOLS)
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
     assert names("reference") == {*REFERENCE_BATCHES, *coco, "adm", "custom", "digits", "none"}
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols(name):
     cfg = config("metrics", name)
-    assert (cfg.name, cfg.extractor) == (name, EXTRACTOR[name])
-    assert check_metrics(cfg.scores) == SCORES[name]
-    options = OmegaConf.to_container(cfg.options)
-    # The committed tables tell how they were scored.
-    assert options == OPTIONS.get(name, records("table1")[0]["options"])
-    Options.of(options)
+    extractor, scores, options = PROTOCOLS[name]
+    assert (cfg.name, cfg.extractor) == (name, extractor)
+    assert check_metrics(cfg.scores) == scores.split()
+    if options is None:
+        options = records("table1")[0]["options"]
+    assert cfg.options == options
+    Options.of(cfg.options)
 
 
 def test_weights_are_the_files_that_downloads_fetch():
@@ -173,6 +154,7 @@ def test_coco_is_brought_to_256_pixels(way):
     cfg = config("reference", f"coco_{way}256")
     assert (cfg.name, cfg.preprocess, cfg.size) == (f"coco_{way}256", way, 256)
     assert cfg.images.path == cfg.batch and cfg.batch.endswith(f"coco/val2014-{way}256.npz")
+    assert cfg.url == "http://images.cocodataset.org/zips/val2014.zip"
     assert cfg.floor is None
 
 

@@ -108,25 +108,6 @@ def test_inception_that_cannot_be_downloaded(monkeypatch):
     assert "\n" not in str(info.value)
 
 
-def test_inception_features(monkeypatch):
-    """Random weights: shapes, the logits without bias, grey images as three channels."""
-    module = "torch_fidelity.feature_extractor_inceptionv3"
-    monkeypatch.setattr(f"{module}.load_state_dict_from_url", lambda url, **kwargs: {})
-    monkeypatch.setattr(
-        f"{module}.FeatureExtractorInceptionV3.load_state_dict", lambda self, state: None
-    )
-    torch.manual_seed(0)
-    extractor = extractor_named("inception")
-    images = np.random.default_rng(0).integers(256, size=(2, 8, 8, 1), dtype=np.uint8)
-    images[1] = images[0]
-    both = extractor(images)
-    colour = extractor(np.repeat(images[:1], 3, axis=3))
-    assert both.features.shape == (2, extractor.num_features) and both.logits.shape == (2, 1008)
-    np.testing.assert_allclose(both.features[0], colour.features[0], rtol=1e-3, atol=1e-5)
-    expected = both.features @ extractor.net.fc.weight.numpy().T
-    np.testing.assert_allclose(both.logits, expected, rtol=1e-3, atol=1e-4)
-
-
 def test_pixels_are_the_pixels():
     images = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
     seen = extractor_named("pixels")(images)

@@ -51,42 +51,50 @@ def pictures(n: int, seed: int, size: int = 40):
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size))) for x in small])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     return standin_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
+
+
+@pytest.fixture(scope="module")
+def extractor(inception):
+    return extractor_named("inception", weights=inception)
 
 
 # --- ADM -----------------------------------------------------------------------------------------
 
 
-def test_one_pass_gives_pool_spatial_and_logits(inception):
+def test_one_pass_gives_pool_spatial_and_logits(extractor):
     """The spatial features against Mixed_6d's whole output: its 1x1 branch comes first."""
-    extractor = InceptionExtractor(inception)
-    kept = []
-    handle = extractor.net.Mixed_6d.register_forward_hook(lambda *args: kept.append(args[2]))
-    seen = extractor(pictures(3, 0), batch_size=2)
-    handle.remove()
+    outputs = []
+    hook = extractor.net.Mixed_6d.register_forward_hook(lambda *args: outputs.append(args[2]))
+    x = pictures(3, 0)
+    x[2] = x[2, :, :, :1]  # grey
+    seen = extractor(x, batch_size=2)
+    hook.remove()
     assert (seen.features.shape, seen.logits.shape) == ((3, 2048), (3, 1008))
     assert seen.spatial.shape == (3, 2023)  # 17 x 17 x 7
-    whole = torch.cat(kept).numpy()  # [3, 768, 17, 17]
-    for i, y, x, channel in [(0, 0, 0, 0), (1, 3, 16, 6), (2, 16, 9, 2)]:
-        assert seen.spatial[i, (y * 17 + x) * 7 + channel] == whole[i, channel, y, x]
+    whole = torch.cat(outputs).numpy()  # [3, 768, 17, 17]
+    for i, row, column, channel in [(0, 0, 0, 0), (1, 3, 16, 6), (2, 16, 9, 2)]:
+        place = (row * 17 + column) * 7 + channel
+        assert seen.spatial[i, place] == whole[i, channel, row, column]
     assert (seen.spatial >= 0).all()  # after ReLU
     assert seen.spatial.std() > 0
     expected = seen.features @ extractor.net.fc.weight.numpy().T  # without the bias
     np.testing.assert_allclose(seen.logits, expected, rtol=1e-3, atol=1e-4)
+    grey = extractor(x[2:, :, :, :1]).features
+    np.testing.assert_allclose(grey, seen.features[2:], rtol=1e-3, atol=1e-5)
 
 
-def test_batches_and_memory_maps_give_the_same_features(inception, tmp_path):
-    extractor = InceptionExtractor(inception)
-    images = pictures(5, 1)
+def test_batches_and_memory_maps_give_the_same_features(extractor, tmp_path):
+    images = pictures(3, 1)
     np.savez(tmp_path / "stored.npz", arr_0=images)
     np.savez_compressed(tmp_path / "compressed.npz", arr_0=images)
     stored = load_samples(tmp_path / "stored.npz").images
     assert isinstance(stored, np.memmap)
     assert not isinstance(load_samples(tmp_path / "compressed.npz").images, np.memmap)
     np.testing.assert_array_equal(stored, images)
-    a = extractor(stored, batch_size=5)
+    a = extractor(stored, batch_size=3)
     b = extractor(images, batch_size=2)
     for ours, theirs in zip(a[:3], b[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
@@ -289,25 +297,25 @@ def clean_inception(tmp_path_factory):
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
 def test_clean_fid_modes_equal_clean_fid(mode, clean_inception, inception, tmp_path, monkeypatch):
     """clean-fid itself over a folder of PNG files, with the same network."""
-    weights = clean_inception
     state = torch.load(inception, weights_only=True)
     monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state)
-    extractor = CleanExtractor(mode, None if mode == "legacy_pytorch" else weights)
-    images = pictures(4, 5, size=64)
-    (tmp_path / "png").mkdir()
+    extractor = extractor_named(mode, weights=None if mode == "legacy_pytorch" else clean_inception)
+    images = pictures(3, 5, size=64)
     for i, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "png" / f"{i}.png")
-    if mode == "legacy_pytorch":
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
 
-        def model(x):
-            return extractor.net(x / 255)[0].squeeze(-1).squeeze(-1)
-    else:
-        model = extractor.net
+    def legacy(x):
+        return extractor.net(x / 255)[0].squeeze(-1).squeeze(-1)
+
     theirs = clean_fid.get_folder_features(
-        str(tmp_path / "png"), model=model, num_workers=0, device=torch.device("cpu"), mode=mode,
+        str(tmp_path),
+        model=legacy if mode == "legacy_pytorch" else extractor.net,
+        num_workers=0,
+        device=torch.device("cpu"),
+        mode=mode,
         verbose=False,
-    )  # fmt: skip
-    ours = extractor(images, batch_size=3)
+    )
+    ours = extractor(images, batch_size=2)
     np.testing.assert_allclose(ours.features, theirs, rtol=1e-4, atol=1e-5)
     assert ours.features.std() > 0
     assert ours.logits is None

@@ -30,10 +30,9 @@ def record(scores, run=None, **more):
 
 def test_a_record_is_scores_and_their_protocol():
     got = record({"fid": Score(2.0, 0.1)}, preprocess={"name": "bicubic"})
-    assert list(got) == [
-        "protocol", "n", "extractor", "extractor_weights", "reference", "reference_n",
-        "reference_digest", "preprocess", "metrics", "options", "cell", "run", "scores", "floor",
-    ]  # fmt: skip
+    head = "protocol n extractor extractor_weights reference reference_n reference_digest"
+    tail = "preprocess metrics options cell run scores floor"
+    assert list(got) == f"{head} {tail}".split()
     assert got["extractor_weights"] == "d" * 12 and got["reference_digest"] == "e" * 12
     assert score(got, "fid") == Score(2.0, 0.1) and score(got, "is") is None
     assert score(got, "fid", "floor") is None

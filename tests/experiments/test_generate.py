@@ -140,7 +140,6 @@ def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
     assert read_manifest(b.folder)["complete"] is False
     # What killed processes leave is removed when the folder is complete.
     (b.folder / "shards" / ".part-0123abcd-shard-00002.npz").write_bytes(b"half")
-    (b.folder / ".lock-0-of-1").touch()
     rest = CountingNetwork()
     make(b, network=rest)
     assert rest.calls == 10 * 4  # two shards: 16 = 7+7+2 and 2 samples
@@ -218,24 +217,22 @@ def test_generate_says_whether_the_folder_is_complete(tmp_path):
     assert same_files(cell(tmp_path), alone)
 
 
-def test_two_processes_that_make_the_same_shards_share_them(tmp_path, capsys):
-    """The second one starts in the middle of the first one's work, from the other end."""
+def test_shards_that_another_process_made_since_are_not_made_again(tmp_path):
     alone, shared = cell(tmp_path / "alone"), cell(tmp_path / "shared")
     make(alone)
-    order = []
+    shards = []
 
     def second(cells, k):
-        order.append(k)
-        if len(order) == 1:
+        shards.append(k)
+        if len(shards) == 1:
             failing = CountingNetwork(fail_at=2 * 16)
             with pytest.raises(KeyboardInterrupt):
-                make(shared, network=failing, watch=lambda cells, k: order.append(k))
+                make(shared, network=failing, watch=lambda cells, k: shards.append(k))
 
     counter = CountingNetwork()
     make(shared, network=counter, watch=second)
-    assert order == [0, 3, 1, 2]
-    assert counter.calls == 3 * 3 * 10  # the last shard, of two samples, was the second one's
-    assert "is being sampled by another process: sharing the work" in capsys.readouterr().out
+    assert shards == [0, 1, 2, 3]
+    assert counter.calls < 4 * 3 * 10
     assert same_files(alone, shared) and leftovers(shared) == []
 
 
@@ -452,4 +449,4 @@ def test_memory_does_not_grow_with_the_number_of_samples(tmp_path):
     done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, check=True)
     few, many = map(float, done.stdout.split())
     assert (tmp_path / "2500" / "samples.npz").stat().st_size > 30e6
-    assert many - few < 15  # MiB
+    assert many - few < 20  # MiB, of 29 that samples.npz has

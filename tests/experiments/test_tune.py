@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import FEW
 
 import sample
 from eval.table import Table
@@ -91,8 +92,8 @@ def test_differences_within_the_interval_decide_nothing():
 
 
 def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
-    words = "experiment=tune_small steps=3 num_samples=70 experiment.windows=2 out=out".split()
-    words += ["experiment.tuning_samples=70", "metrics.options.kid_subset_size=50"]
+    words = ["experiment=tune_small", "steps=3", "num_samples=70", "experiment.windows=2", *FEW]
+    words += ["experiment.tuning_samples=70", "out=out"]
     status, out, err = command(tune, *words)
     assert status == 0, err
     text = (tmp_path / "out/tuning.md").read_text()

@@ -285,7 +285,7 @@ def test_a_file_that_would_run_code_is_refused(standin, tmp_path):
     torch.save({"out.2.bias": Evil()}, path)
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         load_standin(standin)
-    path.write_bytes(pickle.dumps({"out.2.bias": Evil()}))
+    path.write_bytes(pickle.dumps({"out.2.bias": Evil()}, protocol=2))
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         load_standin(standin)
     assert not (tmp_path / "ran").exists()

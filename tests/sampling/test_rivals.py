@@ -12,6 +12,9 @@ from sampling import Schedule, ddim, dpmpp, run, run_tree, sde_dpmpp, skipped, t
 from sampling.adapters import ADAPTED, Adapted, num_nodes, sampler_named
 from sampling.gaussian import gaussian_frechet, gaussian_output
 
+# diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 SCHEDULES = {name: Schedule.named(name) for name in ("linear", "scaled_linear", "cosine")}
 LINEAR = SCHEDULES["linear"]
 
