@@ -24,14 +24,19 @@ from eval.reference import (
     build_reference,
     read_adm_statistics,
 )
-from eval.scoring import Options, check_metrics, evaluate, real_floor
+from eval.scoring import Options, check_metrics, check_size, evaluate, real_floor
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
 from files.prompts import read_prompts
 from files.whole import file_sha256
 
-EXTRACTOR_OPTIONS = ("weights", "vgg16_weights", "model", "pretrained", "cache_dir")
+SCORING = (
+    "name",
+    "extractor",
+    "scores",
+    "options",
+)  # the rest of configs/metrics is the extractor's
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Evaluator:
         self.scores = check_metrics(metrics["scores"])
         self.stated: dict[str, Any] = metrics["options"]
         self.options = Options.of(self.stated)
-        options = {key: metrics[key] for key in EXTRACTOR_OPTIONS if key in metrics}
+        options = {key: value for key, value in metrics.items() if key not in SCORING}
         self.extractor = extractor_named(metrics["extractor"], str(device), **options)
         self.source = source
         self._floor = cache(self._real_floor)
@@ -182,17 +187,7 @@ class Evaluator:
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
-        size, subset = self.extractor.num_features, self.options.kid_subset_size
-        if "fid" in self.scores and n <= size and not self.options.allow_few:
-            raise ValueError(
-                f"FID with {size} features needs more than {size} samples, got {n}: raise "
-                "num_samples (or, for a trial run, set metrics.options.allow_few=true)"
-            )
-        if "kid" in self.scores and n < subset:
-            raise ValueError(
-                f"KID draws subsets of {subset}, got {n} samples: raise num_samples or lower "
-                "metrics.options.kid_subset_size"
-            )
+        check_size(self.scores, n, self.extractor.num_features, self.options)
 
     # --- records ----------------------------------------------------------------------------------
 

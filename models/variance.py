@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from files.places import downloads
-from files.whole import file_sha256, write_atomic
+from files.whole import file_sha256, write_text
 from models.backbone import Backbone
 from sampling import SampleNoise
 
@@ -69,10 +69,9 @@ def save_x0_variance(
         "timesteps": len(t),
         "x0_variance": [float(f"{v:.6g}") for v in every],
     }
-    known = (DIGITS / f"{name}.safetensors" for name in ("unet-1000", "unet-3000", "unet-6500"))
-    embedded = backbone.sha256 in {file_sha256(path) for path in known}
+    embedded = backbone.sha256 in map(file_sha256, DIGITS.glob("unet-*.safetensors"))
     path = (DIGITS if embedded else downloads()) / _name(backbone)
-    write_atomic(path, lambda p: p.write_text(json.dumps(content) + "\n"))
+    write_text(path, json.dumps(content) + "\n")
     return path
 
 

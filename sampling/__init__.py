@@ -1,6 +1,15 @@
-"""The mathematics of sampling: schedules, grids, plans, and the loop that runs them.
+"""The mathematics of sampling; needs NumPy and torch alone, and is the wheel `skipped_step`.
 
-Depends on numpy and torch alone.
+schedule.py    alpha_bar of the network's timesteps
+timesteps.py   which of them a sampler visits
+plan.py        samplers as tables of numbers, one row a network call
+denoise.py     what a network says -> the clean image x0
+run.py         the loop that computes x_s (`advance`), and the tree of many plans
+noise.py       the noise and label of sample i, functions of (seed, i) alone
+gaussian.py    what a plan does to Gaussian data, in closed form
+adapters.py    diffusers' schedulers that are no plans, run beside them
+schedulers.py  Skipped-Step and Mix for diffusers pipelines
+options.py     misspelt names and options
 """
 
 from .denoise import Denoised, Denoiser, Gradient

@@ -215,11 +215,7 @@ def sde_dpmpp(
 
 
 def _dpmpp(
-    name: str,
-    schedule: Schedule,
-    timesteps: Timesteps,
-    order: int,
-    lower_order_final: bool | None,
+    name: str, schedule: Schedule, timesteps: Timesteps, order: int, lower_order_final: bool | None
 ) -> Plan:
     """Both of them: with lambda = log(alpha / sigma) and h its step,
 
@@ -245,10 +241,7 @@ def _dpmpp(
             correction[-1] = 0.0
         x0_previous[1:] = -correction
     return replace(
-        first,
-        name=f"{name}(order={order})",
-        x0=first.x0 - x0_previous,
-        x0_previous=x0_previous,
+        first, name=f"{name}(order={order})", x0=first.x0 - x0_previous, x0_previous=x0_previous
     )
 
 

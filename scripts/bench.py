@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from eval.metrics import fid, frechet_distance, precision_recall
@@ -31,9 +30,8 @@ from eval.metrics import statistics as statistics_of
 from experiments.cells import Cell, Size
 from experiments.config import parser
 from experiments.generate import generate
-from models.backbone import Backbone
 from models.digits.backbone import load
-from sampling import Plan, SampleNoise, Schedule, count_calls, mix, run, sample_labels, skipped
+from sampling import SampleNoise, Schedule, run, sample_labels, skipped
 from sampling import timesteps as grid_of
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
@@ -62,29 +60,9 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> str:
     return f"{middle:.1f}% [{low:.1f}, {high:.1f}]"
 
 
-def table_lookup_loop(backbone: Backbone, plan: Plan, noise: SampleNoise, y: Tensor) -> Tensor:
-    """The usual way, for comparison: coefficients are looked up per step in float64 tables,
-    one value an image, and broadcast to the shape of the batch."""
-    tables = {name: getattr(plan, name) for name in ("alpha_bar", "x", "x0", "noise")}
-    x = noise.start()
-    for k, row in enumerate(plan.rows()):
-        index = torch.full((len(x),), k)
-
-        def at(name: str, index: Tensor = index, x: Tensor = x) -> Tensor:
-            values = torch.from_numpy(tables[name])[index].float()
-            return values[:, None, None, None].expand(x.shape)
-
-        eps, _ = backbone.network(x, row.t, y)
-        x0 = (1 / at("alpha_bar")).sqrt() * x - (1 / at("alpha_bar") - 1).sqrt() * eps
-        x0 = x0.clamp(-1, 1)
-        nonzero = (index != len(plan) - 1).float()[:, None, None, None]
-        x = at("x") * x + at("x0") * x0 + nonzero * at("noise") * noise.at(row.t)
-    return x
-
-
 @torch.no_grad()
 def loop() -> None:
-    """The loop and the noise against the bare network calls; and the cutoff ablation's tree."""
+    """The loop and the noise against the bare network calls."""
     backbone, plan = load(), skipped(SCHEDULE, GRID)
     noise, y = SampleNoise(0, range(BATCH), backbone.shape), sample_labels(0, range(BATCH), 10)
     inputs = [(noise.at(t), t) for t in plan.t.tolist()]
@@ -101,7 +79,6 @@ def loop() -> None:
     sides: dict[str, Callable[[], object]] = {
         "network calls alone": network,
         "run": lambda: run(backbone.given(y), plan, noise),
-        "table-lookup loop": lambda: table_lookup_loop(backbone, plan, noise, y),
         "noise alone": draws,
     }
     seconds = interleaved(sides)
@@ -113,12 +90,6 @@ def loop() -> None:
         call = 1000 * statistics.median(values) / BATCH / STEPS
         share = ratio(values, seconds["network calls alone"])
         print(f"  {name:<22}{call:8.4f} ms an image call   {share} of the network")
-    plans = [mix(SCHEDULE, GRID, cutoff=c) for c in [*GRID.tolist(), 1000]]
-    calls, separate = count_calls(plans), sum(map(len, plans))
-    print(
-        f"tree: {len(plans)} cutoffs at {STEPS} steps in {calls} network calls instead of "
-        f"{separate}: {calls / separate:.3f}"
-    )
 
 
 def cell_in(folder: Path) -> Cell:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.config import run_command
+from experiments.config import composed, run_command
 from models.adm.cards import layout_digest
 from models.adm.networks import AttentionBlock, Classifier, UNet
 from sampling import Schedule
@@ -78,6 +80,24 @@ def golden_config(name: str) -> tuple[str, dict[str, Any]]:
     else:
         del config["image_size"], config["num_heads_upsample"]
     return kind, config
+
+
+def recorded_options(entry: dict[str, Any]) -> dict[str, Any]:
+    """The options of a released network as the original was run with (`state_dict_manifest`)."""
+    config, derived = entry["config"], entry["derived"]
+    flags = "num_channels num_res_blocks learn_sigma dropout use_scale_shift_norm resblock_updown"
+    options = {name: config.get(name) for name in [*flags.split(), "use_new_attention_order"]}
+    # A width of heads overrides their number.
+    heads = "num_heads" if config.get("num_head_channels") == -1 else "num_head_channels"
+    options |= {"num_classes": derived.get("num_classes"), heads: config.get(heads)}
+    if entry["kind"] == "classifier":
+        options = {"image_size": config["image_size"], "num_labels": derived["out_channels"]}
+        options |= {"num_head_channels": derived["num_head_channels"]}
+        names = {"num_channels": "width", "num_res_blocks": "depth"}
+        for name in ("num_channels", "num_res_blocks", "use_scale_shift_norm", "resblock_updown"):
+            options[name] = config[f"classifier_{names.get(name, name)}"]
+    shape = {"channel_mult": "channel_mult", "attention_ds": "attention_downsample_factors"}
+    return options | {name: derived[theirs] for name, theirs in shape.items()}
 
 
 def golden_network(name: str, tensors: dict[str, torch.Tensor]) -> UNet | Classifier:
@@ -173,6 +193,15 @@ def command(monkeypatch, tmp_path, capsys):
         return status, out, err
 
     return call
+
+
+def alone(module: ModuleType, *words: str, cwd: Path) -> None:
+    """Run a command in this process with one thread, as torchrun's and SLURM's processes have."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with contextlib.chdir(cwd):
+        module.main(composed(Path(module.__file__).stem, *words))
+    torch.set_num_threads(threads)
 
 
 def shards(folder: Path) -> dict[str, bytes]:

@@ -30,13 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from experiments.cells import Job, Size
+from experiments.cells import Cell, Size
 from experiments.folder import is_complete
 from experiments.generate import generate
 from models.digits.backbone import load
 from sampling import mix, skipped, timesteps
 
-SEED, SIZE = 7, Size(num_samples=57, batch_size=8, shard_size=8)
+SIZE = Size(num_samples=57, batch_size=8, shard_size=8)
 TEAMS = [[(0, 1)], [(0, 2), (1, 2)], [(0, 3), (1, 3), (2, 3)], [(0, 1), (0, 1)]]
 WAYS = ["SIGKILL", "SIGKILL", "SIGTERM", "SIGUSR2", "full disk"]
 
@@ -52,12 +52,15 @@ PLANS = {
 }
 
 
-def jobs(folder: Path) -> list[Job]:
-    return [Job(plan, folder / name, {"plan": name, "label": None}) for name, plan in PLANS.items()]
+def cells(folder: Path) -> list[Cell]:
+    return [
+        Cell(plan, folder / name, {"plan": name, "seed": 7, "label": None}, SIZE)
+        for name, plan in PLANS.items()
+    ]
 
 
 def work(folder: Path, rank: int, world: int) -> None:
-    generate(jobs(folder), BACKBONE, SIZE, seed=SEED, rank=rank, world=world)
+    generate(cells(folder), BACKBONE, rank=rank, world=world)
 
 
 def start(folder: Path, rank: int, world: int, full_at: int | None) -> int:
@@ -131,8 +134,8 @@ def damage(folder: Path, dice: random.Random, done: Counter[str]) -> set[Path]:
     Returns the shards of which a byte was altered.
     """
     altered = set()
-    unfinished = [job for job in jobs(folder) if job.folder.exists() and not complete(job)]
-    files = [p for job in unfinished for p in job.folder.rglob("*") if p.is_file()]
+    unfinished = [cell for cell in cells(folder) if cell.folder.exists() and not complete(cell)]
+    files = [p for cell in unfinished for p in cell.folder.rglob("*") if p.is_file()]
     shards = [p for p in files if p.suffix == ".npz"]
     if files and dice.random() < 0.5:
         for path in dice.sample(files, len(files) // 2):
@@ -158,18 +161,20 @@ def damage(folder: Path, dice: random.Random, done: Counter[str]) -> set[Path]:
     return altered
 
 
-def complete(job: Job) -> bool:
+def complete(cell: Cell) -> bool:
     try:
-        return is_complete(job, SIZE)
+        return is_complete(cell)
     except ValueError:
         return False
 
 
 def check(folder: Path, undisturbed: Path, altered: set[Path]) -> None:
     """The folder holds what the undisturbed one does, and each sample once.  SystemExit if not."""
-    for ours, theirs in zip(jobs(folder), jobs(undisturbed), strict=True):
-        names = [sorted(str(p.relative_to(j.folder)) for p in j.folder.rglob("*") if p.is_file())
-                 for j in (ours, theirs)]  # fmt: skip
+    for ours, theirs in zip(cells(folder), cells(undisturbed), strict=True):
+        names = [
+            sorted(str(p.relative_to(cell.folder)) for p in cell.folder.rglob("*") if p.is_file())
+            for cell in (ours, theirs)
+        ]
         if names[0] != names[1]:
             raise SystemExit(f"files differ: {sorted({*names[0]} ^ {*names[1]})}")
         for name in names[0]:
@@ -198,7 +203,7 @@ def drill(kills: int, seed: int) -> None:
         work(undisturbed, 0, 1)
         while killed.total() < kills:
             folder, altered = Path(scratch, f"folder-{folders}"), set[Path]()
-            while killed.total() < kills and not all(complete(job) for job in jobs(folder)):
+            while killed.total() < kills and not all(map(complete, cells(folder))):
                 round_of_faults(folder, dice, killed)
                 altered |= damage(folder, dice, done)
             work(folder, 0, 1)
@@ -212,7 +217,8 @@ def drill(kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

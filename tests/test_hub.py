@@ -49,15 +49,8 @@ def hub(tmp_path_factory):
                 return self.send(json.dumps(entries).encode(), body)
             if path.startswith(f"/api/models/{ID}"):
                 siblings = [{"rfilename": name} for name in files]
-                info = {
-                    "id": ID,
-                    "modelId": ID,
-                    "sha": COMMIT,
-                    "siblings": siblings,
-                    "private": False,
-                    "tags": [],
-                    "downloads": 0,
-                }
+                info = {"id": ID, "modelId": ID, "sha": COMMIT, "siblings": siblings}
+                info |= {"private": False, "tags": [], "downloads": 0}
                 return self.send(json.dumps(info).encode(), body)
             name = path.partition("/resolve/")[2].partition("/")[2]
             if not path.startswith(f"/{ID}/resolve/") or name not in files:
@@ -101,10 +94,8 @@ def hub(tmp_path_factory):
 
 def call(hub, tmp_path, *words, **more):
     """A command with that hub, and no proxy or cache of the machine's."""
-    env = {
-        **os.environ,
-        "HF_ENDPOINT": hub[0],
-        "HF_HOME": str(tmp_path / "home"),
+    env = {**os.environ, "HF_ENDPOINT": hub[0], "HF_HOME": str(tmp_path / "home")}
+    env |= {
         "SKIPPED_STEP_DOWNLOADS": str(tmp_path / "downloads"),
         "HF_HUB_DISABLE_XET": "1",
         **more,
@@ -128,16 +119,8 @@ def test_download_resume_and_sample_offline(hub, tmp_path):
     assert len(parts) == 2
     assert "v2-1_512-ema-pruned.ckpt" not in [name for name, _ in hub[1]]
     before = len(hub[1])
-    words = [
-        str(ROOT / "sample.py"),
-        "model=sd",
-        f"model.id={ID}",
-        "model.precision=fp32",
-        "prompts=[a cat]",
-        "steps=2",
-        "out=here",
-    ]
-    done = call(hub, tmp_path, *words, HF_HUB_OFFLINE="1")
+    words = f"{ROOT}/sample.py model=sd model.id={ID} model.precision=fp32 steps=2 out=here".split()
+    done = call(hub, tmp_path, *words, "prompts=[a cat]", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "here/samples.npz").is_file()
     assert len(hub[1]) == before

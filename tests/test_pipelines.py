@@ -20,7 +20,6 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    UNet2DModel,
 )
 from PIL import Image
 
@@ -172,14 +171,7 @@ def test_inpainting(cls, pipelines):
 @BOTH
 def test_an_unconditional_pixel_pipeline(cls, tmp_path):
     torch.manual_seed(2)
-    net = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-    ).eval()
+    net = tiny.pixel_unet("Attn").eval()
     theirs = DDPMScheduler()
     pipe = DDPMPipeline(net, cls.from_config(theirs.config))
     pipe.set_progress_bar_config(disable=True)
@@ -201,14 +193,8 @@ def test_an_unconditional_pixel_pipeline(cls, tmp_path):
 
 def words_of(path, tmp_path, *more):
     (tmp_path / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
-    return [
-        "model=sd21",
-        f"model.id={path}",
-        "model.precision=fp32",
-        "prompts=prompts.txt",
-        "out=here",
-        *more,
-    ]
+    words = ["model=sd21", f"model.id={path}", "model.precision=fp32", "prompts=prompts.txt"]
+    return [*words, "out=here", *more]
 
 
 def sampled(tmp_path):
@@ -270,15 +256,8 @@ def test_more_images_of_the_same_prompts(command, pipelines, tmp_path):
     images, labels = sampled(tmp_path)
     assert labels.tolist() == [0, 1, 2, 0, 1]
     assert (images[0] != images[3]).any()
-    words = [
-        "model=sd21",
-        f"model.id={pipelines['sd']}",
-        "model.precision=fp32",
-        "steps=2",
-        "prompts=[a cat,a dog]",
-        "out=two",
-    ]
-    assert command(sample, *words)[0] == 0
+    words = words_of(pipelines["sd"], tmp_path, "steps=2")
+    assert command(sample, *words, "prompts=[a cat,a dog]", "out=two")[0] == 0
     assert (tmp_path / "two/prompts.txt").read_text() == "a cat\na dog\n"
 
 
@@ -287,6 +266,7 @@ def test_guidance_precision_and_size(pipelines):
     path = str(pipelines["sd"])
     guided, plain = load(path, PROMPTS), load(path, PROMPTS, guidance_scale=1)
     assert (guided.evaluations_per_call, plain.evaluations_per_call) == (2, 1)
+    assert guided.schedule.final == 1 and not guided.clip
     labels = torch.tensor([1, 2])
     x = SampleNoise(0, [0, 1], guided.shape).start()
     both = guided.embed(labels)["encoder_hidden_states"]
@@ -380,14 +360,7 @@ def test_an_incomplete_or_foreign_folder(command, pipelines, tmp_path):
     status, _, err = command(sample, *words_of(broken, tmp_path))
     assert status == 2 and "broken is not complete" in err.splitlines()[-1]
     torch.manual_seed(0)
-    net = UNet2DModel(
-        sample_size=8,
-        block_out_channels=(8,),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    DDPMPipeline(net, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    DDPMPipeline(tiny.pixel_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     status, _, err = command(sample, *words_of(tmp_path / "ddpm", tmp_path))
     assert status == 2 and "is a DDPMPipeline: only StableDiffusionPipeline" in err
 

@@ -5,6 +5,8 @@ Those that need it are skipped where it or its accounting is not installed; `.ci
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -14,9 +16,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import FEW, ROOT, alone
 
-from experiments.config import composed
+import reproduce
+import sample
+from experiments.config import composed, reported
+from experiments.progress import table
+from scripts import slurm as submit_script
 
 NEEDED = ("sbatch", "slurmctld", "slurmd", "munged", "slurmdbd", "mariadbd")
 ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")]
@@ -24,20 +30,10 @@ ABSENT = [p for p in NEEDED if not shutil.which(p, path=f"{os.environ['PATH']}:/
 absent = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABSENT)}")
 
 SITE = [
-    "hydra.launcher.gpus_per_node=null",
-    "hydra.launcher.cpus_per_task=1",
-    "hydra.launcher.mem_gb=2",
+    f"hydra.launcher.{option}" for option in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=2")
 ]
-TABLE = [
-    "experiment=table1",
-    "model=digits",
-    "experiment.steps=[8,20]",
-    "num_samples=150",
-    "shard_size=15",
-    "metrics.options.kid_subset_size=50",
-    "metrics.options.bootstrap=20",
-    "out=out",
-]
+TABLE = ["experiment=table1_small", "experiment.steps=[4,20]", "num_samples=75"]
+TABLE += ["shard_size=15", "out=out", *FEW]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +85,13 @@ def running(env, name: str) -> list[str]:
     return [line.split()[0] for line in lines if line.split()[1] == name]
 
 
+def status(folder: Path) -> str:
+    """What `make status` shows of the only table there."""
+    (plan,) = (folder / "runs" / "plans").iterdir()
+    with contextlib.chdir(folder):
+        return table(json.loads(plan.read_text()), time.time())
+
+
 def same_samples(a: Path, b: Path) -> None:
     """All shards and joined samples, byte for byte, and nothing half-written."""
     names = {p.relative_to(a) for p in a.rglob("*.npz")}
@@ -116,22 +119,21 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
     slurm("scontrol", "requeue", large[0], env=cluster)
     for signal in ("TERM", "USR2"):
         slurm("scancel", f"--signal={signal}", large[1], env=cluster)
-    small = wait_until(lambda: running(cluster, "digits-table1-8-sample")
-                       or running(cluster, "digits-table1-8-evaluate"))  # fmt: skip
+    four = [f"digits-table1-4-{stage}" for stage in ("sample", "evaluate")]
+    small = wait_until(lambda: [job for name in four for job in running(cluster, name)])
     slurm("scancel", small[0], env=cluster)
 
-    python("reproduce.py", *TABLE, cwd=here, env=cluster)  # meanwhile, without SLURM
+    alone(reproduce, *TABLE, cwd=here)  # meanwhile, without SLURM
     assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
     assert not (there / "out" / "table.md").exists()  # it waited for the cancelled job
-    status = python("scripts.status", cwd=there, env=cluster)
-    assert "table1 on digits:" in status and "8 of 8" not in status
+    assert "table1 on digits:" in status(there) and "8 of 8" not in status(there)
     logs = "".join(p.read_text() for p in runs.glob("slurm/**/*_log.*"))
     assert "preempted" in logs and "Requeued job" in logs
 
     out = python(*submit, cwd=there, env=cluster)  # submits what is missing
     assert "-20-sample" not in out
     assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
-    assert "8 of 8 cells done" in python("scripts.status", cwd=there, env=cluster)
+    assert "8 of 8 cells done" in status(there)
     same_samples(here / "runs", runs)
     for name in ("table.md", "table.csv"):
         assert (there / "out" / name).read_text() == (here / "out" / name).read_text()
@@ -176,30 +178,48 @@ def test_an_error_of_a_job_comes_back(cluster, tmp_path):
 @pytest.mark.slurm
 def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluster, tmp_path):
     words = ["sampler=ddim", "steps=2", "num_samples=60", "shard_size=10"]
-    python("sample.py", *words, "out=one", cwd=tmp_path, env=cluster)
+    alone(sample, *words, "out=one", cwd=tmp_path)
     python("sample.py", *words, "out=two", cwd=tmp_path, env=cluster, prefix=("srun", "-n2"))
     same_samples(tmp_path / "one", tmp_path / "two")
-    workers = {p.read_text().split('"worker": ')[1].split(",")[0]
-               for p in (tmp_path / "two").glob("shards/*.json")}  # fmt: skip
-    assert len(workers) == 2
+    facts = [json.loads(p.read_text()) for p in (tmp_path / "two").glob("shards/*.json")]
+    assert len({fact["worker"] for fact in facts}) == 2
     script = tmp_path / "batch.sh"
     call = " ".join([sys.executable, str(ROOT / "sample.py"), *words, "out=batch"])
     script.write_text(f"#!/bin/bash\n#SBATCH --ntasks=2\n{call}\n")
-    slurm("sbatch", "-W", "-D", str(tmp_path), str(script), env=cluster)
+    slurm("sbatch", "-D", str(tmp_path), str(script), env=cluster)
+    assert wait_until(lambda: not slurm("squeue", "-h", env=cluster).strip())
     same_samples(tmp_path / "one", tmp_path / "batch")
 
 
-def test_a_dry_run_says_what_would_be_submitted(tmp_path):
-    out = python("scripts.slurm", *TABLE, "parts=3", "--dry", cwd=tmp_path, env={**os.environ})
+@pytest.fixture
+def submitted(monkeypatch, tmp_path, capsys):
+    """scripts/slurm.py in this process, where there is no SLURM: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["slurm.py", *words])
+        status = 0
+        try:
+            reported(submit_script.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_a_dry_run_says_what_would_be_submitted(submitted, tmp_path):
+    status, out, _ = submitted(*TABLE, "parts=3", "--dry")
+    assert status == 0
     assert out.count("stage=sample") == out.count("stage=evaluate") == 6
     assert out.count("stage=render") == 1
-    assert "after <digits-table1-8-evaluate>, <digits-table1-20-evaluate>" in out
+    assert "after <digits-table1-4-evaluate>, <digits-table1-20-evaluate>" in out
     assert not (tmp_path / "runs").exists()
 
 
-def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_each_other(tmp_path):
-    words = ["experiment=figure2,figure3", "model=digits", "--dry"]
-    out = python("scripts.slurm", *words, cwd=tmp_path, env={**os.environ})
+def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_each_other(submitted):
+    _, out, _ = submitted("experiment=figure2_small,figure3_small", "--dry")
     assert "stage=evaluate" not in out
     assert "digits-figure3-100-sample: 1 job, after <digits-figure2-" in out
 
@@ -207,18 +227,16 @@ def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_eac
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["experiment=table1", "model=digits"], "no sbatch here"),
+        (["experiment=table1_small"], "no sbatch here"),
         (["experiment=table1", "stage=sample", "--dry"], "stage=sample is what this script sets"),
         (["experiment=table9", "--dry"], "no experiment 'table9': choose one of"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, words, said):
-    env = {**os.environ, "PATH": str(Path(sys.executable).parent)}
-    command = [sys.executable, "-m", "scripts.slurm", *words]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and said in done.stderr
-    assert done.stderr.count("\n") == 1
+def test_mistakes_are_one_line(submitted, words, said):
+    status, _, err = submitted(*words)
+    assert status == 2
+    assert err.startswith("error: ") and said in err
+    assert err.count("\n") == 1
 
 
 def test_the_site_is_in_the_launcher():

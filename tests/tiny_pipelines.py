@@ -19,6 +19,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNet2DModel,
 )
 from open_clip.tokenizer import bytes_to_unicode
 from safetensors.torch import save_file
@@ -74,6 +75,19 @@ def unet(**more) -> UNet2DConditionModel:
     options |= {"sample_size": SIZE // 2, "in_channels": 4, "out_channels": 4}
     options |= {"cross_attention_dim": WIDTH, "attention_head_dim": (2, 4)}
     return UNet2DConditionModel(**{**options, "use_linear_projection": True, **more}).eval()
+
+
+def pixel_unet(second: str = "") -> UNet2DModel:
+    """The network of an unconditional pixel pipeline; `second` level with attention ("Attn")."""
+    down, up = ("DownBlock2D", f"{second}DownBlock2D"), (f"{second}UpBlock2D", "UpBlock2D")
+    return UNet2DModel(
+        8,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=down,
+        up_block_types=up,
+    )
 
 
 def vae(**more) -> AutoencoderKL:
@@ -138,25 +152,15 @@ def opensora(folder: Path) -> Path:
     config = {**OPENSORA, "patch_size": [1, 2, 2], "model_type": "STDiT2", "qk_norm_legacy": True}
     (folder / "net/config.json").write_text(json.dumps(config))
     corpus = folder / "corpus.txt"
-    corpus.write_text(
-        "\n".join(
-            [
-                "A small cactus with a happy face in the Sahara desert, a red bus.",
-                "the quick brown fox jumps over a lazy dog 0123456789",
-            ]
-            * 20
-        )
-    )
+    texts = [
+        "A small cactus with a happy face in the Sahara desert, a red bus.",
+        "the quick brown fox jumps over a lazy dog 0123456789",
+    ]
+    corpus.write_text("\n".join(texts * 20))
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    options = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2, **special}
     sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=60,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-        hard_vocab_limit=False,
+        input=str(corpus), model_prefix=str(folder / "spiece"), **options
     )
     (folder / "t5").mkdir()  # files as in DeepFloyd/t5-v1_1-xxl
     shutil.copy(folder / "spiece.model", folder / "t5")
@@ -165,9 +169,7 @@ def opensora(folder: Path) -> Path:
     (folder / "t5/tokenizer_config.json").write_text(json.dumps(settings))
     config = T5Config(vocab_size=64, d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4)
     T5EncoderModel(config).eval().save_pretrained(folder / "t5")
-    vae(
-        block_out_channels=(8, 8, 8, 16),
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-    ).save_pretrained(folder / "vae")
+    down, up = ["DownEncoderBlock2D"] * 4, ["UpDecoderBlock2D"] * 4
+    small = vae(block_out_channels=(8, 8, 8, 16), down_block_types=down, up_block_types=up)
+    small.save_pretrained(folder / "vae")
     return folder

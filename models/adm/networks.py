@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -69,35 +70,48 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a network is built from; the names are those of the cards.
+
+    `channel_mult` are widths relative to `num_channels`, one a resolution.  `attention_ds` are
+    down-sampling factors (image size divided by the resolution at which attention is applied).
+    `num_head_channels`, unless -1, overrides `num_heads`.  `norm_groups` is 32 in every published
+    checkpoint.
+    """
+
+    num_channels: int
+    num_res_blocks: int
+    channel_mult: Sequence[float]
+    attention_ds: Sequence[int]
+    in_channels: int = 3
+    num_classes: int | None = None
+    learn_sigma: bool = True
+    dropout: float = 0.0
+    num_heads: int = 4
+    num_head_channels: int = -1
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    use_new_attention_order: bool = False
+    norm_groups: int = 32
+
+
 class ResBlock(nn.Module):
     """Residual block conditioned on an embedding; optionally resamples ("up", "down")."""
 
-    def __init__(
-        self,
-        channels: int,
-        out_channels: int,
-        resample: str = "",
-        *,
-        emb_channels: int,
-        dropout: float,
-        scale_shift: bool,
-        groups: int,
-    ):
+    def __init__(self, options: Options, channels: int, out_channels: int, resample: str = ""):
         super().__init__()
+        groups, self.scale_shift = options.norm_groups, options.use_scale_shift_norm
         self.resample = resample
-        self.scale_shift = scale_shift
         self.in_layers = nn.Sequential(
-            Norm(groups, channels),
-            nn.SiLU(),
-            nn.Conv2d(channels, out_channels, 3, padding=1),
+            Norm(groups, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1)
         )
-        self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, out_channels * (2 if scale_shift else 1))
-        )
+        shifts = out_channels * (2 if self.scale_shift else 1)
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * options.num_channels, shifts))
         self.out_layers = nn.Sequential(
             Norm(groups, out_channels),
             nn.SiLU(),
-            nn.Dropout(dropout),
+            nn.Dropout(options.dropout),
             zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1)),
         )
         self.skip_connection = (
@@ -146,11 +160,12 @@ def attend(qkv: Tensor, heads: int, new_order: bool) -> Tensor:
 class AttentionBlock(nn.Module):
     """Self-attention over all positions, with a residual connection."""
 
-    def __init__(self, channels: int, heads: int, new_order: bool, groups: int):
+    def __init__(self, options: Options, channels: int):
         super().__init__()
-        self.heads = heads
-        self.new_order = new_order
-        self.norm = Norm(groups, channels)
+        per_head = options.num_head_channels
+        self.heads = options.num_heads if per_head == -1 else channels // per_head
+        self.new_order = options.use_new_attention_order
+        self.norm = Norm(options.norm_groups, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
@@ -191,85 +206,36 @@ class _Block(nn.Sequential):
         return x
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """Builds the layers of a network from the options that all of them share."""
-
-    emb_channels: int
-    dropout: float
-    scale_shift: bool
-    resblock_updown: bool
-    num_heads: int
-    num_head_channels: int
-    new_order: bool
-    groups: int
-
-    def res(self, channels: int, out_channels: int, resample: str = "") -> ResBlock:
-        return ResBlock(
-            channels,
-            out_channels,
-            resample,
-            emb_channels=self.emb_channels,
-            dropout=self.dropout,
-            scale_shift=self.scale_shift,
-            groups=self.groups,
-        )
-
-    def attention(self, channels: int) -> AttentionBlock:
-        per_head = self.num_head_channels
-        heads = self.num_heads if per_head == -1 else channels // per_head
-        return AttentionBlock(channels, heads, self.new_order, self.groups)
-
-    def down(self, channels: int) -> nn.Module:
-        return (
-            self.res(channels, channels, "down") if self.resblock_updown else Downsample(channels)
-        )
-
-    def up(self, channels: int) -> nn.Module:
-        return self.res(channels, channels, "up") if self.resblock_updown else Upsample(channels)
-
-
 class _Encoder(nn.Module):
     """What U-Net and classifier share: embedding, downward path, middle block."""
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        num_channels: int,
-        num_res_blocks: int,
-        channel_mult: Sequence[float],
-        attention_ds: Sequence[int],
-        num_classes: int | None,
-        layers: _Layers,
-    ):
+    def __init__(self, options: Options):
         super().__init__()
-        self.num_channels = num_channels
-        self.num_classes = num_classes
-        emb = 4 * num_channels
+        o = self.options = options
+        self.num_classes = o.num_classes
+        emb = 4 * o.num_channels
         self.time_embed = nn.Sequential(
-            nn.Linear(num_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
+            nn.Linear(o.num_channels, emb), nn.SiLU(), nn.Linear(emb, emb)
         )
-        if num_classes is not None:
-            self.label_emb = nn.Embedding(num_classes, emb)
-
-        ch = self.first_channels = int(channel_mult[0] * num_channels)
-        self.input_blocks = nn.ModuleList([_Block(nn.Conv2d(in_channels, ch, 3, padding=1))])
+        if o.num_classes is not None:
+            self.label_emb = nn.Embedding(o.num_classes, emb)
+        ch, ds = int(o.channel_mult[0] * o.num_channels), 1
+        self.input_blocks = nn.ModuleList([_Block(nn.Conv2d(o.in_channels, ch, 3, padding=1))])
         self.skip_channels = [ch]
-        ds = 1
-        for level, mult in enumerate(channel_mult):
-            for _ in range(num_res_blocks):
-                block: list[nn.Module] = [layers.res(ch, int(mult * num_channels))]
-                ch = int(mult * num_channels)
-                if ds in attention_ds:
-                    block.append(layers.attention(ch))
+        for level, mult in enumerate(o.channel_mult):
+            for _ in range(o.num_res_blocks):
+                block: list[nn.Module] = [ResBlock(o, ch, int(mult * o.num_channels))]
+                ch = int(mult * o.num_channels)
+                if ds in o.attention_ds:
+                    block.append(AttentionBlock(o, ch))
                 self.input_blocks.append(_Block(*block))
                 self.skip_channels.append(ch)
-            if level != len(channel_mult) - 1:
-                self.input_blocks.append(_Block(layers.down(ch)))
+            if level != len(o.channel_mult) - 1:
+                down = ResBlock(o, ch, ch, "down") if o.resblock_updown else Downsample(ch)
+                self.input_blocks.append(_Block(down))
                 self.skip_channels.append(ch)
                 ds *= 2
-        self.middle_block = _Block(layers.res(ch, ch), layers.attention(ch), layers.res(ch, ch))
+        self.middle_block = _Block(ResBlock(o, ch, ch), AttentionBlock(o, ch), ResBlock(o, ch, ch))
         self.deepest_channels, self.deepest_ds = ch, ds
 
     def set_torso(self, dtype: torch.dtype) -> None:
@@ -290,84 +256,42 @@ class _Encoder(nn.Module):
         return next(self.input_blocks.parameters()).dtype
 
     def _embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        sinusoids = timestep_embedding(t, self.num_channels)
+        sinusoids = timestep_embedding(t, self.options.num_channels)
         dtype = next(self.time_embed.parameters()).dtype
         emb = self.time_embed(sinusoids.to(dtype))
         if (y is None) != (self.num_classes is None):
-            raise ValueError(
-                "this network is class-conditional: pass labels y"
-                if y is None
-                else "this network is unconditional: it takes no labels"
-            )
+            kind = "class-conditional: pass" if y is None else "unconditional: it takes no"
+            raise ValueError(f"this network is {kind} labels y")
         return emb if y is None else emb + self.label_emb(y)
 
 
 class UNet(_Encoder):
     """ADM's U-Net: (x_t [B, C, H, W], t [B], y [B] int64 or None) -> [B, out, H, W].
 
-    With `learn_sigma` the output has twice the input's channels: eps first, then the
-    variance values v in about [-1, 1].  H and W need only be divisible by the total
-    down-sampling factor.  `attention_ds` are down-sampling factors (image size divided by
-    the resolution at which attention is applied).  `num_head_channels`, unless -1,
-    overrides `num_heads`.  `norm_groups` is 32 in every published checkpoint.
-    Raises ValueError when labels are missing or superfluous.
+    Built from `Options`.  With `learn_sigma` the output has twice the input's channels: eps first,
+    then the variance values v in about [-1, 1].  H and W need only be divisible by the total
+    down-sampling factor.  Raises ValueError when labels are missing or superfluous.
     """
 
-    def __init__(
-        self,
-        *,
-        num_channels: int,
-        num_res_blocks: int,
-        channel_mult: Sequence[float],
-        attention_ds: Sequence[int],
-        in_channels: int = 3,
-        num_classes: int | None = None,
-        learn_sigma: bool = True,
-        dropout: float = 0.0,
-        num_heads: int = 4,
-        num_head_channels: int = -1,
-        use_scale_shift_norm: bool = True,
-        resblock_updown: bool = True,
-        use_new_attention_order: bool = False,
-        norm_groups: int = 32,
-    ):
-        layers = _Layers(
-            emb_channels=4 * num_channels,
-            dropout=dropout,
-            scale_shift=use_scale_shift_norm,
-            resblock_updown=resblock_updown,
-            num_heads=num_heads,
-            num_head_channels=num_head_channels,
-            new_order=use_new_attention_order,
-            groups=norm_groups,
-        )
-        super().__init__(
-            in_channels=in_channels,
-            num_channels=num_channels,
-            num_res_blocks=num_res_blocks,
-            channel_mult=channel_mult,
-            attention_ds=attention_ds,
-            num_classes=num_classes,
-            layers=layers,
-        )
-        ch, ds, skips = self.deepest_channels, self.deepest_ds, list(self.skip_channels)
+    def __init__(self, **options: Any):
+        super().__init__(Options(**options))
+        o, ch, ds = self.options, self.deepest_channels, self.deepest_ds
+        skips = list(self.skip_channels)
         self.output_blocks = nn.ModuleList()
-        for level, mult in reversed(list(enumerate(channel_mult))):
-            for i in range(num_res_blocks + 1):
-                block: list[nn.Module] = [layers.res(ch + skips.pop(), int(mult * num_channels))]
-                ch = int(mult * num_channels)
-                if ds in attention_ds:
-                    block.append(layers.attention(ch))
-                if level and i == num_res_blocks:
-                    block.append(layers.up(ch))
+        for level, mult in reversed(list(enumerate(o.channel_mult))):
+            for i in range(o.num_res_blocks + 1):
+                width = int(mult * o.num_channels)
+                block: list[nn.Module] = [ResBlock(o, ch + skips.pop(), width)]
+                ch = width
+                if ds in o.attention_ds:
+                    block.append(AttentionBlock(o, ch))
+                if level and i == o.num_res_blocks:
+                    block.append(ResBlock(o, ch, ch, "up") if o.resblock_updown else Upsample(ch))
                     ds //= 2
                 self.output_blocks.append(_Block(*block))
-        out_channels = in_channels * (2 if learn_sigma else 1)
-        self.out = nn.Sequential(
-            Norm(norm_groups, ch),
-            nn.SiLU(),
-            zeroed(nn.Conv2d(self.first_channels, out_channels, 3, padding=1)),
-        )
+        out_channels = o.in_channels * (2 if o.learn_sigma else 1)
+        last = zeroed(nn.Conv2d(self.skip_channels[0], out_channels, 3, padding=1))
+        self.out = nn.Sequential(Norm(o.norm_groups, ch), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         emb = self._embed(t, y)
@@ -383,46 +307,17 @@ class UNet(_Encoder):
 
 
 class Classifier(_Encoder):
-    """ADM's noise-aware classifier: (x_t, t) -> logits [B, num_labels] (attention pool)."""
+    """ADM's noise-aware classifier: (x_t, t) -> logits [B, num_labels] (attention pool).
 
-    def __init__(
-        self,
-        *,
-        image_size: int,
-        num_channels: int,
-        num_res_blocks: int,
-        channel_mult: Sequence[float],
-        attention_ds: Sequence[int],
-        num_labels: int = 1000,
-        in_channels: int = 3,
-        num_head_channels: int = 64,
-        use_scale_shift_norm: bool = True,
-        resblock_updown: bool = True,
-    ):
-        layers = _Layers(
-            emb_channels=4 * num_channels,
-            dropout=0.0,
-            scale_shift=use_scale_shift_norm,
-            resblock_updown=resblock_updown,
-            num_heads=1,
-            num_head_channels=num_head_channels,
-            new_order=False,
-            groups=32,
-        )
-        super().__init__(
-            in_channels=in_channels,
-            num_channels=num_channels,
-            num_res_blocks=num_res_blocks,
-            channel_mult=channel_mult,
-            attention_ds=attention_ds,
-            num_classes=None,
-            layers=layers,
-        )
+    Built from `Options`, with 64 channels a head by default.
+    """
+
+    def __init__(self, *, image_size: int, num_labels: int = 1000, **options: Any):
+        super().__init__(Options(**{"num_head_channels": 64, **options}))
         self.num_labels = num_labels
         ch, size = self.deepest_channels, image_size // self.deepest_ds
-        self.out = nn.Sequential(
-            Norm(32, ch), nn.SiLU(), AttentionPool(size, ch, num_head_channels, num_labels)
-        )
+        pool = AttentionPool(size, ch, self.options.num_head_channels, num_labels)
+        self.out = nn.Sequential(Norm(self.options.norm_groups, ch), nn.SiLU(), pool)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         emb = self._embed(t, None)

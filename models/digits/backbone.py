@@ -18,10 +18,7 @@ from sampling.denoise import Network
 
 
 def load(
-    checkpoint: str = "unet-6500",
-    clip: bool = True,
-    device: torch.device | str = "cpu",
-    **net: Any,
+    checkpoint: str = "unet-6500", clip: bool = True, device: torch.device | str = "cpu", **net: Any
 ) -> Backbone:
     """The embedded model from `models/digits/<checkpoint>.safetensors` or a path to a file.
 

@@ -84,14 +84,14 @@ class DigitsClassifier(nn.Module):
     Inception's do.  In training, dropout lies between the two.
     """
 
-    def __init__(self, dropout: float = 0.3):
+    def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for channels_in, channels in ((1, 16), (16, 32), (32, 64)):
             conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(channels), nn.SiLU(), nn.MaxPool2d(2)]
         self.body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 3 * 3, 64), nn.SiLU())
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.3)
         self.head = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ def load(
     num_frames: int = 16,
     height: int = 240,
     width: int = 426,
-    fps: int = 27,
+    fps: int = 24,
     aspect_ratio: float | None = None,
     guidance_scale: float = 7.0,
     guided_channels: int | None = 3,
@@ -53,17 +53,17 @@ def load(
 ) -> Backbone:
     """Open-Sora 1.1, ready to sample `prompts`.
 
-    `id` is a hub id or a folder with config.json and model.safetensors; `precision` is that of
-    network and VAE, the text encoder is float32.  Videos are those of `Video`, guidance that of
-    `VideoNetwork`.  To measure speed alone, `untrained` needs no weights (random numbers), and
-    without `encode` no text encoder (zeros).  Raises FileNotFoundError or ValueError, with the
-    remedy, for what is missing or makes no video.
+    `id` is a hub id or a folder; `precision` is that of network and VAE, the text encoder is
+    float32.  Videos are those of `Video`, guidance that of `VideoNetwork`.  To measure speed,
+    `untrained` takes random weights, and texts are zeros without `encode`.  Raises
+    FileNotFoundError or ValueError, with the remedy, for what is missing or makes no video.
     """
     video = Video(num_frames, height, width, fps, aspect_ratio)
     dtype = dtype_named(precision)
     texts, guided = tuple(prompts), guidance_scale != 1
-    cache = TextCache(Path(text_cache), text_encoder) if encode and not untrained else None
-    if cache:
+    cache = None
+    if encode and not untrained:
+        cache = TextCache(Path(text_cache), text_encoder)
         cache.fill(texts, device)  # before the network is in memory
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
     if not untrained:
@@ -71,8 +71,7 @@ def load(
         sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
 
     def embed(labels: Tensor) -> dict[str, Tensor]:
-        y, mask = _features(cache, net, [texts[i] for i in labels.tolist()])
-        return condition(net, y, mask, video, guided)
+        return condition(net, cache, [texts[i] for i in labels.tolist()], video, guided)
 
     return Backbone(
         network=VideoNetwork(net, guidance_scale, guided_channels),
@@ -86,8 +85,8 @@ def load(
         device=torch.device(device),
         prompts=texts,
         embed=embed,
-        evaluations_per_call=2 if guided else 1,
-        memory=lambda batch: peak_memory(net, batch * (2 if guided else 1), video),
+        evaluations_per_call=1 + guided,
+        memory=lambda batch: peak_memory(net, (1 + guided) * batch, video),
     )
 
 
@@ -172,16 +171,8 @@ def load_vae(id: str, dtype: torch.dtype, device: torch.device | str) -> tuple[A
     return vae.to(device).eval(), state_digest(vae.state_dict())
 
 
-def _features(cache: TextCache | None, net: STDiT2, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """(features, mask) of texts as `TextCache.batch` gives them; zeros without a cache."""
-    if cache:
-        return cache.batch(texts)
-    y = torch.zeros(len(texts), 1, *net.y_embedder.y_embedding.shape)
-    return y, torch.ones(len(texts), y.shape[2], dtype=torch.int64)
-
-
 def condition(
-    net: STDiT2, y: Tensor, mask: Tensor, video: Video, guided: bool
+    net: STDiT2, cache: TextCache | None, texts: list[str], video: Video, guided: bool
 ) -> dict[str, Tensor]:
     """What STDiT2 takes besides x and t: texts first, then as often the learned empty caption.
 
@@ -189,6 +180,11 @@ def condition(
     also rounds what the network is told of the video to the network's dtype.
     """
     empty = net.y_embedder.y_embedding
+    if cache:
+        y, mask = cache.batch(texts)
+    else:
+        y = torch.zeros(len(texts), 1, *empty.shape)
+        mask = torch.ones(len(texts), len(empty), dtype=torch.int64)
     y = y.to(empty)
     if guided:
         y = torch.cat([y, empty[None, None].expand(len(y), 1, -1, -1)])

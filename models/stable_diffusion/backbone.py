@@ -40,10 +40,9 @@ def load(
     `guidance_scale` s is that of classifier-free guidance (Ho & Salimans 2022), u + s (c - u) of
     the outputs u without and c with the prompt, both from one batched call; 1 is no guidance and
     half the work.  `image_size` in pixels is by default the model's own.  `set_alpha_to_one`
-    ends at the clean image, False at the noise level of timestep 0, as the public code of Stable
-    Diffusion does; None leaves it to the pipeline's own scheduler.  `precision` is that of all
-    networks but a VAE that needs float32; the solver's state stays float32.  Raises
-    FileNotFoundError if there is no such model, ValueError for another kind and bad options.
+    ends at the clean image, False at timestep 0's noise level, as the public code; None leaves it
+    to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
+    Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
     from sampling.schedulers import inherited, schedule_of
 
@@ -58,7 +57,6 @@ def load(
     config = inherited(pipe.scheduler.config)
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
-    latent = size // pipe.vae_scale_factor
     texts, guided = tuple(prompts), guidance_scale != 1
 
     def condition(labels: Tensor) -> Condition:
@@ -67,7 +65,7 @@ def load(
     return Backbone(
         network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
-        shape=(pipe.unet.config.in_channels, latent, latent),
+        shape=(pipe.unet.config.in_channels, *[size // pipe.vae_scale_factor] * 2),
         num_classes=len(texts),
         clip=False,
         sha256=sha256,
@@ -77,7 +75,7 @@ def load(
         prediction_type=config["prediction_type"],
         prompts=texts,
         embed=condition,
-        evaluations_per_call=2 if guided else 1,
+        evaluations_per_call=1 + guided,
     )
 
 

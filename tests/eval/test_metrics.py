@@ -30,7 +30,7 @@ from eval.metrics import (
     precision_recall,
     statistics,
 )
-from eval.scoring import Options, check_size, evaluate
+from eval.scoring import METRICS, Options, check_size, evaluate
 
 TF = np.load(GOLDEN / "eval_metrics.npz")  # torch-fidelity's functions
 ADM = np.load(GOLDEN / "evaluator.npz")  # guided-diffusion's evaluator
@@ -484,15 +484,21 @@ def test_evaluate_computes_what_is_asked_for(pair):
     assert (got["precision"], got["recall"]) == (precision, recall)
     assert precision != recall
     assert got["label_agreement"].value == pytest.approx(0.8)
-    others = Options(k=5, is_chunk_size=40, fid_se="delta", bootstrap=20)
-    got = evaluate(extracted, reference, metrics=("recall", "is", "fid"), options=others)
-    recall, chunked = precision_recall(x, y, k=5)[1], {"chunk_size": 40, "bootstrap": 20}
-    delta = fid(x, reference.statistics, se="delta")
+    stated = Options(k=5, is_chunk_size=40, is_shuffle_seed=4, fid_se="delta", bootstrap=20)
+    asked, strata = ("recall", "is", "fid", "diagonal_fid"), np.arange(150) % 3
+    got = evaluate(extracted, reference, metrics=asked, strata=strata, options=stated)
+    parts = {"chunk_size": 40, "shuffle_seed": 4, "bootstrap": 20}
     assert list(got.items()) == [
-        ("recall", recall),
-        ("is", inception_score(extracted.logits, **chunked)),
-        ("fid", delta),
+        ("recall", precision_recall(x, y, k=5)[1]),
+        ("is", inception_score(extracted.logits, strata=strata, **parts)),
+        ("fid", fid(x, reference.statistics, se="delta", strata=strata)),
+        ("diagonal_fid", diagonal_fid(x, reference.statistics, strata)),
     ]
+
+
+def test_distances_are_better_when_lower():
+    lower = {name for name, metric in METRICS.items() if metric.lower_is_better}
+    assert lower == {"fid", "sfid", "diagonal_fid", "kid"}
 
 
 def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeypatch):

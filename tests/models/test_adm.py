@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import golden_json, golden_network
+from conftest import golden_json, golden_network, recorded_options
 
-from models.adm.networks import Classifier, UNet, timestep_embedding
+from models.adm.cards import KINDS
+from models.adm.networks import Classifier, timestep_embedding
 
 MANIFEST = golden_json("state_dict_manifest")
 # The up-samplers, which see a small image besides x_t, are not for sampling here.
@@ -18,33 +19,8 @@ CASES = [(name, case) for name, model in FORWARD["models"].items() for case in m
 def released(name: str):
     """A released checkpoint's network on the meta device (shapes without memory)."""
     entry = MANIFEST["models"][name]
-    config, derived = entry["config"], entry["derived"]
-    shape = {
-        "channel_mult": derived["channel_mult"],
-        "attention_ds": derived["attention_downsample_factors"],
-    }
     with torch.device("meta"):
-        if entry["kind"] == "classifier":
-            return Classifier(
-                image_size=config["image_size"],
-                num_channels=config["classifier_width"],
-                num_res_blocks=config["classifier_depth"],
-                num_head_channels=derived["num_head_channels"],
-                **shape,
-            )
-        names = (
-            "num_channels",
-            "num_res_blocks",
-            "num_heads",
-            "num_head_channels",
-            "dropout",
-            "learn_sigma",
-            "use_scale_shift_norm",
-            "resblock_updown",
-            "use_new_attention_order",
-        )
-        options = {key: config[key] for key in names}
-        return UNet(num_classes=derived["num_classes"], **options, **shape)
+        return KINDS[entry["kind"]](**recorded_options(entry))
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -95,6 +71,12 @@ def test_typical_mistakes_would_be_noticed(mistake, unet_forward, monkeypatch):
     with torch.no_grad():
         out = net(golden["x"], golden["t"], golden["y"])
     assert (out - golden["out"]).abs().max() > 0.01
+
+
+def test_a_classifiers_heads_are_64_wide_unless_said():
+    options = {"num_channels": 128, "num_res_blocks": 1, "channel_mult": [1], "attention_ds": [1]}
+    net = Classifier(image_size=4, **options)
+    assert {block.heads for block in net.modules() if hasattr(block, "heads")} == {128 // 64}
 
 
 def test_labels_missing_or_superfluous_are_refused(unet_forward):

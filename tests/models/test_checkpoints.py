@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import golden_json, write_standin
+from conftest import golden_json, recorded_options, write_standin
 from safetensors.torch import save_file
 
 from files.whole import file_sha256
@@ -35,38 +35,6 @@ def test_the_cards_are_those_of_the_issue_and_their_classifiers():
         "adm_imagenet_uncond",
         *(f"adm_lsun_{name}" for name in ("bedroom", "cat", "horse")),
     }
-
-
-def recorded_options(entry: dict) -> dict:
-    """The options of a network as the original was run with."""
-    config, derived = entry["config"], entry["derived"]
-    shape = {
-        "channel_mult": derived["channel_mult"],
-        "attention_ds": derived["attention_downsample_factors"],
-    }
-    if entry["kind"] == "classifier":
-        return shape | {
-            "image_size": config["image_size"],
-            "num_channels": config["classifier_width"],
-            "num_res_blocks": config["classifier_depth"],
-            "num_head_channels": derived["num_head_channels"],
-            "num_labels": derived["out_channels"],
-            "use_scale_shift_norm": config["classifier_use_scale_shift_norm"],
-            "resblock_updown": config["classifier_resblock_updown"],
-        }
-    # A width of heads overrides their number.
-    heads = "num_heads" if config["num_head_channels"] == -1 else "num_head_channels"
-    names = (
-        "num_channels",
-        "num_res_blocks",
-        "learn_sigma",
-        "dropout",
-        "use_scale_shift_norm",
-        "resblock_updown",
-        "use_new_attention_order",
-        heads,
-    )
-    return shape | {"num_classes": derived["num_classes"]} | {name: config[name] for name in names}
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
@@ -252,12 +220,9 @@ def test_a_page_in_place_of_a_checkpoint(standin):
 CHANGES = {
     "missing": (
         lambda w: w.pop("out.2.bias"),
-        r"at out.2.bias the network has shape \[6\], the file no",
+        r"out.2.bias the network has shape \[6\], the file no",
     ),
-    "superfluous": (
-        lambda w: w.update(extra=torch.ones(1)),
-        "at extra the network has no such key",
-    ),
+    "superfluous": (lambda w: w.update(extra=torch.ones(1)), "extra the network has no such key"),
     "shape": (
         lambda w: w.update({"label_emb.weight": torch.ones(1000, 128)}),
         r"at label_emb.weight the network has shape \[10, 128\], the file shape \[1000, 128\]",

@@ -65,7 +65,10 @@ def test_pixels_survive_a_round_trip():
 
 
 def test_the_network_denoises_real_digits():
-    """At t = 300 the trained network finds the noise far better than chance (1.0)."""
+    """At t = 300 the trained network finds the noise far better than chance (1.0).
+
+    With 2 or 8 heads, or attention in the new order, the same weights err by 0.030.
+    """
     backbone = load()
     images, labels = load_images("held_out")
     x0, y = to_model_range(images[::10]), torch.from_numpy(labels[::10])
@@ -73,7 +76,7 @@ def test_the_network_denoises_real_digits():
     a = backbone.schedule.abar(300)
     with torch.no_grad():
         eps, v = backbone.network(a**0.5 * x0 + (1 - a) ** 0.5 * noise, 300.0, y)
-    assert (eps - noise).square().mean() < 0.1
+    assert (eps - noise).square().mean() < 0.028
     assert v is not None
     assert v.shape == x0.shape
 

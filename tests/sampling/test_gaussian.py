@@ -16,18 +16,7 @@ import pytest
 import torch
 from conftest import bound
 
-from sampling import (
-    Plan,
-    Schedule,
-    ddim,
-    ddpm,
-    iterate,
-    mix,
-    naive_stride,
-    run,
-    skipped,
-    timesteps,
-)
+from sampling import Plan, Schedule, ddim, ddpm, iterate, mix, naive_stride, run, skipped, timesteps
 
 MEAN = np.array([0.0, 0.3, -0.8, 0.5, 1.0])  # one distribution a coordinate
 STD = np.array([1.0, 0.5, 0.1, 2.0, 0.01])

@@ -398,8 +398,7 @@ def test_splice_of_different_grids_that_meet():
 
 
 @pytest.mark.parametrize(
-    "tail_grid",
-    [[260, 120, 3], [120, 3], [290, 250, 3], timesteps(1000, 25, "trailing")],
+    "tail_grid", [[260, 120, 3], [120, 3], [290, 250, 3], timesteps(1000, 25, "trailing")]
 )
 def test_splice_refuses_grids_that_do_not_meet(tail_grid):
     with pytest.raises(ValueError, match="the head must end at a timestep of the tail"):

@@ -64,10 +64,7 @@ def test_the_record_has_both_kinds():
 @pytest.mark.parametrize(
     ("recorded", "rule"),
     [
-        (
-            "np.linspace(0,T-1,N) rounded half-to-even",
-            lambda n: np.round(np.linspace(0, 999, n)),
-        ),
+        ("np.linspace(0,T-1,N) rounded half-to-even", lambda n: np.round(np.linspace(0, 999, n))),
         ("np.linspace, floor (int())", lambda n: np.linspace(0, 999, n).astype(int)),
         ("round(i*(T-1)/(N-1))", lambda n: [round(i * 999 / (n - 1)) for i in range(n)]),
     ],
