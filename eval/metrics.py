@@ -212,7 +212,7 @@ def check_fid_size(n: int, size: int) -> None:
     if n <= size:
         raise ValueError(
             f"FID with {size} features needs more than {size} samples, got {n}: raise num_samples "
-            "(or, for a trial run, set metrics.options.allow_few=true)"
+            "(or, for a trial run, set ++metrics.options.allow_few=true)"
         )
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from eval.extractors import Extractor, Images
 from eval.metrics import Statistics, statistics
+from files.images import read_npz
 from files.whole import UNREADABLE, write_atomic
 
 TEXTS = ("name", "extractor", "weights", "source")  # what a file says besides its arrays
@@ -69,9 +70,7 @@ class Reference:
     def load(path: Path) -> Reference:
         """Read a file of `save`.  Raises ValueError if its content is not what was written."""
         try:
-            # NumPy would leave a damaged file open.
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
+            arrays = read_npz(path)
             reference = _from_arrays(arrays)
             intact = reference.digest == arrays["digest"].item()
         except FileNotFoundError:
@@ -144,8 +143,7 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
     """
     keys = ("mu", "sigma", "mu_s", "sigma_s")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key].astype(np.float64) for key in keys if key in file}
+        arrays = {key: array.astype(np.float64) for key, array in read_npz(path, keys).items()}
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged ({error}): download it again") from None
     if absent := [key for key in keys if key not in arrays]:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.cells import Cell
-from files.images import save_grid
+from files.images import read_npz, save_grid
 from files.media import Shard
 from files.prompts import write_prompts
 from files.whole import UNREADABLE, remove_partial, write_atomic, write_text
@@ -137,8 +137,7 @@ def read_shard(cell: Cell, k: int) -> Shard | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            shard = {name: file[name] for name in file.files}  # reading checks the CRC
+        shard = read_npz(path)
         # A directory of the file may be damaged so that it lists less than there is.
         members = shard.pop("members", None)
         if members is None and "seconds" in shard:  # of a version that wrote no members

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +42,13 @@ def load_samples(path: Path | str) -> Samples:
         )
     try:
         images = _memory_map(path, "arr_0.npy")
-        with np.load(path, allow_pickle=False) as file:
-            if images is None:
-                images = file["arr_0"]
-            labels = file["arr_1"].astype(np.int64) if "arr_1" in file else None
+        arrays = read_npz(path, ("arr_1",) if images is not None else ("arr_0", "arr_1"))
+        images = arrays["arr_0"] if images is None else images
     except UNREADABLE as error:
         raise ValueError(
             f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
         ) from None
+    labels = arrays["arr_1"].astype(np.int64) if "arr_1" in arrays else None
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
@@ -101,6 +100,13 @@ def _read_pngs(folder: Path) -> NDArray[np.uint8]:
         if images[-1].shape != images[0].shape:
             raise ValueError(f"{file} is {images[-1].shape}, but {files[0].name} {images[0].shape}")
     return np.stack(images)
+
+
+def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file, or those of `names` that it has.  Raises UNREADABLE if damaged."""
+    # NumPy would leave a damaged file open.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if names is None or name in names}
 
 
 def write_npz(path: Path, count: int, blocks: Iterable[dict[str, NDArray[Any]]]) -> None:

@@ -87,7 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         server.if_ranges.append(if_range)
         reply = server.replies.pop(0) if server.replies else Reply()
         if reply.status or reply.location:
-            return self.answer(reply.status or 302, {"Location": reply.location})
+            place = {"Location": reply.location} if reply.location else {}
+            return self.answer(reply.status or 302, place)
         content, start = server.content, 0
         validators = [*server.headers.values(), None]
         if wanted and reply.ranges and (if_range in validators or not reply.if_range):
@@ -106,8 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status, headers, length=0):
         self.send_response(status)
         for key, value in headers.items():
-            if value is not None:
-                self.send_header(key, value)
+            self.send_header(key, value)
         if length is not None:
             self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -156,6 +156,13 @@ def names(path: Path) -> set[str]:
     return {p.name for p in path.parent.iterdir()}
 
 
+def refused(error: type[Exception], message: str, url: str, path: Path, **options) -> Exception:
+    """The error that a download ends with."""
+    with pytest.raises(error, match=message) as caught:
+        fetch(url, path, **options)
+    return caught.value
+
+
 def wait_until(condition) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline and not condition():
@@ -163,11 +170,11 @@ def wait_until(condition) -> None:
 
 
 def leave_part(server: Server, path: Path, **reply) -> None:
-    """What a call leaves that was cut after 100,000 bytes and could not connect again."""
+    """What a call leaves that is killed after 100,000 bytes: a part and its lock's file."""
     server.replies = [Reply(cut=100_000, **reply), Reply(status=503)]
-    with pytest.raises(ConnectionError):
-        fetch(server.url, path, attempts=1)
+    refused(ConnectionError, "503", server.url, path, attempts=1)
     assert beside(path, ".part").read_bytes() == server.content[:100_000]
+    beside(path, ".part.lock").touch()
     server.ranges.clear()
     server.if_ranges.clear()
 
@@ -196,26 +203,18 @@ def no_html(file: Path) -> None:
     [(CONTENT, None), (CONTENT, digest(CONTENT)), (CONTENT, digest(CONTENT).upper()), (b"", None)],
 )
 def test_plain_download(server, path, content, sha256):
-    server.content = content
-    complete(server, path, content, sha256=sha256, check=no_html)
+    """The check sees the suffix, by which readers tell formats, before the file is there."""
+
+    def check(file: Path) -> None:
+        seen.append((file.suffix, file.read_bytes(), path.exists()))
+
+    server.content, seen = content, []
+    complete(server, path, content, sha256=sha256, check=check)
+    assert seen == [(".pt", content, False)] and not path.is_symlink()
     assert recorded_sha256(path) == digest(content)
     assert server.ranges == [None]
     if shutil.which("sha256sum"):  # which reads the record
         subprocess.run(["sha256sum", "-c", f"{NAME}.sha256"], cwd=path.parent, check=True)
-
-
-def test_check_sees_the_suffix_and_the_content_before_the_file_is_there(server, path):
-    def check(file: Path) -> None:
-        assert file.suffix == path.suffix  # readers that tell formats by it
-        assert file.read_bytes() == CONTENT
-        assert not path.exists()
-        seen.append(file)
-
-    seen: list[Path] = []
-    fetch(server.url, path, check=check)
-    assert len(seen) == 1
-    assert_complete(path)
-    assert not path.is_symlink()
 
 
 def test_progress_counts_bytes_from_where_it_resumes(server, path, monkeypatch):
@@ -243,48 +242,40 @@ def test_a_connection_cut_again_and_again_succeeds_while_it_progresses(server, p
     assert server.sent == len(CONTENT)
 
 
-def test_reset_connections_and_silence_are_retried(server, path, monkeypatch):
+def test_broken_chunks_reset_connections_and_silence_are_retried(server, path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.5)
     gate = threading.Event()
-    server.replies = [Reply(cut=100_000, reset=True), Reply(gate=gate), Reply(status=500)]
+    server.replies = [Reply(chunked=True, cut=100_000), Reply(cut=100_000, reset=True)]
+    server.replies += [Reply(gate=gate), Reply(status=500)]
     try:
-        fetch(server.url, path, sha256=digest(CONTENT))
+        complete(server, path, sha256=digest(CONTENT))
     finally:
         gate.set()
-    assert_complete(path)
-    assert len(server.ranges) == 4
-    assert int(server.ranges[2][6:-1]) >= 150_000  # what came before the silence is kept
+    assert len(server.ranges) == 5 and server.ranges[:2] == [None, REST]
+    assert int(server.ranges[3][6:-1]) >= 200_000  # what came before the silence is kept
 
 
 def test_too_few_bytes_for_the_content_length_are_no_file(server, path):
     server.replies = [Reply(cut=299_999), *[Reply(status=500)] * 3]
-    with pytest.raises(ConnectionError, match="run the same command to continue"):
-        fetch(server.url, path, attempts=3)
+    refused(ConnectionError, "run the same command to continue", server.url, path, attempts=3)
     assert not path.exists()
     assert beside(path, ".part").stat().st_size == 299_999
     complete(server, path)
     assert server.ranges[-1] == "bytes=299999-"
 
 
-def test_a_chunked_response_that_breaks_off_is_continued(server, path):
-    server.replies = [Reply(chunked=True, cut=100_000)]
-    complete(server, path)
-    assert server.ranges == [None, REST]
-
-
 def test_server_errors_are_retried_and_finally_reported_in_a_line(server, path):
     server.replies = [Reply(status=500), Reply(status=503)]
     complete(server, path, attempts=3)
-    server.replies, server.ranges = [Reply(status=502)] * 9, []
-    with pytest.raises(ConnectionError, match=r"502; run the same command to continue$") as caught:
-        fetch(server.url, path.with_name("other.pt"), attempts=3)
+    server.replies, server.ranges, other = [Reply(status=502)] * 9, [], path.with_name("other.pt")
+    message = r"502; run the same command to continue$"
+    assert "\n" not in str(refused(ConnectionError, message, server.url, other, attempts=3))
     assert len(server.ranges) == 3
-    assert "\n" not in str(caught.value)
 
 
 def test_nobody_listens(path):
-    with pytest.raises(ConnectionError, match="Connection refused; run the same command"):
-        fetch(NOWHERE, path, attempts=2)
+    message = "Connection refused; run the same command"
+    refused(ConnectionError, message, NOWHERE, path, attempts=2)
     assert names(path) == set()
 
 
@@ -299,8 +290,7 @@ def test_waiting_doubles_only_while_nothing_comes(server, path, monkeypatch):
 
 def test_a_server_that_starts_over_and_is_cut_is_given_up(server, path):
     server.replies = [Reply(cut=n, ranges=False) for n in (50_000, 20_000) * 25]
-    with pytest.raises(ConnectionError, match="cut at 20000 of 300000"):
-        fetch(server.url, path, attempts=3)
+    refused(ConnectionError, "cut at 20000 of 300000", server.url, path, attempts=3)
     assert len(server.ranges) == 4  # the first brought something, three more did not
 
 
@@ -311,11 +301,9 @@ REFUSALS |= dict.fromkeys((400, 416, 204), OSError)
 @pytest.mark.parametrize("status", REFUSALS)
 def test_refusals_are_not_retried(server, path, status):
     server.replies = [Reply(status=status)]
-    with pytest.raises(REFUSALS[status], match=f"{status}.*; pass a local copy") as caught:
-        fetch(server.url, path)
-    assert server.url in str(caught.value)
-    assert not isinstance(caught.value, ConnectionError)
-    assert caught.value.errno is None  # for an errno the commands add remedies for local files
+    error = refused(REFUSALS[status], f"{status}.*; pass a local copy", server.url, path)
+    assert server.url in str(error) and not isinstance(error, ConnectionError)
+    assert error.errno is None  # for an errno the commands add remedies for local files
     assert len(server.ranges) == 1
     assert names(path) == set()
 
@@ -323,8 +311,7 @@ def test_refusals_are_not_retried(server, path, status):
 def test_a_refusal_keeps_what_is_there(server, path):
     leave_part(server, path)
     server.replies = [Reply(status=403)]
-    with pytest.raises(PermissionError):
-        fetch(server.url, path)
+    refused(PermissionError, "403", server.url, path)
     complete(server, path)
     assert server.ranges == [REST] * 2
 
@@ -383,21 +370,24 @@ def test_without_a_validator_the_hash_finds_a_joint_of_two_files(server, path):
     server.headers = {}
     leave_part(server, path)
     server.content = OTHER
-    with pytest.raises(ValueError, match=digest(CONTENT[:100_000] + OTHER[100_000:])):
-        fetch(server.url, path, sha256=digest(OTHER))
+    joint = digest(CONTENT[:100_000] + OTHER[100_000:])
+    refused(ValueError, joint, server.url, path, sha256=digest(OTHER))
     complete(server, path, OTHER, sha256=digest(OTHER))
 
 
-@pytest.mark.parametrize("remedy", ["hash", "check"])
-def test_an_html_page_is_not_the_file(server, path, remedy):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sha256": digest(CONTENT)}, f"{digest(CONTENT)}, got {digest(HTML)}"),
+        ({"check": no_html}, "an HTML page"),
+    ],
+)
+def test_an_html_page_is_not_the_file(server, path, options, message):
     server.content = HTML
-    expected = digest(CONTENT) if remedy == "hash" else None
-    text = "an HTML page" if remedy == "check" else f"{digest(CONTENT)}, got {digest(HTML)}"
-    with pytest.raises(ValueError, match=rf"{text}.*pass a local copy"):
-        fetch(server.url, path, sha256=expected, check=no_html if remedy == "check" else None)
+    refused(ValueError, f"{message}.*pass a local copy", server.url, path, **options)
     assert names(path) == set()
     server.content = CONTENT
-    complete(server, path, sha256=expected, check=no_html)
+    complete(server, path, **options)
 
 
 @pytest.mark.parametrize("replies", [[], [Reply(status=416)]], ids=["says size", "does not"])
@@ -500,21 +490,14 @@ def test_the_lock_of_a_removed_file_excludes_nobody(path):
     assert names(path) == set()
 
 
-def test_a_killed_process_leaves_no_lock(server, path):
-    path.parent.mkdir()
-    beside(path, ".part.lock").touch()
-    complete(server, path)
-
-
 @pytest.mark.parametrize(("part", "missing"), [(0, "293kB"), (100_000, "195kB")])
 def test_too_small_a_disk_is_found_before_writing(server, path, monkeypatch, part, missing):
     if part:
         leave_part(server, path)
     free = SimpleNamespace(free=len(CONTENT) - part - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    with pytest.raises(OSError, match=f"needs {missing} more .* {missing} are free") as caught:
-        fetch(server.url, path)
-    assert caught.value.errno == errno.ENOSPC
+    error = refused(OSError, f"needs {missing} more .* {missing} are free", server.url, path)
+    assert error.errno == errno.ENOSPC
     assert beside(path, ".part").exists() == bool(part)
     assert len(server.ranges) == 1  # a full disk is not retried
     free.free += 1
@@ -528,12 +511,11 @@ def test_a_disk_that_fills_up_keeps_what_is_there(server, path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (123_456, limits[1]))
     try:
-        with pytest.raises(OSError, match="large") as caught:
-            fetch(server.url, path)
+        error = refused(OSError, "large", server.url, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
-    assert caught.value.errno == errno.EFBIG
+    assert error.errno == errno.EFBIG
     assert beside(path, ".part").read_bytes() == CONTENT[:123_456]
     assert len(server.ranges) == 1  # a full disk is not retried
     complete(server, path)
@@ -552,8 +534,7 @@ def test_a_hash_recorded_once_is_checked_from_then_on(path, sha256):
     assert_complete(path)
     fetch(NOWHERE, path)
     path.write_bytes(OTHER)
-    with pytest.raises(ValueError, match=f"expected SHA-256 {digest(CONTENT)}"):
-        fetch(NOWHERE, path)
+    refused(ValueError, f"expected SHA-256 {digest(CONTENT)}", NOWHERE, path)
 
 
 @pytest.mark.parametrize(
@@ -562,8 +543,8 @@ def test_a_hash_recorded_once_is_checked_from_then_on(path, sha256):
 )
 def test_an_existing_file_that_is_another_is_refused_and_kept(path, content, sha256, text):
     existing(path, content)
-    with pytest.raises(ValueError, match=f"remove it and download again.*{text}"):
-        fetch(NOWHERE, path, sha256=sha256, check=no_html)
+    message = f"remove it and download again.*{text}"
+    refused(ValueError, message, NOWHERE, path, sha256=sha256, check=no_html)
     assert path.read_bytes() == content  # a user's file is not ours to remove
     assert recorded_sha256(path) is None
 
@@ -582,8 +563,8 @@ def test_a_file_downloaded_again_must_be_the_recorded_one(server, path):
     fetch(server.url, path)
     path.unlink()
     server.content = OTHER
-    with pytest.raises(ValueError, match=rf"{digest(CONTENT)}, got .* remove .*\.sha256 before"):
-        fetch(server.url, path)
+    message = rf"{digest(CONTENT)}, got .* remove .*\.sha256 before"
+    refused(ValueError, message, server.url, path)
     assert names(path) == {f"{NAME}.sha256"}
     beside(path, ".sha256").unlink()
     complete(server, path, OTHER)
@@ -597,8 +578,7 @@ def test_a_malformed_record_is_refused(path, record):
     beside(path, ".sha256").write_bytes(record)
     with pytest.raises(ValueError, match=r"\.sha256 is not in the format of sha256sum"):
         recorded_sha256(path)
-    with pytest.raises(ValueError, match="restore or remove it"):
-        fetch(NOWHERE, path)
+    refused(ValueError, "restore or remove it", NOWHERE, path)
 
 
 @pytest.mark.parametrize("text", ["{}  {}\n", "{} *{}\n", "{}  {}"])
@@ -608,15 +588,9 @@ def test_records_of_sha256sum_are_read(path, text):
     assert recorded_sha256(path) == digest(CONTENT)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/x", "weights.pt", "http:///x"])
-def test_only_http(path, url):
-    with pytest.raises(ValueError, match="only http"):
-        fetch(url, path)
-
-
 def test_mistyped_words_are_found_before_the_download(server, path):
-    with pytest.raises(ValueError, match="no address"):
-        fetch("http://127.0.0.1/a file", path)
-    with pytest.raises(ValueError, match="64 hexadecimal digits"):
-        fetch(server.url, path, sha256="abc")
+    for url in ("file:///etc/passwd", "ftp://host/x", "weights.pt", "http:///x"):
+        refused(ValueError, "only http", url, path)
+    refused(ValueError, "no address", "http://127.0.0.1/a file", path)
+    refused(ValueError, "64 hexadecimal digits", server.url, path, sha256="abc")
     assert server.ranges == []

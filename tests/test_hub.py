@@ -90,6 +90,7 @@ def hub(tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", served
     server.shutdown()
+    server.server_close()
 
 
 def call(hub, tmp_path, *words, **more):

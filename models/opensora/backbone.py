@@ -69,10 +69,6 @@ def load(
     if not untrained:
         decoder, vae_sha256 = load_vae(vae, dtype, device)
         sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
-
-    def embed(labels: Tensor) -> dict[str, Tensor]:
-        return condition(net, cache, [texts[i] for i in labels.tolist()], video, guided)
-
     return Backbone(
         network=VideoNetwork(net, guidance_scale, guided_channels),
         schedule=Schedule.linear(),
@@ -84,7 +80,9 @@ def load(
         media=Videos(video.pixels, fps // FRAME_INTERVAL, bit_rate),
         device=torch.device(device),
         prompts=texts,
-        embed=embed,
+        embed=lambda labels: condition(
+            net, cache, [texts[i] for i in labels.tolist()], video, guided
+        ),
         evaluations_per_call=1 + guided,
         memory=lambda batch: peak_memory(net, (1 + guided) * batch, video),
     )

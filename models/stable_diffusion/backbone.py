@@ -58,10 +58,6 @@ def load(
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
     texts, guided = tuple(prompts), guidance_scale != 1
-
-    def condition(labels: Tensor) -> Condition:
-        return embed(pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size)
-
     return Backbone(
         network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
@@ -74,7 +70,9 @@ def load(
         device=torch.device(device),
         prediction_type=config["prediction_type"],
         prompts=texts,
-        embed=condition,
+        embed=lambda labels: embed(
+            pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size
+        ),
         evaluations_per_call=1 + guided,
     )
 

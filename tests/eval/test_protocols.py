@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import io
 import urllib.error
 import warnings
 
@@ -56,6 +55,12 @@ def inception(tmp_path_factory):
     return standin_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
 
 
+def refused(message: str, compute, *args, **options) -> None:
+    """A ValueError of that message."""
+    with pytest.raises(ValueError, match=message):
+        compute(*args, **options)
+
+
 @pytest.fixture(scope="module")
 def extractor(inception):
     return extractor_named("inception", weights=inception)
@@ -94,8 +99,7 @@ def test_batches_and_memory_maps_give_the_same_features(extractor, tmp_path):
     assert isinstance(stored, np.memmap)
     assert not isinstance(load_samples(tmp_path / "compressed.npz").images, np.memmap)
     np.testing.assert_array_equal(stored, images)
-    a = extractor(stored, batch_size=3)
-    b = extractor(images, batch_size=2)
+    a, b = extractor(stored, batch_size=3), extractor(images, batch_size=2)
     for ours, theirs in zip(a[:3], b[:3], strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
@@ -141,34 +145,24 @@ def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
     assert evaluate(samples, loaded, metrics=["sfid"], options=DELTA)["sfid"] == scores["sfid"]
 
 
-def test_statistics_in_single_precision_are_read_as_double(tmp_path):
-    adm_batch(tmp_path / "b.npz", mu=np.zeros(6, np.float32))
-    assert read_adm_statistics(tmp_path / "b.npz", 500).features.mean.dtype == np.float64
+def test_a_reference_batch_without_its_statistics_or_damaged_is_refused(tmp_path):
+    path = tmp_path / "b.npz"
+    for absent in ("mu", "sigma", "mu_s", "sigma_s"):
+        adm_batch(path, **{absent: None})
+        message = rf"b.npz has no {absent}: .*use reference=custom"
+        refused(message, read_adm_statistics, path, 500)
+    adm_batch(path, mu=np.zeros(6, np.float32))
+    assert read_adm_statistics(path, 500).features.mean.dtype == np.float64
+    path.write_bytes(path.read_bytes()[:3000])
+    refused("b.npz is damaged", read_adm_statistics, path, 500)
 
 
-@pytest.mark.parametrize("absent", ["mu", "sigma", "mu_s", "sigma_s"])
-def test_a_reference_batch_without_its_statistics_is_refused(tmp_path, absent):
-    adm_batch(tmp_path / "b.npz", **{absent: None})
-    with pytest.raises(ValueError, match=rf"b.npz has no {absent}: .*use reference=custom"):
-        read_adm_statistics(tmp_path / "b.npz", 500)
-
-
-def test_a_damaged_reference_batch(tmp_path):
-    adm_batch(tmp_path / "b.npz")
-    content = (tmp_path / "b.npz").read_bytes()
-    (tmp_path / "b.npz").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"b.npz is damaged"):
-        read_adm_statistics(tmp_path / "b.npz", 500)
-
-
-def test_scores_an_extractor_cannot_give_are_refused():
+@pytest.mark.parametrize(("metric", "lacking"), [("sfid", "spatial"), ("is", "logits")])
+def test_scores_an_extractor_cannot_give_are_refused(metric, lacking):
     reference = build_reference("r", pictures(60, 7), Pixels())
-    samples = Pixels()(pictures(60, 1))
-    for metric, lacking in (("sfid", {"spatial": None}), ("is", {"logits": None})):
-        with pytest.raises(
-            ValueError, match=rf"{metric} needs what .* lacks: .* leave {metric} out"
-        ):
-            evaluate(samples._replace(**lacking), reference, metrics=[metric])
+    samples = Pixels()(pictures(60, 1))._replace(**{lacking: None})
+    message = rf"{metric} needs what .* lacks: .* leave {metric} out"
+    refused(message, evaluate, samples, reference, metrics=[metric])
 
 
 def test_the_gate():
@@ -176,15 +170,13 @@ def test_the_gate():
         return {"scores": {m: {"value": v, "se": 0.1} for m, v in scores.items()}}
 
     published = {"fid": 10.94, "is": 100.98, "recall": 0.63}
-    close = gate(record(fid=10.98, **{"is": 101.2}, recall=0.6349), published)
-    assert [check.metric for check in close] == list(published)
-    assert all(check.passed for check in close)
-    for metric, value in (("fid", 11.0), ("fid", 10.88), ("is", 101.6), ("recall", 0.645)):
-        scores = {**published, metric: value}
-        verdicts = {check.metric: check.passed for check in gate(record(**scores), published)}
-        assert verdicts == {m: m != metric for m in published}
-    with pytest.raises(ValueError, match="the gate needs recall"):
-        gate(record(fid=10.94, **{"is": 100.98}), published)
+    close = {"fid": 10.98, "is": 101.2, "recall": 0.6349}
+    far = (("fid", 11.0), ("fid", 10.88), ("is", 101.6), ("recall", 0.645))
+    for metric, value in ((None, None), *far):
+        scores = close | ({metric: value} if metric else {})
+        verdicts = [(check.metric, check.passed) for check in gate(record(**scores), published)]
+        assert verdicts == [(m, m != metric) for m in published]
+    refused("the gate needs recall", gate, record(fid=10.94, **{"is": 100.98}), published)
 
 
 # --- the delta method ------------------------------------------------------------------------
@@ -220,8 +212,7 @@ def test_delta_se_with_strata_and_singular_covariances():
     assert got.se == pytest.approx(fid(dead, y, bootstrap=300).se, rel=0.2)
     few = fid(x[:6], y, se="delta", allow_few=True)
     assert np.isfinite(few.value) and np.isfinite(few.se)
-    with pytest.raises(ValueError, match="unknown fid_se 'jackknife'"):
-        fid(x, y, se="jackknife")
+    refused("unknown fid_se 'jackknife'", fid, x, y, se="jackknife")
 
 
 # --- torch-fidelity --------------------------------------------------------------------------
@@ -248,34 +239,26 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, mo
 
     class Folder(Dataset):
         def __init__(self, images):
-            self.images = images
+            self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
 
         def __len__(self):
             return len(self.images)
 
         def __getitem__(self, i):
-            return torch.from_numpy(self.images[i]).permute(2, 0, 1)
+            return self.images[i]
 
     x, y = pictures(12, 1), pictures(8, 2)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Folder(x), input2=Folder(y), isc=True, fid=True, kid=True, prc=True,
-        kid_subset_size=6, cuda=False, cache=False, verbose=False,
-    )  # fmt: skip
+    wanted = dict.fromkeys(("isc", "fid", "kid", "prc"), True) | {"kid_subset_size": 6}
+    quiet = dict.fromkeys(("cuda", "cache", "verbose"), False)
+    theirs = torch_fidelity.calculate_metrics(input1=Folder(x), input2=Folder(y), **wanted, **quiet)
     extractor = extractor_named("torch_fidelity")
     options = OmegaConf.to_container(composed("evaluate", "metrics=torch_fidelity").metrics.options)
-    ours = evaluate(
-        extractor(x),
-        build_reference("y", y, extractor),
-        options=Options.of({**options, "kid_subset_size": 6, "allow_few": True}),
-    )
-    names = {
-        "is": "inception_score_mean",
-        "fid": "frechet_inception_distance",
-        "kid": "kernel_inception_distance_mean",
-        "precision": "precision",
-        "recall": "recall",
-    }
-    for metric, key in names.items():
+    stated = Options.of({**options, "kid_subset_size": 6, "allow_few": True})
+    ours = evaluate(extractor(x), build_reference("y", y, extractor), options=stated)
+    names = {"is": "inception_score_mean", "fid": "frechet_inception_distance"}
+    names |= {"kid": "kernel_inception_distance_mean"}
+    for metric in ("is", "fid", "kid", "precision", "recall"):
+        key = names.get(metric, metric)
         assert ours[metric].value == pytest.approx(theirs[key], rel=1e-4, abs=1e-7), metric
     assert ours["is"].value > 1
     both = extractor.inception.digest + state_digest(extractor.vgg16.state_dict())
@@ -325,25 +308,20 @@ def test_clean_fid_modes_equal_clean_fid(mode, clean_inception, inception, tmp_p
 def test_the_clean_modes_differ(clean_inception):
     # Noise to be shrunk: the antialiasing shows.
     images = np.random.default_rng(0).integers(256, size=(2, 512, 512, 3), dtype=np.uint8)
-    a, b = (
-        CleanExtractor(m, clean_inception)(images).features for m in ("clean", "legacy_tensorflow")
-    )
+    modes = ("clean", "legacy_tensorflow")
+    a, b = (CleanExtractor(mode, clean_inception)(images).features for mode in modes)
     assert np.abs(a - b).max() > 1e-3
 
 
 def test_clean_fid_mistakes(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="unknown clean-fid mode 'cleanest'"):
-        CleanExtractor("cleanest")
+    other, path = tmp_path / "other.pt", tmp_path / "inception-2015-12-05.pt"
+    refused("unknown clean-fid mode 'cleanest'", CleanExtractor, "cleanest")
     with pytest.raises(FileNotFoundError, match=r"missing or not named inception-2015-12-05.pt"):
-        CleanExtractor("clean", tmp_path / "other.pt")
-
-    with pytest.raises(ValueError, match=r"legacy_pytorch takes no metrics.weights"):
-        CleanExtractor("legacy_pytorch", tmp_path / "other.pt")
-    (tmp_path / "inception-2015-12-05.pt").write_bytes(b"half a file")
-    with pytest.raises(
-        ValueError, match=r"Inception is damaged .*: remove it and fetch inception-"
-    ):
-        CleanExtractor("clean", tmp_path / "inception-2015-12-05.pt")
+        CleanExtractor("clean", other)
+    refused("legacy_pytorch takes no metrics.weights", CleanExtractor, "legacy_pytorch", other)
+    path.write_bytes(b"half a file")
+    message = "Inception is damaged .*: remove it and fetch inception-"
+    refused(message, CleanExtractor, "clean", path)
 
     def offline(*args, **kwargs):
         raise urllib.error.URLError("no network")
@@ -356,26 +334,18 @@ def test_clean_fid_mistakes(tmp_path, monkeypatch):
 # --- weights files ---------------------------------------------------------------------------
 
 
-def test_damaged_or_other_weights(tmp_path):
-    path = tmp_path / "w.pth"
-    path.write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match=r"w.pth is damaged .*fetch https://github.com/toshas"):
-        InceptionExtractor(path)
-    torch.save({"fc.weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match=r"w.pth does not fit the network"):
-        InceptionExtractor(path)
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path):
+def test_weights_that_are_damaged_or_of_others_or_would_run_code(tmp_path):
     class Evil:
         def __reduce__(self):
             return (type(tmp_path).touch, (tmp_path / "ran",))
 
-    buffer = io.BytesIO()
-    torch.save({"fc.weight": Evil()}, buffer)
-    (tmp_path / "w.pth").write_bytes(buffer.getvalue())
-    with pytest.raises(ValueError, match="is damaged"):
-        InceptionExtractor(tmp_path / "w.pth")
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"<html>not found</html>")
+    refused("w.pth is damaged .*fetch https://github.com/toshas", InceptionExtractor, path)
+    torch.save({"fc.weight": torch.ones(2)}, path)
+    refused("w.pth does not fit the network", InceptionExtractor, path)
+    torch.save({"fc.weight": Evil()}, path)
+    refused("is damaged", InceptionExtractor, path)
     assert not (tmp_path / "ran").exists()
 
 

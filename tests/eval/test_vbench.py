@@ -12,7 +12,6 @@ from eval.metrics import Score
 from eval.vbench import DIMENSIONS, QUALITY, SEMANTIC, aggregate, read_results
 
 GOLDEN = golden_json("vbench_aggregation")
-VERIFIED = [*GOLDEN["worked_examples"]]
 
 
 def results(raw):
@@ -27,7 +26,7 @@ def test_the_constants():
         assert weight == GOLDEN["dimension_weight"][name]
 
 
-@pytest.mark.parametrize("row", VERIFIED, ids=lambda row: row["model"])
+@pytest.mark.parametrize("row", GOLDEN["worked_examples"], ids=lambda row: row["model"])
 def test_verified_rows(row):
     scores = aggregate(results(row["raw_fraction"]))
     for name, published in row["published_percent"].items():
@@ -38,14 +37,15 @@ def test_verified_rows(row):
 
 def test_synthetic_row_and_extremes():
     example = GOLDEN["synthetic_example"]
-    scores = aggregate(results(example["raw_fraction"]))
     edge = GOLDEN["edge_cases"]
-    for name in ("quality", "semantic", "total"):
-        assert scores[name].value == pytest.approx(100 * example[name], abs=1e-9)
-        zero = aggregate(results(dict.fromkeys(DIMENSIONS, 0.0)))
-        assert zero[name].value == pytest.approx(100 * edge["all_raw_zero"][name], abs=1e-9)
-        one = aggregate(results(dict.fromkeys(DIMENSIONS, 1.0)))  # nothing is clipped
-        assert one[name].value == pytest.approx(100 * edge["all_raw_one"][name], abs=1e-9)
+    for raw, expected in (
+        (example["raw_fraction"], example),
+        (dict.fromkeys(DIMENSIONS, 0.0), edge["all_raw_zero"]),
+        (dict.fromkeys(DIMENSIONS, 1.0), edge["all_raw_one"]),  # nothing is clipped
+    ):
+        scores = aggregate(results(raw))
+        for name in ("quality", "semantic", "total"):
+            assert scores[name].value == pytest.approx(100 * expected[name], abs=1e-9)
 
 
 def test_a_missing_dimension_is_named_and_never_a_zero():
@@ -72,26 +72,24 @@ def test_the_error_is_that_of_independent_videos():
         assert score.se == pytest.approx(spread, rel=0.06)
 
 
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
-
-
 def test_result_files(tmp_path):
-    videos = [{"video_path": f"{i}.mp4", "video_results": v} for i, v in enumerate((0.2, 0.4, 0.9))]
-    a = write(
-        tmp_path / "results_1_eval_results.json", {"scene": [0.5, videos], "color": [0.25, []]}
-    )
-    pictures = [{"video_results": v} for v in (40.0, 60.0)]
-    b = write(tmp_path / "results_2_eval_results.json", {"imaging_quality": [0.5, pictures],
-              "dynamic_degree": [0.5, [{"video_results": True}, {"video_results": False}]]})  # fmt: skip
+    def write(name, content):
+        (tmp_path / name).write_text(json.dumps(content))
+        return tmp_path / name
+
+    def dimension(*values):
+        return [0.5, [{"video_path": "0.mp4", "video_results": value} for value in values]]
+
+    a = write("results_1.json", {"scene": dimension(0.2, 0.4, 0.9), "color": [0.25, []]})
+    quality, degree = dimension(40.0, 60.0), dimension(True, False)
+    b = write("results_2.json", {"imaging_quality": quality, "dynamic_degree": degree})
     found = read_results([a, b])
     assert list(found) == ["imaging_quality", "dynamic_degree", "color", "scene"]
     assert found["scene"] == Score(0.5, pytest.approx(np.std([0.2, 0.4, 0.9], ddof=1) / 3**0.5))
     assert found["imaging_quality"].se == pytest.approx(np.std([0.4, 0.6], ddof=1) / 2**0.5)
     assert found["dynamic_degree"].se == pytest.approx(0.5)
     assert np.isnan(found["color"].se)
-    same = write(tmp_path / "c.json", {"color": [0.25, []]})
+    same = write("c.json", {"color": [0.25, []]})
     assert read_results([a, same])["color"].value == 0.25
     for content, message in (
         ({"color": [0.3, []]}, "give color different scores"),
@@ -101,4 +99,4 @@ def test_result_files(tmp_path):
         ({"color": "high"}, "no result file of VBench or damaged"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_results([a, write(tmp_path / "bad.json", content)])
+            read_results([a, write("bad.json", content)])
