@@ -13,13 +13,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+# Before NumPy and torch start their threads: two processes of two threads each on two cores are slower
+# than one, and a process compares to the last bit only with one of as many threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Two processes of two threads each on two cores are slower than one; their children, too.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import torch
 import yaml
 from safetensors.torch import load_file
