@@ -4,8 +4,6 @@ Numbers from different extractors never compare.  Each one therefore has a name 
 `digest` of its weights, and both are stored with everything computed from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The protocol gate: do we score a published sample batch as its authors do?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

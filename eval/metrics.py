@@ -11,8 +11,6 @@ a perfect score: by up to 1.7 for FID and KID, whose first-order term vanishes t
 Memory is bounded: nothing of size N x M is ever held, only tiles of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial

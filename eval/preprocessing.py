@@ -3,8 +3,6 @@
 Scores depend on how this is done, so each way has a name, and a reference says which is its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

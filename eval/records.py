@@ -1,7 +1,5 @@
 """Evaluation records: every score with its protocol, as JSON; and which records compare."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

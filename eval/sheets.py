@@ -4,8 +4,6 @@
 picture i of every row is sample i of the seed, hence of the same x_T, label and noise.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ VBench itself runs in an environment of its own (`python -m scripts.vbench`); fi
 Its public aggregation sets a dimension without result to 0; here that is an error.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

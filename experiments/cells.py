@@ -1,7 +1,5 @@
 """Cells and columns: what is sampled, where it lies, and everything that its pixels depend on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

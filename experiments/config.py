@@ -3,8 +3,6 @@
 All of Hydra is here, and the rule by which errors end a command.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import functools

@@ -1,7 +1,5 @@
 """What an experiment would do and cost, before it does: cells, network calls, hours, bytes."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

@@ -1,7 +1,5 @@
 """Evaluating samples: a protocol and a reference in, a stored record out."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Mapping

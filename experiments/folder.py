@@ -4,8 +4,6 @@ Shard k holds the samples k * shard_size .. (k + 1) * shard_size - 1 and is writ
 differs from run to run (seconds, host, memory) lies beside it, in a .json file.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -4,8 +4,6 @@ reproduce.py leaves a plan of its cells in runs/plans; their shards tell the res
 whomever they are made.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """What turns complete cells into records: a protocol for images, VBench for videos."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from eval.records import Record

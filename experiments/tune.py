@@ -4,8 +4,6 @@ All candidates of a step count see the same noise, and run as one tree; what is 
 some seeds is flattered there, hence the fresh ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Running VBench on folders of videos, and the records of its scores."""
 
-from __future__ import annotations
-
 import json
 import os
 import queue

@@ -5,8 +5,6 @@ for each other before evaluation, and bring the features of their part of the im
 the CPU (gloo), because that is where the scores are computed.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Downloading files of several GB: resumed after any interruption, verified, whole or not there."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

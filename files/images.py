@@ -1,7 +1,5 @@
 """Sets of images in the formats others use: .npz files and folders of PNG files."""
 
-from __future__ import annotations
-
 import math
 import os
 import zipfile

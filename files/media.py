@@ -4,8 +4,6 @@ A shard is a dictionary of arrays; `Images` and `Videos` say what of it the samp
 become the folder's result, and which pictures show it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where the repository and its downloads lie."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Prompts, one a line of a text file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Videos as H.264 in mp4 files, by PyAV."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Files that are whole or not there, their SHA-256, and what reading a damaged one raises."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """What every pretrained model looks like to the rest: one small record, bound to labels by `given`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol

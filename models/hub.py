@@ -1,7 +1,5 @@
 """Models of the Hugging Face hub or from local folders in its layout, and what to do without them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

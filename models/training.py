@@ -1,7 +1,5 @@
 """Training a diffusion model with learned variance: its losses, averages and learning rate."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -5,8 +5,6 @@ the mean squared error of x0 times its coefficient squared.  The error is measur
 on real images, clipped as in sampling, and stored under the checkpoint's hash.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

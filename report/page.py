@@ -4,8 +4,6 @@ Built from stored records and contact sheets alone; `python -m scripts.report` w
 script, data and pictures are inside the page, which asks the network for nothing.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import json

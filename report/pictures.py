@@ -1,7 +1,5 @@
 """Figures of samples side by side."""
 
-from __future__ import annotations
-
 import math
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Plots of tables, by matplotlib."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from itertools import groupby

@@ -1,7 +1,5 @@
 """Everything that is written of a table or of pictures."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

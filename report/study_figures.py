@@ -1,7 +1,5 @@
 """The study's figures: quality.png, why.png and dial.png."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tuning found: the text of tuning.md."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

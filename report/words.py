@@ -1,7 +1,5 @@
 """What scores and records say, in words."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ An `Adapted` drives the scheduler of diffusers with the network, clipping, guida
 noise that plans get, and stands beside them in `run_tree`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch

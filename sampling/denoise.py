@@ -4,8 +4,6 @@ Networks predict the noise, v or the image; pixel models limit that image; a cla
 it.  All of this happens here, and the samplers see one thing: a `Denoiser`, (x_t, t) -> (x0, v).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol

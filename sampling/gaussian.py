@@ -8,8 +8,6 @@ With the exact score that is all the error there is.  `score_error` adds a netwo
 everywhere too steep by that fraction, (1 + score_error) times the exact one.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

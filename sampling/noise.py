@@ -6,8 +6,6 @@ asks for it, or on what was drawn before.  It is drawn on the CPU, because gener
 between GPU models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

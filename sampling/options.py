@@ -1,7 +1,5 @@
 """Names and options that a user may misspell: refused with the known ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

@@ -11,8 +11,6 @@ A `Plan` is the table of these coefficients in float64, one row a network call.
 In the formulas a = alpha_bar: a_t before the jump, a_s after it.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The loop that runs a plan, and the tree that runs many plans sharing their beginnings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 

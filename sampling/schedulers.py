@@ -24,8 +24,6 @@ same here.
   the way back loses nothing.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -295,11 +293,18 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """q(x_t | x_0): sqrt(abar_t) x0 + sqrt(1 - abar_t) noise; timesteps int64 [B]."""
-        x0 = original_samples
-        self._levels = self._levels.to(x0.device)  # stays there for the next call
-        levels = self._levels[:, timesteps.to(x0.device)].to(x0.dtype)
-        signal, std = levels.reshape(2, -1, *[1] * (x0.ndim - 1))
-        return signal * x0 + std * noise
+        signal, std = self._levels_at(timesteps, original_samples)
+        return signal * original_samples + std * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x0, what a v_prediction network learns."""
+        signal, std = self._levels_at(timesteps, sample)
+        return signal * noise - std * sample
+
+    def _levels_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        self._levels = self._levels.to(like.device)  # stays there for the next call
+        levels = self._levels[:, timesteps.to(like.device)].to(like.dtype)
+        return levels.reshape(2, -1, *[1] * (like.ndim - 1))
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

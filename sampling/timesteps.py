@@ -1,7 +1,5 @@
 """Which timesteps a sampler visits: grids over the network's own indices 0..T-1."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ Both sides of every comparison are interleaved in one run, and medians are compa
 timings on a shared machine drift.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import statistics

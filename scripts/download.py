@@ -12,8 +12,6 @@ diffusers pipelines into the hub's own cache ($HF_HOME).  Interrupted downloads 
 same command; every file is verified, and none is there before it is whole.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -12,8 +12,6 @@ What is there already is kept.  The features that scores need are computed when 
 evaluated, or now by --statistics table3 table3_clean.
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 import io

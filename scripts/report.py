@@ -4,8 +4,6 @@ python -m scripts.report
 python -m scripts.report --results runs/mine --out mine.html
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -9,8 +9,6 @@ all are, the table is rendered.  A job that is pre-empted or runs out of time go
 What is done is not submitted again, so the same command continues after a failure.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -7,8 +7,6 @@ reproduce.py leaves a plan of its cells in runs/plans; their shards tell the res
 whomever they are made.  `running` means that a shard came lately.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

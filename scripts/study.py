@@ -3,8 +3,6 @@
 python -m scripts.study
 """
 
-from __future__ import annotations
-
 from experiments.config import reported
 from files.places import ROOT
 from files.whole import write_text

@@ -4,8 +4,6 @@ python -m scripts.train unet          # the diffusion model: an hour; continues 
 python -m scripts.train classifier    # the feature extractor of the digits scores: a minute
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import json

@@ -7,8 +7,6 @@ Takes model and reference of reproduce.py: real images are the reference's own, 
 that the network was not trained on.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -9,8 +9,6 @@ RUN is the folder of a run of sample.py or reproduce.py with names=prompt.  VBen
 conflict with ours, and needs a CUDA GPU; only files are exchanged.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Published ADM checkpoints, and those of one's own, as a `Backbone`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

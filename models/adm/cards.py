@@ -1,7 +1,5 @@
 """What is known of the published ADM checkpoints (cards.yaml), and of those of one's own."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

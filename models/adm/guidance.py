@@ -1,7 +1,5 @@
 """Classifier guidance (Dhariwal & Nichol 2021, section 4)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

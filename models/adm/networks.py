@@ -8,8 +8,6 @@ checkpoints, so `load_state_dict(torch.load(...))` works on them unchanged.
 Shapes: B images, C channels, H x W pixels, E = 4 * num_channels embedding features.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The embedded model as a `Backbone`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

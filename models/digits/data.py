@@ -1,7 +1,5 @@
 """The embedded digits: 10,000 MNIST images, and how they are split."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

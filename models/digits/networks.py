@@ -1,7 +1,5 @@
 """The networks of the embedded model: U-Net, exact denoiser, classifier."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Open-Sora 1.1 as a `Backbone`: text to video."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

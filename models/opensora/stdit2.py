@@ -5,8 +5,6 @@ those of its state dict, and what looks odd here (RoPE before the norm of q and 
 height, a final layer with another modulation) is what those weights were trained with.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

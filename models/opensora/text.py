@@ -4,8 +4,6 @@ The encoder has 4.8 billion parameters (the whole T5 v1.1 XXL 11 billion); with 
 disk it need not be in memory while videos are sampled.
 """
 
-from __future__ import annotations
-
 import gc
 import hashlib
 from collections.abc import Sequence

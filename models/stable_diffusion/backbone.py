@@ -3,8 +3,6 @@
 Networks, tokenizers and text encoders are those of the published pipeline; the sampler is ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

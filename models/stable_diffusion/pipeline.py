@@ -1,7 +1,5 @@
 """Published pipelines of diffusers, and the digest of what they hold."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -475,12 +475,13 @@ def test_small_things_that_pipelines_use(cls):
 
 
 @BOTH
-def test_add_noise_is_diffusers(cls):
+def test_add_noise_and_velocity_are_diffusers(cls):
     ours, theirs = cls(**SD), DDIMScheduler(**SD)
     x, z = random(0, 2, dtype=torch.float32)
     for t in (torch.tensor([0, 999]), torch.tensor([500]), torch.tensor(500)):
-        got, want = (scheduler.add_noise(x, z, t) for scheduler in (ours, theirs))
-        torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
+        for method in ("add_noise", "get_velocity"):
+            got, want = (getattr(one, method)(x, z, t) for one in (ours, theirs))
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=2e-5)
     half = ours.add_noise(x.half(), z.half(), torch.tensor([3, 4]))
     assert half.dtype == torch.float16
 
