@@ -3,7 +3,7 @@ MODEL ?=
 PYTHON ?= python3
 ARGS ?=
 PY := .venv/bin/python
-# MODEL is the experiment's own unless given.  MODEL=digits picks experiments of a laptop's size.
+# MODEL is the experiment's own unless given.  MODEL=digits picks those of a laptop's size, where there are any.
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL = $(if $(filter digits,$(MODEL)),_small)
 SMALL_UNLESS_OTHER = $(if $(filter-out digits,$(MODEL)),,_small)

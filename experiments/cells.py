@@ -21,7 +21,8 @@ from sampling.adapters import Sampler, num_nodes, sampler_named
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
-# Loaders that moved: the folders of samples made before keep their names.
+# Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
+# would not be found.
 FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
 
 
@@ -46,6 +47,11 @@ class Size:
     def ids(self, k: int) -> range:
         """The samples of shard k."""
         return range(k * self.shard_size, min((k + 1) * self.shard_size, self.num_samples))
+
+
+def shard_path(folder: Path, k: int) -> Path:
+    """Shard k of a cell's folder; how it was made lies beside it, in a .json file."""
+    return folder / "shards" / f"shard-{k:05d}.npz"
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Cell:
         return self.folder / "manifest.json"
 
     def shard(self, k: int) -> Path:
-        return self.folder / "shards" / f"shard-{k:05d}.npz"
+        return shard_path(self.folder, k)
 
     def facts(self, k: int) -> Path:
         """How shard k was made: the file beside it."""

@@ -29,12 +29,8 @@ from files.images import Samples, load_samples
 from files.prompts import read_prompts
 from files.whole import file_sha256
 
-SCORING = (
-    "name",
-    "extractor",
-    "scores",
-    "options",
-)  # the rest of configs/metrics is the extractor's
+# The rest of configs/metrics is the extractor's.
+SCORING = ("name", "extractor", "scores", "options")
 
 
 @dataclass(frozen=True)

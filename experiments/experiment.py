@@ -31,10 +31,13 @@ from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
 from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
 from models.backbone import Backbone
+from sampling.options import check_choice, check_options
 
 STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
 RENDERERS = ("table", "cutoffs", "pictures", "none")
+REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
+OF_THE_COMMAND = ("label", "prompts")  # what the command's own settings of that name default to
 
 
 @dataclass(frozen=True)
@@ -73,13 +76,14 @@ class Experiment:
         cutoffs = options.pop("cutoffs", None)
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
+        if "tuning_samples" in options:
+            raise ValueError(f"{options['name']} is run by `python -m scripts.tune`")
         for axis, choices in (("scorer", SCORERS), ("renderer", RENDERERS)):
-            if options.get(axis) not in choices:
-                raise ValueError(
-                    f"unknown experiment.{axis} {options.get(axis)!r}: choose {', '.join(choices)} "
-                    "(experiments of tuning are run by `python -m scripts.tune`)"
-                )
-        takes = {field.name for field in fields(Experiment)}
+            check_choice(f"experiment.{axis}", str(options.get(axis)), choices)
+        takes = [field.name for field in fields(Experiment)]
+        check_options("experiment", options, [*takes, *OF_THE_COMMAND])
+        if absent := [key for key in REQUIRED if key not in options]:
+            raise ValueError(f"experiment lacks {', '.join(absent)}: add it to its config")
         return Experiment(**{key: value for key, value in options.items() if key in takes})
 
     def columns(self, settings: Settings) -> list[Column]:
@@ -109,8 +113,8 @@ class Results(NamedTuple):
 def stored_results(cfg: Config) -> Results:
     """The results of an experiment's stored records.  FileNotFoundError without them."""
     experiment, out = Experiment.of(cfg), Path(cfg.out)
-    if experiment.renderer == "pictures":
-        raise ValueError("pictures are rendered from samples, not from records: leave render_only")
+    if experiment.renderer in ("pictures", "none"):
+        raise ValueError(f"{experiment.name} has no table to render: leave render_only")
     table = Table.load(out / "records.json")
     return Results(
         experiment.renderer, out, experiment.title, table, experiment.metrics, experiment.paper
@@ -205,15 +209,15 @@ class Work:
 
     def results(self, records: Sequence[Record]) -> Results | None:
         """What is to be rendered; contact sheets of scored images are written beside it."""
-        e = self.experiment
-        if e.renderer == "none":
+        what = self.experiment
+        if what.renderer == "none":
             return None
         content: Table | list[Pictures]
-        if e.renderer == "pictures":
+        if what.renderer == "pictures":
             content = self.pictures(max(column.size.num_samples for column in self.columns))
         else:
             content = self._table(records)
-        return Results(e.renderer, self.out, e.title, content, e.metrics, e.paper)
+        return Results(what.renderer, self.out, what.title, content, what.metrics, what.paper)
 
     def _table(self, records: Sequence[Record]) -> Table:
         rows = list(self.experiment.rows)
@@ -262,7 +266,10 @@ def sample_columns(
     # A column that others were still sampling then may be complete now.
     complete = [False]
     if first_process():
-        complete = [generate(column.cells, backbone, rank=rank, world=world) for column in columns]
+        complete = [
+            generate(column.cells, backbone, rank=rank, world=world, watch=watch)
+            for column in columns
+        ]
         tracker.sampled([cell for column in columns for cell in column.cells])
     return agree(all(complete))
 
@@ -279,5 +286,8 @@ def scorer_of(cfg: Config, experiment: Experiment, columns: Sequence[Column]) ->
     scorer.check(experiment.metrics, columns)
     path = Path(cfg.out) / "records.json"
     if path.is_file():
-        check_same_kind(load_records(path)[0], scorer.protocol, columns[0].cells[0].config)
+        try:
+            check_same_kind(load_records(path)[0], scorer.protocol, columns[0].cells[0].config)
+        except ValueError as error:
+            raise ValueError(f"{cfg.out}: {error}") from None
     return scorer

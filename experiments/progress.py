@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.cells import Cell
+from experiments.cells import Cell, shard_path
 from experiments.folder import read_manifest
 from files.whole import write_text
 
@@ -23,7 +23,7 @@ LATELY = 600  # seconds without a shard after which a cell no longer counts as r
 def write_plan(
     model: str, experiment: str, digest: str, cells: Sequence[Cell], protocol: str | None
 ) -> None:
-    """Leave a note of what an experiment consists of, for `make status` and scripts/slurm.py.
+    """Leave a note of what an experiment consists of, for `make status` and scripts.slurm.
 
     `digest` is that of its config; `protocol` names the records of cells, if they get any here.
     """
@@ -97,7 +97,7 @@ def progress(cell: dict[str, Any], now: float) -> Progress:
     facts: list[dict[str, Any]] = []
     left = calls = 0
     for first in range(0, n, size):
-        path = folder / "shards" / f"shard-{first // size:05d}.npz"
+        path = shard_path(folder, first // size)
         try:
             ages.append(now - path.stat().st_mtime)
         except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Where to put the window of Mix++: candidates on tuning seeds, the winner confirmed on fresh ones.
 
-All candidates of a step count see the same noise, and run as one tree; what is chosen by its score on
-some seeds is flattered there, hence the fresh ones.
+All candidates of a step count see the same noise, and run as one tree.  A score on the seeds by which
+it was chosen flatters the winner: it is confirmed on others.
 """
 
 from collections.abc import Callable, Mapping
@@ -54,10 +54,18 @@ def tune(cfg: Config) -> list[Tuned]:
     if cfg.dry or cfg.render_only:
         raise ValueError("what tuning samples depends on what it finds: leave dry and render_only")
     options = plain(cfg.experiment)
+    if "tuning_samples" not in options:
+        raise ValueError(f"{options['name']} is no experiment of tuning: choose tune or tune_small")
     steps = options["steps"] if cfg.steps is None else plain(cfg.steps)
     options["num_samples"] = cfg.num_samples or options["num_samples"]
     backbone, scorer = load_backbone(cfg), ImageScorer(evaluator_of(cfg))
     scorer.evaluator.check_reference()
+    scores = scorer.evaluator.scores
+    if absent := sorted({options["metric"], *options["metrics"]} - {*scores, "label_agreement"}):
+        raise ValueError(
+            f"the protocol has no score {', '.join(absent)}: experiment.metric and "
+            f"experiment.metrics are among {', '.join(scores)}"
+        )
     for n in (options["tuning_samples"], options["num_samples"]):
         scorer.evaluator.check_size(n)
     settings = settings_of(cfg, backbone, options["spacing"], "id")
@@ -89,13 +97,13 @@ def search(
     if metric not in METRICS:
         raise ValueError(f"unknown experiment.metric {metric!r}: choose {', '.join(METRICS)}")
     nodes, top = _some(grid, options["windows"]), int(grid[0]) + 1
-    kinds = [
+    families = [
         {"name": "mixpp", "stochastic_order": a, "deterministic_order": b, "variance": v}
         for a, b in options["orders"]
         for v in options["variances"]
     ]
     n = options["tuning_samples"]
-    candidates = _labelled([{**kind, "lo": lo} for kind in kinds for lo in [*nodes, top]])
+    candidates = _labelled([{**family, "lo": lo} for family in families for lo in [*nodes, top]])
     tried, calls = judge(candidates, n, seed)
     best = candidates[tried.best(steps, metric)]
     windows = _labelled([{**best, "hi": hi} for hi in nodes if best["lo"] < hi < top])

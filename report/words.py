@@ -26,9 +26,8 @@ def format_score(metric: str, value: Score | None) -> str:
         return "-"
     places = decimals(metric)
     if metric == "kid" and value.se > 0.01:
-        places = (
-            2  # KID grows as the cube of its features: small with Inception's, not with digits'
-        )
+        # KID grows as the cube of its features: small with Inception's, not with digits'.
+        places = 2
     half = "" if np.isnan(value.se) else f" ± {value.half:.{places}f}"
     return f"{value.value:.{places}f}{half}"
 

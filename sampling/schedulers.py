@@ -99,15 +99,15 @@ def inherited(config: Mapping[str, Any]) -> dict[str, Any]:
     source = getattr(diffusers, str(config.get("_class_name")), None)
     parameters = inspect.signature(source.__init__).parameters.values() if source else ()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    kept = {key: value for key, value in config.items() if key != "_use_default_values"}
-    merged = {**defaults, **kept}
-    if kept and not {"beta_start", "trained_betas"} & {*merged}:
+    stated = {key: value for key, value in config.items() if key != "_use_default_values"}
+    explicit = {**defaults, **stated}
+    if stated and not {"beta_start", "trained_betas"} & {*explicit}:
         raise ValueError(
             "this scheduler's config has no noise schedule of betas: the model is of another kind"
         )
-    if "set_alpha_to_one" not in merged and "final_sigmas_type" in merged:
-        merged["set_alpha_to_one"] = merged["final_sigmas_type"] == "zero"
-    return merged
+    if "set_alpha_to_one" not in explicit and "final_sigmas_type" in explicit:
+        explicit["set_alpha_to_one"] = explicit["final_sigmas_type"] == "zero"
+    return explicit
 
 
 class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.config import composed, run_command
+from experiments.config import composed, reported, run_command
 from models.adm.cards import layout_digest
 from models.adm.networks import AttentionBlock, Classifier, UNet
 from sampling import Schedule
@@ -174,33 +175,55 @@ FEW = ["metrics.options.kid_subset_size=50", "metrics.options.bootstrap=5"]
 
 
 @pytest.fixture
-def command(monkeypatch, tmp_path, capsys):
+def command(script, monkeypatch, tmp_path):
     """Run a command in-process in an empty folder: (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(module, *overrides):
-        monkeypatch.setattr(sys, "argv", [module.__file__, *overrides])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        status = 0
         try:
-            run_command(module.main, Path(module.__file__).stem)
-        except SystemExit as stop:
-            status = stop.code
+            return script(partial(run_command, module.main, Path(module.__file__).stem), *overrides)
         finally:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-        out, err = capsys.readouterr()
-        return status, out, err
 
     return call
 
 
+@pytest.fixture
+def script(monkeypatch, capsys):
+    """Call the main function of a script with words: (exit status, stdout, stderr)."""
+
+    def call(main, *words):
+        monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
+        status = 0
+        try:
+            reported(main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def done(outcome: tuple[int, str, str]) -> str:
+    """What a command, which ended well, has printed."""
+    status, out, err = outcome
+    assert status == 0, err
+    return out
+
+
+def refused(outcome: tuple[int, str, str], said: str) -> None:
+    """A command ended with exit status 2 and one line, which says that, but for progress bars."""
+    status, _, err = outcome
+    lines = [line for line in err.replace("\r", "\n").splitlines() if line and "%|" not in line]
+    assert (status, len(lines)) == (2, 1), err
+    assert lines[0].startswith("error: ") and said in lines[0]
+
+
 def alone(module: ModuleType, *words: str, cwd: Path) -> None:
-    """Run a command in this process with one thread, as torchrun's and SLURM's processes have."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Run a command in this process, which has as many threads as those that it starts."""
     with contextlib.chdir(cwd):
         module.main(composed(Path(module.__file__).stem, *words))
-    torch.set_num_threads(threads)
 
 
 def shards(folder: Path) -> dict[str, bytes]:

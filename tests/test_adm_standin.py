@@ -15,7 +15,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import ROOT, golden_json, interrupt, standin_inception, write_standin
+from conftest import ROOT, done, golden_json, interrupt, refused, standin_inception, write_standin
 from PIL import Image
 
 import evaluate
@@ -23,7 +23,7 @@ import reproduce
 import sample
 from eval.extractors import InceptionExtractor
 from eval.metrics import statistics
-from experiments.config import composed, reference_with, reported
+from experiments.config import composed, reference_with
 from experiments.folder import read_manifest
 from scripts import download
 
@@ -61,26 +61,24 @@ def settings(site, monkeypatch, tmp_path):
     monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
 
     def of(name):
+        model = {"name": "standin", "card": folder / f"{name}.yaml"}
+        model |= {"checkpoint": f"${{downloads}}/{name}.pt"}
+        reference = {"name": "standin", "url": f"{url}/VIRTUAL_standin.npz", "statistics_n": 6}
         return [
-            "model=adm",
-            "model.name=standin",
-            f"model.card={folder / name}.yaml",
-            f"model.checkpoint=${{downloads}}/{name}.pt",
-            "reference=adm",
-            "reference.name=standin",
-            f"reference.url={url}/VIRTUAL_standin.npz",
-            "reference.statistics_n=6",
+            *["model=adm", *(f"model.{key}={value}" for key, value in model.items())],
+            *["reference=adm", *(f"reference.{key}={value}" for key, value in reference.items())],
         ]
 
     return of
 
 
-def get(monkeypatch, site, *words):
+@pytest.fixture
+def get(script, site, monkeypatch):
+    """scripts/download.py, with the stand-in of Inception's weights."""
     source = "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3"
     monkeypatch.setattr(source, f"{site[1]}/weights-inception-2015-12-05-6726825d.pth")
     monkeypatch.setattr(download, "INCEPTION_SHA256", None)
-    monkeypatch.setattr(sys, "argv", ["download.py", *words])
-    reported(download.main)
+    return functools.partial(script, download.main)
 
 
 SCORED = ["metrics.options.allow_few=true", "metrics.options.bootstrap=5"]
@@ -89,28 +87,26 @@ NO_FID = ["metrics.scores=[is,precision,recall]", *SCORED]
 ONE_ROW = ["~experiment.rows.DDIM", "~experiment.rows.Skipped-Step", "~experiment.rows.Mix"]
 
 
-def test_from_download_to_scores(command, site, settings, monkeypatch, tmp_path, capsys):
+def test_from_download_to_scores(command, get, site, settings, tmp_path, capsys):
     # Nothing is there yet, and every command says how to get it.
-    status, _, err = command(sample, *settings("t64"), "num_samples=2", "out=here")
-    assert (status, "t64.pt is missing: fetch it with" in err) == (2, True)
-    status, out, _ = command(reproduce, *settings("t64"), "dry=true", "num_samples=50000")
-    assert status == 0
+    outcome = command(sample, *settings("t64"), "num_samples=2", "out=here")
+    refused(outcome, "t64.pt is missing: fetch it with")
+    out = done(command(reproduce, *settings("t64"), "dry=true", "num_samples=50000"))
     assert "not yet: " in out and "(random weights, batch" in out
     assert "20 cells, 335,000,000 image calls, 275,650,000 as trees" in out
 
-    get(monkeypatch, site, *settings("t64"))
+    done(get(*settings("t64")))
     names = {path.name for path in (tmp_path / "downloads").iterdir()}
     assert {"t64.pt", "t64.pt.sha256", "VIRTUAL_standin.npz"} <= names
     assert not [name for name in names if "part" in name]
-    capsys.readouterr()
 
     # Sampled in two shards, interrupted between them, resumed, and as if undisturbed.
     words = [*settings("t64"), "steps=80", "num_samples=6", "shard_size=3", "batch_size=3"]
     args = [sys.executable, str(ROOT / "sample.py"), *words, "out=cut"]
     interrupt(args, tmp_path, "cut/shards/shard-*.npz")
     assert len(list(tmp_path.glob("cut/shards/shard-*.npz"))) == 1
-    assert command(sample, *words, "out=cut")[0] == 0
-    assert command(sample, *words, "out=whole")[0] == 0
+    done(command(sample, *words, "out=cut"))
+    done(command(sample, *words, "out=whole"))
     with np.load("cut/samples.npz") as cut, np.load("whole/samples.npz") as whole:
         assert np.array_equal(cut["arr_0"], whole["arr_0"])
         assert cut["arr_0"].shape == (6, 16, 16, 3)
@@ -119,20 +115,19 @@ def test_from_download_to_scores(command, site, settings, monkeypatch, tmp_path,
 
     # Scored by ADM's protocol; labels are not compared with Inception's classes.
     score = ["metrics=adm", *settings("t64")[4:]]
-    status, out, err = command(evaluate, "samples=cut", *score, *SCORED)
-    assert status == 0, err
+    out = done(command(evaluate, "samples=cut", *score, *SCORED))
     record = json.loads((tmp_path / "cut/evaluation-adm.json").read_text())
     assert set(record["scores"]) == {"fid", "sfid", "is", "precision", "recall"}
     assert (record["protocol"], record["extractor"], record["n"]) == ("adm", "inception", 6)
     assert record["options"]["is_chunk_size"] == 5000
-    status, _, err = command(evaluate, "samples=cut", "num_samples=5", *score)
-    assert "FID with 2048 features needs more than 2048 samples, got 5" in err
+    outcome = command(evaluate, "samples=cut", "num_samples=5", *score)
+    refused(outcome, "FID with 2048 features needs more than 2048 samples, got 5")
     built = list((tmp_path / "downloads/references").glob("standin-inception-*.npz"))
     assert len(built) == 1  # computed once
 
     # The reference's own images have, by construction, its very statistics.
     real = [f"samples={site[0]}/VIRTUAL_standin.npz", "out=real.json", *SCORED]
-    assert command(evaluate, *real, *score, "metrics.scores=[fid,precision,recall]")[0] == 0
+    done(command(evaluate, *real, *score, "metrics.scores=[fid,precision,recall]"))
     scores = json.loads((tmp_path / "real.json").read_text())["scores"]
     assert scores["fid"]["value"] == pytest.approx(0, abs=1e-3 * record["scores"]["fid"]["value"])
     assert scores["precision"]["value"] == scores["recall"]["value"] == 1
@@ -142,48 +137,42 @@ def test_from_download_to_scores(command, site, settings, monkeypatch, tmp_path,
     with np.load(batch) as file:
         arrays = dict(file)
     np.savez(batch, **arrays | {"arr_0": 255 - arrays["arr_0"]})
-    assert command(evaluate, "samples=cut", *score, *NO_FID)[0] == 0
+    done(command(evaluate, "samples=cut", *score, *NO_FID))
     assert len(list((tmp_path / "downloads/references").glob("standin-inception-*.npz"))) == 2
 
 
+TABLE1 = ["experiment=table1", *SCORED]
+TABLE2 = ["experiment=table2", "experiment.metrics=[precision,recall]", *NO_FID]
+
+
 @pytest.mark.parametrize(
-    ("name", "words", "said"),
+    ("name", "table", "said"),
     [
-        (
-            "t64",
-            ["experiment=table1", *ONE_ROW, *SCORED],
-            ("| DDPM |", "sFID (inception)", "Model `standin`", "precision fp32", "91.69"),
-        ),
-        (  # of an unconditional model
-            "t256u",
-            ["experiment=table2", "experiment.metrics=[precision,recall]", *ONE_ROW, *NO_FID],
-            ("Precision (inception)", "| DDPM | 0.66 |"),
-        ),
+        ("t64", TABLE1, "DDPM/sFID (inception)/Model `standin`/precision fp32/91.69"),
+        ("t256u", TABLE2, "Precision (inception)/| DDPM | 0.66 |"),  # of an unconditional model
     ],
 )
-def test_tables_1_and_2(command, site, settings, monkeypatch, tmp_path, name, words, said):
-    get(monkeypatch, site, *settings(name))
-    small = ["experiment.steps=[3]", "num_samples=4", "shard_size=2", "out=table"]
-    status, out, err = command(reproduce, *settings(name), *words, *small)
-    assert status == 0, err
-    for word in (*said, "another data set"):
+def test_tables_1_and_2(command, get, settings, tmp_path, name, table, said):
+    done(get(*settings(name)))
+    words = [*settings(name), *table, *ONE_ROW, "experiment.steps=[3]", "num_samples=4"]
+    out = done(command(reproduce, *words, "shard_size=2", "out=table"))
+    for word in (*said.split("/"), "another data set"):
         assert word in out, word
     assert (tmp_path / "table/table.tex").stat().st_size > 0
     assert not list((ROOT / "results").glob("standin*"))
 
 
-def test_a_figure_of_samples(command, site, settings, monkeypatch, tmp_path):
-    get(monkeypatch, site, *settings("t64"))
+def test_a_figure_of_samples(command, get, settings, tmp_path):
+    done(get(*settings("t64")))
     words = [*settings("t64"), "experiment=figure2", "experiment.steps=[2,3]", "num_samples=5"]
-    status, _, err = command(reproduce, *words, "shard_size=4", "out=figure2")
-    assert status == 0, err
+    done(command(reproduce, *words, "shard_size=4", "out=figure2"))
     assert Image.open(tmp_path / "figure2/figure.png").width > 500
     assert "| 2 | DDIM (name ddim, eta 0.0) | 3 |" in (tmp_path / "figure2/figure.md").read_text()
 
 
-def test_the_protocol_gate(command, site, settings, monkeypatch, tmp_path):
+def test_the_protocol_gate(command, get, settings, tmp_path):
     """A published batch of our own making: ours as published passes, another score fails."""
-    get(monkeypatch, site, *settings("t64"))
+    done(get(*settings("t64")))
     images = np.random.default_rng(3).integers(256, size=(5, 16, 16, 3), dtype=np.uint8)
     np.savez(tmp_path / "admnet_standin.npz", arr_0=images)
     words = ["samples=admnet_standin.npz", "metrics=adm", *NO_FID, *settings("t64")[4:]]
@@ -219,72 +208,60 @@ def test_every_published_batch_is_known_to_the_gate():
     assert reference_with("mine") is None
 
 
-def test_a_dry_run_on_a_cpu_finds_cells_in_half_precision(command, site, settings, monkeypatch):
-    get(monkeypatch, site, *settings("t64"))
+def test_a_dry_run_on_a_cpu_finds_cells_in_half_precision(command, get, settings):
+    done(get(*settings("t64")))
     words = [*settings("t64"), "model.precision=fp16", "experiment=figure2", "num_samples=4"]
     words += ["experiment.steps=[2]"]
-    assert command(reproduce, *words, "out=f")[0] == 0
-    status, out, _ = command(reproduce, *words, "out=f", "dry=true", "device=cpu")
-    assert status == 0
+    done(command(reproduce, *words, "out=f"))
+    out = done(command(reproduce, *words, "out=f", "dry=true", "device=cpu"))
     assert "calibrating with model.precision=fp32" in out
     assert "Mix 1/1, DDIM 1/1" in out and "0 still to do" in out
 
 
-def test_classifier_guidance_from_the_command_line(command, site, settings, monkeypatch, tmp_path):
-    get(monkeypatch, site, *settings("t64"))
+def test_classifier_guidance_from_the_command_line(command, get, site, settings, tmp_path):
+    done(get(*settings("t64")))
     words = [*settings("t64"), "sampler=ddpm", "steps=5", "num_samples=6", "guidance=classifier"]
-    status, _, err = command(sample, *words, "out=g")
-    assert (status, "clf.pt is missing" in err) == (2, True)
+    refused(command(sample, *words, "out=g"), "clf.pt is missing")
     word = f"guidance.checkpoint={site[0]}/clf.pt"
-    assert command(sample, *words, word, "guidance.scale=40.0", "out=g")[0] == 0
+    done(command(sample, *words, word, "guidance.scale=40.0", "out=g"))
     facts = read_manifest(tmp_path / "g")["config"]["guidance"]
     assert (facts["name"], facts["scale"]) == ("classifier", 40.0)
-    status, _, err = command(sample, *words, word, "guidance.scale=4.0", "out=g")
-    assert "guidance.scale is 40.0 there, 4.0 here" in err
-    assert command(sample, *settings("t64"), *words[-4:-1], "out=p")[0] == 0
+    other = command(sample, *words, word, "guidance.scale=4.0", "out=g")
+    refused(other, "guidance.scale is 40.0 there, 4.0 here")
+    done(command(sample, *settings("t64"), *words[-4:-1], "out=p"))
     with np.load("g/samples.npz") as guided, np.load("p/samples.npz") as plain:
         assert np.array_equal(guided["arr_1"], plain["arr_1"])
         assert not np.array_equal(guided["arr_0"], plain["arr_0"])
-    status, _, err = command(sample, "model=digits", "guidance=classifier", "out=d")
-    assert (status, "model digits has no classifier: use guidance=none" in err) == (2, True)
+    outcome = command(sample, "model=digits", "guidance=classifier", "out=d")
+    refused(outcome, "model digits has no classifier: use guidance=none")
 
 
-def test_a_card_of_ones_own_and_a_classifier_can_be_asked_for(
-    monkeypatch, site, settings, tmp_path
-):
-    get(monkeypatch, site, str(site[0] / "clf.yaml"))
+def test_a_card_of_ones_own_and_a_classifier_can_be_asked_for(get, site, settings, tmp_path):
+    done(get(str(site[0] / "clf.yaml")))
     assert (tmp_path / "downloads/clf.pt").is_file()
     (tmp_path / "downloads/clf.pt").unlink()
-    get(monkeypatch, site, *settings("t64"), "guidance=classifier")
+    done(get(*settings("t64"), "guidance=classifier"))
     assert (tmp_path / "downloads/clf.pt").is_file()
 
 
-def test_download_mistakes(monkeypatch, site, settings, capsys, tmp_path):
-    def fails(*words):
-        with pytest.raises(SystemExit) as stop:
-            get(monkeypatch, site, *words)
-        err = capsys.readouterr().err.splitlines()[-1]
-        assert stop.value.code == 2
-        assert err.startswith("error: ")
-        return err
-
-    assert "nothing to download is called 'adm_imgnet': choose among adm_imagenet" in fails(
-        "adm_imgnet"
-    )
-    assert "no model 'nets'" in fails("model=nets")
-    for words in (["digits"], ["model=digits"]):
-        assert "model digits needs no download" in fails(*words)
+def test_download_mistakes(site, get, settings, tmp_path):
+    unknown = "nothing to download is called 'adm_imgnet': choose among adm_imagenet"
+    refused(get("adm_imgnet"), unknown)
+    refused(get("model=nets"), "no model 'nets'")
+    for word in ("digits", "model=digits"):
+        refused(get(word), "model digits needs no download")
     # A server that sends another checkpoint, or a page: nothing is kept.
-    wrong = [word.replace("t64.yaml", "t256u.yaml") for word in settings("t64")]
     card = tmp_path / "wrong.yaml"
-    card.write_text((site[0] / "t64.yaml").read_text().replace("/t64.pt", "/t256u.pt"))
-    wrong[2] = f"model.card={card}"
-    assert "does not fit the network: at label_emb.weight" in fails(*wrong)
-    card.write_text((site[0] / "t64.yaml").read_text().replace("/t64.pt", "/t64.yaml"))
-    assert "is damaged or no checkpoint" in fails(*wrong)
+    wrong = [*settings("t64"), f"model.card={card}"]
+    for file, said in (
+        ("t256u.pt", "does not fit the network: at label_emb.weight"),
+        ("t64.yaml", "is damaged or no checkpoint"),
+    ):
+        card.write_text((site[0] / "t64.yaml").read_text().replace("/t64.pt", f"/{file}"))
+        refused(get(*wrong), said)
     assert not (tmp_path / "downloads/t64.pt").exists()
     missing = [*settings("t64"), f"reference.url={site[1]}/no.npz"]
-    assert "the server says 404" in fails(*missing)
+    refused(get(*missing), "the server says 404")
 
 
 def test_every_published_file_has_a_name(settings):
@@ -296,11 +273,8 @@ def test_every_published_file_has_a_name(settings):
                 continue
             assert asset.url.startswith("https://")
             assert asset.path.parent.name == "downloads"
-    model = {asset.path.name for asset in download.named_assets("adm_lsun_bedroom")}
-    assert model == {
-        "lsun_bedroom.pt",
-        "VIRTUAL_lsun_bedroom256.npz",
-        "weights-inception-2015-12-05-6726825d.pth",
-    }
+    names = [asset.path.name for asset in download.named_assets("adm_lsun_bedroom")]
+    assert names[:2] == ["lsun_bedroom.pt", "VIRTUAL_lsun_bedroom256.npz"]
+    assert names[2:] == ["weights-inception-2015-12-05-6726825d.pth"]
     (classifier,) = download.named_assets("adm_imagenet_classifier")
     assert classifier.url.endswith("/256x256_classifier.pt")

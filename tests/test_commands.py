@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import FEW, ROOT, write_standin
+from conftest import FEW, ROOT, done, refused, write_standin
 from PIL import Image
 
 import evaluate
@@ -53,11 +53,8 @@ def test_every_part_has_a_progress_bar_and_every_torchrun_has_one(command, monke
 def test_same_command_twice_is_a_no_op_and_another_config_is_refused(command):
     assert sample_into(command, "a")[0] == 0
     status, _, err = sample_into(command, "a")
-    assert status == 0
-    assert "image call" not in err  # no progress bar: nothing was sampled
-    status, _, err = sample_into(command, "a", "sampler.cutoff=400")
-    assert status == 2
-    assert "cutoff is 291 there, 400 here" in err
+    assert status == 0 and "image call" not in err  # no progress bar: nothing was sampled
+    refused(sample_into(command, "a", "sampler.cutoff=400"), "cutoff is 291 there, 400 here")
 
 
 def test_float32_is_float32_on_a_gpu_too(monkeypatch):
@@ -68,22 +65,15 @@ def test_float32_is_float32_on_a_gpu_too(monkeypatch):
 
 def test_default_folders_differ_by_config(command, tmp_path):
     for overrides in (["seed=0"], ["seed=1"], ["sampler=ddim"], ["label=7"]):
-        args = [*SMALL, "steps=2", "num_samples=2", *overrides]
-        assert command(sample, *args)[0] == 0
-    folders = list((tmp_path / "runs" / "digits").iterdir())
-    assert len(folders) == 4
+        done(command(sample, *SMALL, "steps=2", "num_samples=2", *overrides))
+    assert len(list((tmp_path / "runs" / "digits").iterdir())) == 4
 
 
-def test_balanced_labels(command, tmp_path):
-    assert sample_into(command, "a", "label=balanced")[0] == 0
+@pytest.mark.parametrize(("label", "labels"), [("balanced", [0, 1, 2, 3, 4]), ("7", [7] * 5)])
+def test_label_and_png(command, tmp_path, label, labels):
+    assert sample_into(command, "a", f"label={label}", "format=png")[0] == 0
     with np.load(tmp_path / "a" / "samples.npz") as file:
-        assert file["arr_1"].tolist() == [0, 1, 2, 3, 4]
-
-
-def test_label_and_png(command, tmp_path):
-    assert sample_into(command, "a", "label=7", "format=png")[0] == 0
-    with np.load(tmp_path / "a" / "samples.npz") as file:
-        assert file["arr_1"].tolist() == [7] * 5
+        assert file["arr_1"].tolist() == labels
         images = file["arr_0"]
     third = np.asarray(Image.open(tmp_path / "a" / "png" / "000002.png"))
     assert np.array_equal(third, images[2, ..., 0])
@@ -123,11 +113,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_with_the_remedy(command, mistake, tmp_path):
-    status, _, err = command(sample, *SMALL, "num_samples=2", "out=here", mistake)
-    assert status == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert MISTAKES[mistake] in err
+    outcome = command(sample, *SMALL, "num_samples=2", "out=here", mistake)
+    refused(outcome, MISTAKES[mistake])
     assert not list(tmp_path.glob("here/**/*.npz"))
 
 
@@ -136,9 +123,7 @@ def test_unwritable_folder(command, tmp_path):
         (tmp_path / "here").write_text("a file where the folder should be")
     else:
         (tmp_path / "here").mkdir(mode=0o555)
-    status, _, err = sample_into(command, "here")
-    assert status == 2
-    assert "choose another out=DIR" in err
+    refused(sample_into(command, "here"), "choose another out=DIR")
 
 
 @pytest.fixture
@@ -153,11 +138,10 @@ def some_samples(tmp_path):
 
 
 def test_evaluate_npz_and_pngs_agree_and_print_the_floor(command, some_samples):
-    status, out, _ = command(evaluate, "samples=mine.npz", "reference=digits", *FEW)
-    assert status == 0
+    out = done(command(evaluate, "samples=mine.npz", "reference=digits", *FEW))
     assert "FID (digits)" in out
     assert "real (floor)" in out
-    assert command(evaluate, "samples=pngs", *FEW)[0] == 0
+    done(command(evaluate, "samples=pngs", *FEW))
     a = json.loads((some_samples / "mine.evaluation-digits.json").read_text())
     b = json.loads((some_samples / "pngs" / "evaluation-digits.json").read_text())
     assert a["scores"] == b["scores"]
@@ -169,35 +153,32 @@ def test_evaluate_npz_and_pngs_agree_and_print_the_floor(command, some_samples):
 
 def test_evaluate_against_ones_own_images(command, some_samples):
     args = ["reference=custom", "reference.images.path=mine.npz"]
-    status, _, _ = command(evaluate, "samples=pngs", *args, *FEW)
-    assert status == 0
+    done(command(evaluate, "samples=pngs", *args, *FEW))
     record = json.loads((some_samples / "pngs" / "evaluation-digits.json").read_text())
     assert record["scores"]["fid"]["value"] == pytest.approx(0, abs=1e-6)
     assert record["floor"] is None
 
 
+MINE = "samples=mine.npz"
 EVALUATION_MISTAKES = {
-    ("samples=nowhere",): "no samples at nowhere",
-    ("samples=mine.npz", "metrics.scores=[fid,ssim]"): "unknown metric ssim: choose among is, fid",
-    ("samples=mine.npz", "num_samples=60"): "FID with 64 features needs more than 64 samples",
-    ("samples=mine.npz", "num_samples=91"): "has 90 samples, not 91",
-    ("samples=mine.npz", "metrics.options.kid_subset_size=1000"): "KID draws subsets of 1000",
-    ("samples=colour.npz",): "digits features need 28 x 28 images",
-    ("samples=cut.npz",): "is damaged or has no arr_0",
-    (
-        "samples=mine.npz",
-        "reference=imagenet",
-    ): "no reference 'imagenet': choose one of adm, adm_imagenet128",
-    ("samples=mine.npz", "metrics.weights=cut.npz"): "does not hold the digits classifier",
-    ("samples=mine.npz", "metrics.options.k=0"): "metrics.options.k must be an integer of at least",
-    ("samples=mine.npz", "+metrics.options.foo=3"): "unknown metrics.options.foo",
-    ("samples=mine.npz", "num_samples=0"): "num_samples must be an integer of at least 1",
-    ("samples=mine.npz", "labels=banana"): "unknown labels 'banana'",
-    ("samples=sixteen",): "only 8-bit PNG files are read",
-    ("samples=truncated",): "0.png is damaged",
-    ("samples=mine.npz", "metrics.extractor=vgg"): "unknown extractor 'vgg'",
-    ("samples=mine.npz", "metrics.weights=gone.safetensors"): "gone.safetensors is missing",
-    (): "samples",
+    "": "samples",
+    "samples=nowhere": "no samples at nowhere",
+    "samples=colour.npz": "digits features need 28 x 28 images",
+    "samples=cut.npz": "is damaged or has no arr_0",
+    "samples=sixteen": "only 8-bit PNG files are read",
+    "samples=truncated": "0.png is damaged",
+    f"{MINE} metrics.scores=[fid,ssim]": "unknown metric ssim: choose among is, fid",
+    f"{MINE} num_samples=60": "FID with 64 features needs more than 64 samples",
+    f"{MINE} num_samples=91": "has 90 samples, not 91",
+    f"{MINE} num_samples=0": "num_samples must be an integer of at least 1",
+    f"{MINE} reference=imagenet": "no reference 'imagenet': choose one of adm, adm_imagenet128",
+    f"{MINE} labels=banana": "unknown labels 'banana'",
+    f"{MINE} metrics.extractor=vgg": "unknown extractor 'vgg'",
+    f"{MINE} metrics.weights=cut.npz": "does not hold the digits classifier",
+    f"{MINE} metrics.weights=gone.safetensors": "gone.safetensors is missing",
+    f"{MINE} metrics.options.k=0": "metrics.options.k must be an integer of at least",
+    f"{MINE} metrics.options.kid_subset_size=1000": "KID draws subsets of 1000",
+    f"{MINE} +metrics.options.foo=3": "unknown metrics.options.foo",
 }
 
 
@@ -211,20 +192,14 @@ def test_evaluation_mistakes(command, some_samples, overrides):
     Image.fromarray(np.zeros((28, 28), np.uint16)).save(some_samples / "sixteen" / "0.png")
     png = (some_samples / "pngs" / "000.png").read_bytes()
     (some_samples / "truncated" / "0.png").write_bytes(png[: len(png) // 2])
-    few = [o for o in FEW if not any(o.split("=")[0] in mine for mine in overrides)]
-    status, _, err = command(evaluate, *overrides, *few)
-    err = err.split("\r")[-1]  # after a progress bar
-    assert status == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert EVALUATION_MISTAKES[overrides] in err
+    refused(command(evaluate, *FEW, *overrides.split()), EVALUATION_MISTAKES[overrides])
 
 
 def test_changed_samples_options_and_references_are_evaluated_anew(command, some_samples):
     """A stored record or reference stands only for exactly what it was made of."""
 
     def fid(*overrides):
-        assert command(evaluate, *overrides, *FEW)[0] == 0
+        done(command(evaluate, *overrides, *FEW))
         return json.loads((some_samples / "r.json").read_text())["scores"].get("fid")
 
     first = fid("samples=mine.npz", "out=r.json")
@@ -238,15 +213,14 @@ def test_changed_samples_options_and_references_are_evaluated_anew(command, some
 
 
 def test_a_run_is_evaluated_once_and_anew_for_other_scores(command, tmp_path):
-    args = ["samples=a", "metrics.options.bootstrap=5", "metrics.options.kid_subset_size=50"]
+    args = ["samples=a", *FEW]
     assert sample_into(command, "a", "num_samples=70")[0] == 0
-    assert command(evaluate, *args, "metrics.scores=[fid]")[0] == 0
+    done(command(evaluate, *args, "metrics.scores=[fid]"))
     record = tmp_path / "a" / "evaluation-digits.json"
     written = record.stat().st_mtime_ns
-    assert command(evaluate, *args, "metrics.scores=[fid]")[0] == 0
+    done(command(evaluate, *args, "metrics.scores=[fid]"))
     assert record.stat().st_mtime_ns == written
-    status, out, _ = command(evaluate, *args, "metrics.scores=[fid,is]")
-    assert status == 0
+    out = done(command(evaluate, *args, "metrics.scores=[fid,is]"))
     assert "IS (digits)" in out
 
 
@@ -256,8 +230,7 @@ def table(command, *overrides):
 
 
 def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
-    status, out, err = table(command)
-    assert status == 0, err
+    out = done(table(command))
     text = (tmp_path / "out" / "table.md").read_text()
     for word in ("DDPM", "DDIM", "Skipped-Step", "Mix", "*Real*", "FID (digits)", "N=70", "91.69"):
         assert word in text
@@ -265,9 +238,7 @@ def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
     for name in ("table.csv", "table.tex", "table.png", "records.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()}
-    status, _, err = table(command)
-    assert status == 0
-    assert "image call" not in err
+    assert "image call" not in table(command)[2]
     assert before == {p: p.stat().st_mtime_ns for p in before}
     (tmp_path / "out" / "table.md").unlink()
     assert table(command, "render_only=true")[0] == 0
@@ -275,8 +246,7 @@ def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
 
 
 def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
-    status, _, err = table(command, "experiment=figure4_small", "experiment.cutoffs=[0,500,1000]")
-    assert status == 0, err
+    done(table(command, "experiment=figure4_small", "experiment.cutoffs=[0,500,1000]"))
     assert (tmp_path / "out" / "figure.png").stat().st_size > 0
     assert table(command, "out=t")[0] == 0
     by_cutoff = {r["row"]: r for r in json.loads((tmp_path / "out/records.json").read_text())}
@@ -289,8 +259,9 @@ def test_a_table_of_another_kind_is_not_overwritten(command, tmp_path):
     assert table(command)[0] == 0
     text = (tmp_path / "out" / "table.md").read_text()
     for word, said in (("seed=1", "seed is 0 there, 1 here"), ("label=null", "label is balanced")):
-        status, _, err = table(command, word)
-        assert (status, said in err, "choose another out=DIR" in err) == (2, True, True)
+        outcome = table(command, word)
+        refused(outcome, said)
+        refused(outcome, "choose another out=DIR")
     assert (tmp_path / "out" / "table.md").read_text() == text
 
 
@@ -302,8 +273,7 @@ def test_several_processes_share_a_table_and_the_last_one_renders_it(
     for rank in ("1", "0"):
         monkeypatch.setenv("RANK", rank)
         assert not (tmp_path / "out" / "table.md").exists()
-        status, out, err = table(command, "shard_size=35")
-        assert status == 0, err
+        out = done(table(command, "shard_size=35"))
         assert ("the one that ends last goes on" in out) == (rank == "1")
     text = (tmp_path / "out" / "table.md").read_text()
     monkeypatch.delenv("RANK")
@@ -332,25 +302,21 @@ TABLE_MISTAKES = {
 @pytest.mark.parametrize("mistake", TABLE_MISTAKES)
 def test_a_mistake_in_a_table_is_one_line_before_sampling(command, mistake, tmp_path):
     n = ["num_samples=null"] if "entries" in TABLE_MISTAKES[mistake] else []
-    status, _, err = table(command, *n, mistake)
-    assert status == 2
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert TABLE_MISTAKES[mistake] in err
+    refused(table(command, *n, mistake), TABLE_MISTAKES[mistake])
     assert not list(tmp_path.glob("runs/**/*.npz"))
 
 
 def test_stages_of_a_table_in_the_order_of_a_cluster(command, tmp_path):
-    for words, said in (
-        (["stage=evaluate"], "DDPM at 2 steps is not complete in runs/digits/ddpm-"),
-        (["stage=sample", "only=7"], "is no step count of this experiment: choose among [2]"),
-        (["stage=sample", "only=2"], None),
-        (["stage=render"], "DDPM at 2 steps is not evaluated: run stage=evaluate first"),
-        (["stage=evaluate", "only=[2]"], None),
-        (["stage=render"], None),
-    ):
-        assert not (tmp_path / "out").exists()
-        status, _, err = table(command, *words)
-        assert (status, said is None or said in err) == (2 if said else 0, True), err
+    unsampled = "DDPM at 2 steps is not complete in runs/digits/ddpm-"
+    refused(table(command, "stage=evaluate"), unsampled)
+    wrong = table(command, "stage=sample", "only=7")
+    refused(wrong, "is no step count of this experiment: choose among [2]")
+    done(table(command, "stage=sample", "only=2"))
+    unscored = "DDPM at 2 steps is not evaluated: run stage=evaluate first"
+    refused(table(command, "stage=render"), unscored)
+    done(table(command, "stage=evaluate", "only=[2]"))
+    assert not (tmp_path / "out").exists()
+    done(table(command, "stage=render"))
     assert (tmp_path / "out" / "table.md").is_file()
 
 
@@ -364,6 +330,5 @@ def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, une
         model = {"name": "mine", "_target_": "", "card": str(card), "checkpoint": "t64.pt"}
         backbone = load(str(card), str(tmp_path / "t64.pt"))
         settings = Settings(model, backbone, "even", seed=0, label=None)
-        cell = settings.cell("DDIM", {"name": "ddim"}, 2, 4)
-        digests.add(cell.digest)
+        digests.add(settings.cell("DDIM", {"name": "ddim"}, 2, 4).digest)
     assert len(digests) == 2

@@ -13,7 +13,6 @@ from conftest import ROOT, alone, shards
 
 import sample
 
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 WORDS = ["sampler=ddim", "num_samples=120", "shard_size=8", "out=out"]
 SAMPLE = [sys.executable, str(ROOT / "sample.py")]
 
@@ -21,7 +20,7 @@ SAMPLE = [sys.executable, str(ROOT / "sample.py")]
 def test_the_drill():
     """`python tests/fault_drill.py --kills 1000` is the long one."""
     drill = [sys.executable, str(ROOT / "tests" / "fault_drill.py"), "--kills", "30", "--seed", "5"]
-    done = subprocess.run(drill, env=ENV, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(drill, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "all whole in the end" in done.stdout
 
@@ -45,7 +44,7 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_line_and_nothing_is_lost(small_disk, tmp_path):
     folder, enlarge = small_disk
     words = [*WORDS, "steps=2", "num_samples=600"]
-    done = subprocess.run([*SAMPLE, *words], cwd=folder, env=ENV, capture_output=True, text=True)
+    done = subprocess.run([*SAMPLE, *words], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 2
     assert "No space left on device" in done.stderr
     assert "free some space and run the same command to continue" in done.stderr
@@ -65,7 +64,6 @@ def test_a_command_that_is_killed_continues(tmp_path, number, status):
     process = subprocess.Popen(
         [*SAMPLE, *words],
         cwd=tmp_path,
-        env=ENV,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

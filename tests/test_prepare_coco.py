@@ -12,11 +12,13 @@ import threading
 import zipfile
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from eval.preprocessing import Preprocessing
 from experiments.config import reported
 from files.images import load_samples
 from files.prompts import read_prompts
@@ -46,9 +48,8 @@ def annotations() -> dict:
 def jpeg(width: int, height: int, mode: str = "RGB", seed: int = 0) -> bytes:
     shape = (height, width) if mode == "L" else (height, width, 3)
     noise = np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
-    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BOX)
     file = io.BytesIO()
-    image.save(file, "JPEG")
+    Image.fromarray(noise).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -81,18 +82,19 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def coco(monkeypatch, tmp_path, capsys):
-    """Run the script: (exit status, stdout, stderr)."""
+    """Run the script, which must end with that status: its stderr if that is not 0, else stdout."""
     monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
 
-    def call(*words):
+    def call(*words, status=0):
         monkeypatch.setattr(sys, "argv", ["prepare_coco.py", *map(str, words)])
-        status = 0
+        code = 0
         try:
             reported(prepare_coco.main)
         except SystemExit as stop:
-            status = stop.code
+            code = stop.code
         out, err = capsys.readouterr()
-        return status, out, err
+        assert code == status, err
+        return err if status else out
 
     return call
 
@@ -109,9 +111,7 @@ def test_captions_from_every_form_of_the_annotations(coco, source, tmp_path):
     results = []
     for form in ("annotations_trainval2014.zip", ".", "annotations/captions_val2014.json"):
         out, words = tmp_path / str(len(results)), ["--annotations", source / form, "--count", 8]
-        status, text, err = coco("captions", *words, "--out", out)
-        assert status == 0, err
-        assert f"{out / 'prompts.txt'}: 8 captions" in text
+        assert f"{out / 'prompts.txt'}: 8 captions" in coco("captions", *words, "--out", out)
         results.append(drawn(out))
     assert results[0] == results[1] == results[2]
     prompts, facts = results[0]
@@ -148,35 +148,30 @@ def test_drawing(source):
 
 
 def test_captions_are_fetched_from_coco(coco, source, tmp_path, monkeypatch):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=source))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(SimpleHTTPRequestHandler, "log_message", lambda *args: None)
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=source)
     assert prepare_coco.URL_ANNOTATIONS.startswith("http://images.cocodataset.org/annotations/")
-    monkeypatch.setattr(prepare_coco, "URL_ANNOTATIONS", f"{url}/annotations_trainval2014.zip")
-    monkeypatch.setattr(prepare_coco, "URL_IMAGES", f"{url}/val2014.zip")
-    folder = tmp_path / "downloads/coco"
-    assert coco("captions", "--count", 5)[0] == 0
-    assert coco("images")[0] == 0
-    server.shutdown()
-    server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(prepare_coco, "URL_ANNOTATIONS", f"{url}/annotations_trainval2014.zip")
+        monkeypatch.setattr(prepare_coco, "URL_IMAGES", f"{url}/val2014.zip")
+        coco("captions", "--count", 5)
+        coco("images")
+        server.shutdown()
     zips = {f"{name}.zip" for name in ("annotations_trainval2014", "val2014")}
-    written = {"captions.json", "prompts.txt", "val2014-center_lanczos256.npz"}
-    names = {path.name for path in folder.iterdir()}
-    assert names == written | zips | {f"{name}.sha256" for name in zips}
+    names = {"captions.json", "prompts.txt", "val2014-center_lanczos256.npz"} | zips
+    names |= {f"{name}.sha256" for name in zips}
+    assert {path.name for path in (tmp_path / "downloads/coco").iterdir()} == names
 
 
 def test_running_again_keeps_and_other_settings_are_refused(coco, source, tmp_path):
     words = ["captions", "--annotations", source, "--out", tmp_path, "--count", 6]
-    assert coco(*words)[0] == 0
+    coco(*words)
     before = drawn(tmp_path)
-    status, out, _ = coco(*words)
-    assert status == 0 and "already there" in out
-    status, _, err = coco(*words, "--seed", 1)
-    assert status == 2 and "holds other captions than these settings give" in err
+    assert "already there" in coco(*words)
+    said = coco(*words, "--seed", 1, status=2)
+    assert "holds other captions than these settings give" in said
     assert drawn(tmp_path) == before
 
 
@@ -185,24 +180,16 @@ def write_csv(path, header, rows):
         csv.writer(file).writerows([header, *rows])
 
 
-@pytest.mark.parametrize(
-    ("header", "columns"),
-    [
-        (["file_name", "text"], "text and file_name"),
-        (["image_id", "width", "caption"], "caption and image_id"),
-    ],
-)
-def test_published_lists(coco, tmp_path, header, columns):
-    rows = [
-        ["COCO_1.jpg", *["0"] * (len(header) - 2), 'A dog,\non a "sofa".'],
-        ["2", *["0"] * (len(header) - 2), "Zwei Bären"],
-    ]
+@pytest.mark.parametrize("header", [["file_name", "text"], ["image_id", "width", "caption"]])
+def test_published_lists(coco, tmp_path, header):
+    other = ["0"] * (len(header) - 2)
+    rows = [["COCO_1.jpg", *other, 'A dog,\non a "sofa".'], ["2", *other, "Zwei Bären"]]
     write_csv(tmp_path / "list.csv", header, rows)
-    status, _, err = coco("captions", "--list", tmp_path / "list.csv", "--out", tmp_path)
-    assert status == 0, err
+    coco("captions", "--list", tmp_path / "list.csv", "--out", tmp_path)
     prompts, facts = drawn(tmp_path)
     assert prompts == ['A dog, on a "sofa".', "Zwei Bären"]
-    assert columns in facts["rule"] and facts["source"] == "list.csv" and "seed" not in facts
+    assert f"{header[-1]} and {header[0]}" in facts["rule"]
+    assert facts["source"] == "list.csv" and "seed" not in facts
     assert [line["image_id"] for line in facts["lines"]] == ["COCO_1.jpg", "2"]
 
 
@@ -235,9 +222,8 @@ def test_mistakes_are_one_line(coco, tmp_path, monkeypatch, words, message):
     write_csv(tmp_path / "blank.csv", ["id", "text"], [["1", "x"], ["2", " "]])
     (tmp_path / "odd/holiday.jpg").write_bytes(jpeg(300, 300))
     (tmp_path / "damaged/COCO_val2014_000000000001.jpg").write_bytes(jpeg(300, 300)[:2000])
-    status, _, err = coco(*words, "--out", "out")
-    assert status == 2 and err.splitlines()[-1].startswith("error: ")
-    assert message in err, err
+    said = coco(*words, "--out", "out", status=2)
+    assert said.splitlines()[-1].startswith("error: ") and message in said, said
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
@@ -248,44 +234,30 @@ def test_mistakes_are_one_line(coco, tmp_path, monkeypatch, words, message):
 def test_reference_images(coco, source, tmp_path, form):
     for name in ("center_lanczos", "bicubic"):
         words = ["images", "--preprocess", name, "--out", tmp_path, "--images"]
-        status, out, err = coco(*words, source / form)
-        assert status == 0, err
-        assert "has 10 images, MS-COCO 2014 val 40504" in out
+        assert "has 10 images, MS-COCO 2014 val 40504" in coco(*words, source / form)
         path = tmp_path / f"val2014-{name}256.npz"
         images = load_samples(path).images
         assert isinstance(images, np.memmap)
         with np.load(path) as file:
             assert file["image_ids"].tolist() == IDS
         for image, content in zip(images, PICTURES.values(), strict=True):
-            with Image.open(io.BytesIO(content)) as real:
-                real = real.convert("RGB")
-                filtering = Image.Resampling.BICUBIC
-                if name == "center_lanczos":
-                    side, filtering = min(real.size), Image.Resampling.LANCZOS
-                    x, y = (real.width - side) // 2, (real.height - side) // 2
-                    real = real.crop((x, y, x + side, y + side))
-                want = np.asarray(real.resize((256, 256), filtering))
+            with Image.open(io.BytesIO(content)) as file:
+                real = np.asarray(file.convert("RGB"))  # how it is reduced has its own tests
+            want = Preprocessing(name, 256)(real[None])[0]
             assert np.array_equal(image, want)
     assert (images[3] == images[3][..., :1]).all()  # the grey one
-    status, out, _ = coco(*words, "absent")
-    assert status == 0 and "already there" in out
+    assert "already there" in coco(*words, "absent")
 
 
 def test_a_full_disk_is_noticed_before(coco, source, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-    status, _, err = coco("images", "--images", source / "val2014", "--out", tmp_path)
-    assert status == 2 and "0.98kB are free" in err and "free some space" in err
+    said = coco("images", "--images", source / "val2014", "--out", tmp_path, status=2)
+    assert "0.98kB are free" in said and "free some space" in said
 
 
 def test_an_interruption_leaves_nothing_half(coco, source, tmp_path, monkeypatch):
-    real, calls = prepare_coco.read_image, []
-
-    def read(*args):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
-
+    black = np.zeros((256, 256, 3), np.uint8)
+    read = Mock(side_effect=[black, black, black, KeyboardInterrupt])
     monkeypatch.setattr(prepare_coco, "read_image", read)
-    assert coco("images", "--images", source / "val2014", "--out", tmp_path)[0] == 130
+    coco("images", "--images", source / "val2014", "--out", tmp_path, status=130)
     assert list(tmp_path.iterdir()) == []

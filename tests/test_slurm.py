@@ -12,15 +12,16 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import FEW, ROOT, alone
+from conftest import FEW, ROOT, alone, done, refused
 
 import reproduce
 import sample
-from experiments.config import composed, reported
+from experiments.config import composed
 from experiments.progress import table
 from scripts import slurm as submit_script
 
@@ -42,7 +43,6 @@ def cluster():
     folder = f"/tmp/skipped-step-slurm-{os.getpid()}"
     env = {
         **os.environ,
-        "OMP_NUM_THREADS": "1",
         "LOCAL_SLURM_DIR": folder,
         "LOCAL_SLURM_PORT": str(20000 + os.getpid() % 10000),
         "LOCAL_SLURM_CPUS": "4",
@@ -192,26 +192,15 @@ def test_tasks_of_srun_share_the_shards_and_a_batch_script_is_one_process(cluste
 
 
 @pytest.fixture
-def submitted(monkeypatch, tmp_path, capsys):
-    """scripts/slurm.py in this process, where there is no SLURM: (exit status, stdout, stderr)."""
+def submitted(script, monkeypatch, tmp_path):
+    """scripts/slurm.py in this process, where there is no SLURM."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["slurm.py", *words])
-        status = 0
-        try:
-            reported(submit_script.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return call
+    return partial(script, submit_script.main)
 
 
 def test_a_dry_run_says_what_would_be_submitted(submitted, tmp_path):
-    status, out, _ = submitted(*TABLE, "parts=3", "--dry")
-    assert status == 0
+    out = done(submitted(*TABLE, "parts=3", "--dry"))
     assert out.count("stage=sample") == out.count("stage=evaluate") == 6
     assert out.count("stage=render") == 1
     assert "after <digits-table1-4-evaluate>, <digits-table1-20-evaluate>" in out
@@ -219,7 +208,7 @@ def test_a_dry_run_says_what_would_be_submitted(submitted, tmp_path):
 
 
 def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_each_other(submitted):
-    _, out, _ = submitted("experiment=figure2_small,figure3_small", "--dry")
+    out = done(submitted("experiment=figure2_small,figure3_small", "--dry"))
     assert "stage=evaluate" not in out
     assert "digits-figure3-100-sample: 1 job, after <digits-figure2-" in out
 
@@ -233,10 +222,7 @@ def test_pictures_have_no_evaluation_and_tables_of_the_same_samples_wait_for_eac
     ],
 )
 def test_mistakes_are_one_line(submitted, words, said):
-    status, _, err = submitted(*words)
-    assert status == 2
-    assert err.startswith("error: ") and said in err
-    assert err.count("\n") == 1
+    refused(submitted(*words), said)
 
 
 def test_the_site_is_in_the_launcher():

@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import stat
 import sys
+from functools import partial
 
 import pytest
 import tiny_pipelines as tiny
-from conftest import ROOT
+from conftest import ROOT, done, refused
 from PIL import Image
 
 import reproduce
 from eval.vbench import DIMENSIONS
-from experiments.config import reported
 from scripts import vbench
 
 INFO = [
@@ -60,20 +60,8 @@ def parts(tmp_path_factory):
 
 
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """scripts/vbench.py: (exit status, stdout, stderr)."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["vbench.py", *map(str, words)])
-        status = 0
-        try:
-            reported(vbench.main)
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return call
+def tool(script):
+    return partial(script, vbench.main)
 
 
 def test_table4(command, tool, parts, monkeypatch, tmp_path):
@@ -82,41 +70,31 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     model |= {"precision": "fp32", "num_frames": 3, "height": 32, "width": 48, "name": "standin"}
     words = [f"model.{key}={value}" for key, value in model.items()]
     table = ["experiment=table4", *words, "experiment.steps=[3]", "num_samples=6", "batch_size=6"]
-    status, _, err = command(reproduce, *table)
-    assert status == 2 and "no prompts at" in err
+    refused(command(reproduce, *table), "no prompts at")
 
     # The suite: every prompt once.
-    status, _, err = tool("prompts")
-    assert status == 2 and "run `python -m scripts.vbench setup`, or pass --info" in err
-    status, out, err = tool("prompts", "--info", parts / "VBench_full_info.json")
-    assert status == 0, err
+    refused(tool("prompts"), "run `python -m scripts.vbench setup`, or pass --info")
+    out = done(tool("prompts", "--info", parts / "VBench_full_info.json"))
     home = tmp_path / "downloads/vbench"
-    assert (home / "prompts.txt").read_text().splitlines() == list(
-        dict.fromkeys(e["prompt_en"] for e in INFO)
-    )
+    prompts = list(dict.fromkeys(e["prompt_en"] for e in INFO))
+    assert (home / "prompts.txt").read_text().splitlines() == prompts
     assert (home / "flickering.txt").read_text() == "In a still frame, a stop sign\n"
 
     # Planned before anything long.
-    status, out, err = command(reproduce, *table, "dry=true")
-    assert status == 0, err
+    out = done(command(reproduce, *table, "dry=true"))
     assert "4 cells, 72 image calls" in out and "memory while sampling: about" in out
     assert "bytes written:" in out and "calibration:" in out
     assert not (tmp_path / "downloads/opensora_text").exists()  # no encoder for a plan
 
     # Sampled, but not scored yet: the command says how, and continues after it.
-    status, out, err = command(reproduce, *table)
-    assert (
-        status == 2
-        and "VBench has not scored runs/standin/" in err
-        and "-m scripts.vbench run" in err
-    )
+    outcome = command(reproduce, *table)
+    refused(outcome, "VBench has not scored runs/standin/")
+    refused(outcome, "-m scripts.vbench run")
     runs = sorted((tmp_path / "runs/standin").iterdir())
     assert len(runs) == 4
-    assert {p.name for p in (runs[0] / "videos").iterdir()} == {
-        f"{prompt}-{k}.mp4" for prompt in {e["prompt_en"] for e in INFO} for k in (0, 1)
-    }
-    status, _, err = tool("run", runs[0])
-    assert status == 2 and "bin/vbench is missing: run `python -m scripts.vbench setup`" in err
+    videos = {p.name for p in (runs[0] / "videos").iterdir()}
+    assert videos == {f"{prompt}-{k}.mp4" for prompt in prompts for k in (0, 1)}
+    refused(tool("run", runs[0]), "bin/vbench is missing: run `python -m scripts.vbench setup`")
     program = home / "env/bin/vbench"
     program.parent.mkdir(parents=True)
     program.write_text(PROGRAM)
@@ -124,19 +102,18 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
 
     # One dimension fails; what is done is kept, and the same command continues.
     (program.parent / "broken").write_text("scene")
-    status, _, err = tool("run", runs[0], "--gpus", "0,1")
-    assert status == 2 and "VBench failed on scene (see" in err and "run the same command" in err
-    status, out, _ = tool("score", runs[0], "--partial")
-    assert status == 0 and "no total: " in out and "scene" in out
-    assert "total " not in out.replace("no total", "")
+    outcome = tool("run", runs[0], "--gpus", "0,1")
+    refused(outcome, "VBench failed on scene (see")
+    refused(outcome, "run the same command")
+    out = done(tool("score", runs[0], "--partial"))
+    assert "no total: " in out and "scene" in out and out.count("total ") == out.count("no total ")
     (program.parent / "broken").unlink()
     first = {p: p.stat().st_mtime_ns for p in (runs[0] / "vbench").glob("*.json")}
-    status, out, err = tool("run", *runs, "--gpus", "0,1", "--dimensions", *list(DIMENSIONS)[1:])
-    assert status == 0, err
-    status, _, err = command(reproduce, *table)
-    assert status == 2 and "VBench has no result for subject_consistency: run `python -m" in err
-    status, out, err = tool("run", *runs, "--gpus", "0,1")
-    assert status == 0, err
+    done(tool("run", *runs, "--gpus", "0,1", "--dimensions", *list(DIMENSIONS)[1:]))
+    refused(
+        command(reproduce, *table), "VBench has no result for subject_consistency: run `python -m"
+    )
+    out = done(tool("run", *runs, "--gpus", "0,1"))
     for run in runs:
         assert len(list((run / "vbench").glob("*_eval_results.json"))) == len(DIMENSIONS)
     assert first == {p: p.stat().st_mtime_ns for p in first}
@@ -145,38 +122,27 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     # Temporal flickering from videos of its own, more of them, where they are sampled.
     flickering = ["experiment=table4_flickering", *words, "experiment.steps=[3]"]
     flickering += ["num_samples=5", "batch_size=5"]
-    status, _, err = command(reproduce, *flickering)
-    assert status == 0, err
+    done(command(reproduce, *flickering))
     more = sorted(set((tmp_path / "runs/standin").iterdir()) - set(runs))
     assert len(more) == 4
     (runs[0] / "vbench/temporal_flickering_eval_results.json").unlink()
-    status, _, err = tool("run", runs[0], "--flickering", more[0])
-    assert status == 0, err
+    done(tool("run", runs[0], "--flickering", more[0]))
     result = json.loads((runs[0] / "vbench/temporal_flickering_eval_results.json").read_text())
     seen = {row["video_path"] for row in result["temporal_flickering"][1]}
     assert seen == {f"In a still frame, a stop sign-{k}.mp4" for k in range(3)}  # static
-    status, _, err = tool("run", *runs, "--flickering", more[0])
-    assert status == 2 and "give as many --flickering folders as runs, 4" in err
+    refused(
+        tool("run", *runs, "--flickering", more[0]), "give as many --flickering folders as runs, 4"
+    )
     # A table of both kinds would mix protocols.
-    status, _, err = command(reproduce, *table, "out=t4")
-    assert status == 2 and "a table never mixes protocols: options" in err
+    refused(command(reproduce, *table, "out=t4"), "a table never mixes protocols: options")
     (runs[0] / "vbench/temporal_flickering_eval_results.json").unlink()
-    status, _, err = tool("run", runs[0])
-    assert status == 0, err
+    done(tool("run", runs[0]))
 
-    status, out, err = command(reproduce, *table, "out=t4")
-    assert status == 0, err
+    out = done(command(reproduce, *table, "out=t4"))
     for said in (
-        "# Table 4 on standin",
-        "Total score (vbench), higher is better",
-        "| DDPM (as shipped) |",
-        "| Mix |",
-        "(N=6)",
-        "3 prompts (",
-        "in turn",
-        "| OpenSora_1.1 | 74.26 |",
-        "steps not stated",
-        "another model than ours",
+        *("# Table 4 on standin", "Total score (vbench), higher is better", "(N=6)", "3 prompts ("),
+        *("in turn", "| DDPM (as shipped) |", "| Mix |", "| OpenSora_1.1 | 74.26 |"),
+        *("steps not stated", "another model than ours"),
     ):
         assert said in out, said
     records = json.loads((tmp_path / "t4/records.json").read_text())
@@ -190,8 +156,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
 
     # Figure 7: frames side by side, the cactus first.
     figure = ["experiment=figure7", *words, "experiment.steps=[2]", "experiment.frames=3"]
-    status, _, err = command(reproduce, *figure, "out=f7")
-    assert status == 0, err
+    done(command(reproduce, *figure, "out=f7"))
     assert Image.open(tmp_path / "f7/figure.png").width > 800
     text = (tmp_path / "f7/figure.md").read_text()
     assert "DDPM (as shipped) (name ddpm, variance learned)" in text
@@ -211,8 +176,7 @@ def test_runs_that_vbench_cannot_read_are_refused(tool, monkeypatch, tmp_path):
         ({"complete": True, "videos": True}, "was not sampled with names=prompt"),
     ):
         (run / "manifest.json").write_text(json.dumps({**facts, **more}))
-        status, _, err = tool("run", run, "--env", tmp_path / "env")
-        assert status == 2 and message in err
-    status, out, _ = tool("setup", "--dry", "--env", tmp_path / "other")
-    assert status == 0 and "vbench==0.1.5" in out and "detectron2" in out
+        refused(tool("run", run, "--env", tmp_path / "env"), message)
+    out = done(tool("setup", "--dry", "--env", tmp_path / "other"))
+    assert "vbench==0.1.5" in out and "detectron2" in out
     assert {path.name for path in tmp_path.iterdir()} == {"env", "run"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -21,8 +20,6 @@ import sample
 from experiments import workers
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
-# The last bits of a convolution depend on the number of threads, which torchrun sets to one.
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 SAMPLE = ["sampler=mix", "sampler.cutoff=500", "steps=8", "num_samples=130", "shard_size=10"]
 TABLE = ["experiment=table1_small", "experiment.steps=[2]", "num_samples=70", "shard_size=15"]
 
@@ -34,7 +31,6 @@ def start(ranks: int, script: str, *words: str, cwd: Path) -> subprocess.Popen[s
     return subprocess.Popen(
         [*launcher, str(ROOT / script), *words],
         cwd=cwd,
-        env=ENV,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

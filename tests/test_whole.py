@@ -1,14 +1,15 @@
-"""Files that are whole or not there, PNG files and contact sheets."""
+"""Files that are whole or not there, sets of images, PNG files and contact sheets."""
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from files.images import export_png, save_grid
+from files.images import export_png, load_samples, save_grid, write_npz
 from files.whole import remove_partial, write_atomic
 
 
@@ -22,8 +23,7 @@ def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
             remove_partial(tmp_path)
 
     write_atomic(tmp_path / "file.txt", write)
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-    assert (tmp_path / "file.txt").read_text() == "whole"
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file.txt": "whole"}
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
@@ -39,12 +39,37 @@ def test_an_interruption_in_the_middle_of_a_zip_file_stays_one(tmp_path, stop):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("labelled", "digest"),
+    [
+        (True, "e04f7df6c0225758efc501b20493256bc1c0d7f4fea4574d331f7ba0ebeb894f"),
+        (False, "e3e596b5bf1bc3616a31e08e652a6cf94a3f9d822746b24f044f79aac5b589e4"),
+    ],
+)
+def test_a_stream_of_blocks_has_the_recorded_bytes(tmp_path, labelled, digest):
+    """samples.npz is the same file for ever, by which scores are found again."""
+    rng, blocks = np.random.default_rng(0), []
+    for n in (7, 7, 3):
+        images = rng.integers(256, size=(n, 5, 4, 3), dtype=np.uint8)
+        blocks.append({"arr_0": images} | ({"arr_1": np.arange(n)} if labelled else {}))
+    path = tmp_path / "samples.npz"
+    write_npz(path, 17, blocks)
+    samples = load_samples(path)
+    assert isinstance(samples.images, np.memmap)  # 10 GB need no memory
+    assert np.array_equal(samples.images, np.concatenate([b["arr_0"] for b in blocks]))
+    labels = [*range(7), *range(7), *range(3)]
+    assert samples.labels.tolist() == labels if labelled else samples.labels is None
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    with pytest.raises(ValueError, match="but 14 came"):
+        write_npz(tmp_path / "short.npz", 17, blocks[:2])
+
+
 def test_png_export_is_lossless_and_named_by_id(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3), dtype=np.uint8)
     export_png(tmp_path, images)
-    names = sorted(p.name for p in (tmp_path / "png").iterdir())
-    assert names == ["000000.png", "000001.png", "000002.png"]
-    assert np.array_equal(np.asarray(Image.open(tmp_path / "png" / names[2])), images[2])
+    files = sorted((tmp_path / "png").iterdir())
+    assert [p.name for p in files] == ["000000.png", "000001.png", "000002.png"]
+    assert np.array_equal(np.asarray(Image.open(files[2])), images[2])
 
 
 def test_grid_shows_every_image_in_order(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import open_clip
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from standin_scorers import tiny_clip
+from test_metrics import refused
 
 import evaluate
 from eval.extractors import ClipExtractor
 from eval.metrics import clip_score
+from eval.records import score
 from eval.scoring import evaluate as scores_of
 from files.whole import file_sha256
 
@@ -23,12 +26,10 @@ PROMPTS = ["a cat", "a chair designed to look like an octopus", "a red bus", "ei
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
+    """The model's config and its weights; beside them the same as safetensors."""
     path, weights = tiny_clip(tmp_path_factory.mktemp("clip"))
-    named = torch.load(weights, weights_only=True)
-    save_file(
-        {key: value.contiguous() for key, value in named.items()},
-        weights.with_suffix(".safetensors"),
-    )
+    tensors = {k: w.contiguous() for k, w in torch.load(weights, weights_only=True).items()}
+    save_file(tensors, weights.with_suffix(".safetensors"))
     return path, weights
 
 
@@ -60,59 +61,50 @@ def test_features_are_open_clips(tiny):
 
 def test_the_score(tiny):
     rng = np.random.default_rng(0)
-    a, b = (rng.standard_normal((50, 8)) for _ in range(2))
-    a /= np.linalg.norm(a, axis=1, keepdims=True)
-    b /= np.linalg.norm(b, axis=1, keepdims=True)
+    drawn = (rng.standard_normal((50, 8)) for _ in range(2))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in drawn)
     cosines = [max(100 * float(np.dot(x, y)), 0) for x, y in zip(a, b, strict=True)]
-    score = clip_score(a.astype(np.float32), b.astype(np.float32))
-    assert score.value == pytest.approx(np.mean(cosines), rel=1e-5)
-    assert score.se == pytest.approx(np.std(cosines, ddof=1) / 50**0.5, rel=1e-5)
+    got = clip_score(a.astype(np.float32), b.astype(np.float32))
+    assert got == pytest.approx((np.mean(cosines), np.std(cosines, ddof=1) / 50**0.5), rel=1e-5)
     assert clip_score(a, a).value == pytest.approx(100)
     assert clip_score(a, -a).value == 0
-    with pytest.raises(ValueError, match="50 images but 49 prompts"):
-        clip_score(a, b[:49])
-    extracted = ClipExtractor(str(tiny[0]), str(tiny[1]))(images())
-    with pytest.raises(ValueError, match=r"clip_score needs what .* leave clip_score out"):
-        scores_of(extracted, None, metrics=["clip_score"])
-    with pytest.raises(ValueError, match="fid compares with real images: give a reference"):
-        scores_of(extracted, None, metrics=["fid"])
+    refused("50 images but 49 prompts", clip_score, a, b[:49])
+    seen = ClipExtractor(str(tiny[0]), str(tiny[1]))(images())
+    message = "clip_score needs what .* leave clip_score out"
+    refused(message, scores_of, seen, None, metrics=["clip_score"])
+    message = "fid compares with real images: give a reference"
+    refused(message, scores_of, seen, None, metrics=["fid"])
 
 
 @pytest.mark.parametrize(
-    ("model", "pretrained", "error", "message"),
+    ("model", "pretrained", "message"),
     [
-        ("ViT-x", "openai", ValueError, "open_clip knows no model 'ViT-x'"),
-        ("ViT-g-14", "openai", ValueError, "is a file, or one of laion2b_s12b_b42k, laion2b_s34b_b88k"),
-        ("absent.json", "openai", FileNotFoundError, "no model config at absent.json"),
-        ("ViT-B-32", "{weights}", ValueError, "is damaged or not of ViT-B-32"),
-        ("{model}", "{damaged}", ValueError, "is damaged or not of tiny-clip"),
-        ("{model}", "absent.pt", ValueError, "no weights 'absent.pt' of tiny-clip"),
+        ("ViT-x", "openai", "open_clip knows no model 'ViT-x'"),
+        ("ViT-g-14", "openai", "is a file, or one of laion2b_s12b_b42k, laion2b_s34b_b88k"),
+        ("absent.json", "openai", "no model config at absent.json"),
+        ("ViT-B-32", "{weights}", "is damaged or not of ViT-B-32"),
+        ("{model}", "{folder}/damaged.pt", "is damaged or not of tiny-clip"),
+        ("{model}", "{folder}/evil.pt", "is damaged or not of tiny-clip"),
+        ("{model}", "absent.pt", "no weights 'absent.pt' of tiny-clip"),
     ],
-)  # fmt: skip
-def test_mistakes_are_named(tiny, tmp_path, model, pretrained, error, message):
-    (tmp_path / "damaged.pt").write_bytes(tiny[1].read_bytes()[:5000])
-    known = {"model": tiny[0], "weights": tiny[1], "damaged": tmp_path / "damaged.pt"}
-    with pytest.raises(error, match=message) as caught:
-        ClipExtractor(model.format(**known), pretrained.format(**known))
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_would_run_code_is_refused(tiny, tmp_path):
+)
+def test_mistakes_are_named_and_no_code_is_run(tiny, tmp_path, model, pretrained, message):
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "was-run"), "w"))
 
     torch.save({"visual": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="is damaged or not of tiny-clip"):
-        ClipExtractor(str(tiny[0]), str(tmp_path / "evil.pt"))
-    assert not (tmp_path / "was-run").exists()
+    (tmp_path / "damaged.pt").write_bytes(tiny[1].read_bytes()[:5000])
+    places = {"model": tiny[0], "weights": tiny[1], "folder": tmp_path}
+    error = FileNotFoundError if model == "absent.json" else ValueError
+    with pytest.raises(error, match=message) as caught:
+        ClipExtractor(model.format(**places), pretrained.format(**places))
+    assert "\n" not in str(caught.value) and not (tmp_path / "was-run").exists()
 
 
 def test_when_the_hub_does_not_answer(monkeypatch, tmp_path):
-    def refuse(*args, **kwargs):
-        raise RuntimeError("Failed to download weights for tag\nand more")
-
-    monkeypatch.setattr(open_clip, "create_model_and_transforms", refuse)
+    offline = Mock(side_effect=RuntimeError("Failed to download weights for tag\nand more"))
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", offline)
     with pytest.raises(FileNotFoundError, match="fetch its file elsewhere and pass its path as"):
         ClipExtractor("ViT-B-32", "openai", tmp_path)
 
@@ -122,17 +114,14 @@ def test_when_the_hub_does_not_answer(monkeypatch, tmp_path):
 
 @pytest.fixture
 def scored(command, tiny, tmp_path):
-    """evaluate.py by that CLIP: (exit status, stdout, stderr)."""
-    words = [
-        "metrics=clip",
-        "reference=none",
-        f"metrics.model={tiny[0]}",
-        f"metrics.pretrained={tiny[1]}",
-    ]
-    (tmp_path / "prompts.txt").unlink(missing_ok=True)
+    """evaluate.py by that CLIP: its output if it succeeds, else its error."""
+    words = ["metrics=clip", f"metrics.model={tiny[0]}", f"metrics.pretrained={tiny[1]}"]
+    np.savez(tmp_path / "x.npz", arr_0=images())
 
-    def call(*more):
-        return command(evaluate, *words, *more)
+    def call(*more, status=0):
+        ended, out, err = command(evaluate, "reference=none", *words, *more)
+        assert ended == status, err
+        return err if status else out
 
     return call
 
@@ -142,19 +131,12 @@ def expected(tiny, x, texts):
     return clip_score(extractor(x).features, extractor.encode_text(texts))
 
 
-def write_prompts(path, prompts):
-    path.write_text("".join(f"{prompt}\n" for prompt in prompts), encoding="utf-8")
-
-
 def test_samples_with_a_file_of_prompts(scored, tiny, tmp_path):
-    np.savez(tmp_path / "x.npz", arr_0=images())
-    write_prompts(tmp_path / "mine.txt", PROMPTS)
-    status, out, err = scored("samples=x.npz", "prompts=mine.txt")
-    assert status == 0, err
+    (tmp_path / "mine.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
+    out = scored("samples=x.npz", "prompts=mine.txt")
     want = expected(tiny, images(), PROMPTS)
     record = json.loads((tmp_path / "x.evaluation-clip.json").read_text())
-    assert record["scores"]["clip_score"]["value"] == pytest.approx(want.value)
-    assert record["scores"]["clip_score"]["se"] == pytest.approx(want.se)
+    assert score(record, "clip_score") == pytest.approx(want)
     assert record["clip"] == {"model": "tiny-clip", "pretrained": "random", "image_size": 32}
     assert record["extractor"] == "clip-tiny-clip-random-32"
     assert (record["reference"], record["reference_n"], record["floor"]) == (None, None, None)
@@ -165,15 +147,14 @@ def test_samples_with_a_file_of_prompts(scored, tiny, tmp_path):
 def test_a_runs_folder_has_its_prompts(scored, tiny, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    write_prompts(run / "prompts.txt", PROMPTS)
+    (run / "prompts.txt").write_text("\n".join(PROMPTS), encoding="utf-8")
     labels = np.array([2, 0, 0, 3])
     np.savez(run / "samples.npz", arr_0=images(), arr_1=labels)
+    want = expected(tiny, images(), [PROMPTS[k] for k in labels])
     for samples in ("run", "run/samples.npz"):
-        status, _, err = scored(f"samples={samples}", "out=record.json")
-        assert status == 0, err
+        scored(f"samples={samples}", "out=record.json")
         record = json.loads((tmp_path / "record.json").read_text())
-        want = expected(tiny, images(), [PROMPTS[k] for k in labels])
-        assert record["scores"]["clip_score"]["value"] == pytest.approx(want.value)
+        assert score(record, "clip_score") == pytest.approx(want)
         assert "prompts" not in record
 
 
@@ -188,18 +169,15 @@ def test_a_runs_folder_has_its_prompts(scored, tiny, tmp_path):
     ],
 )
 def test_bad_prompts_are_one_line(scored, tmp_path, content, message):
-    np.savez(tmp_path / "x.npz", arr_0=images())
     if content is not None:
         (tmp_path / "mine.txt").write_bytes(content)
-    status, _, err = scored("samples=x.npz", "prompts=mine.txt")
-    assert status == 2 and message in err and err.startswith("error: "), err
+    err = scored("samples=x.npz", "prompts=mine.txt", status=2)
+    assert message in err and err.startswith("error: "), err
 
 
 def test_no_prompts_and_no_reference(scored, command, tmp_path):
-    np.savez(tmp_path / "x.npz", arr_0=images())
-    status, _, err = scored("samples=x.npz")
-    assert status == 2 and "give prompts=FILE with one prompt a line" in err
+    assert "give prompts=FILE with one prompt a line" in scored("samples=x.npz", status=2)
     np.savez(tmp_path / "digits.npz", arr_0=images(8, 28)[..., :1])
-    status, _, err = command(evaluate, "samples=digits.npz", "metrics=digits", "reference=none",
-                             "metrics.options.kid_subset_size=4", "metrics.scores=[is,kid]")  # fmt: skip
+    words = ["metrics=digits", "metrics.options.kid_subset_size=4", "metrics.scores=[is,kid]"]
+    status, _, err = command(evaluate, "samples=digits.npz", "reference=none", *words)
     assert status == 2 and "kid compares with real images: give a reference" in err

@@ -20,6 +20,8 @@ from experiments.config import composed
 
 # At 2048 features the bootstrap takes minutes.
 LARGE = {"fid_se": "delta", "allow_few": False}
+THEIRS = {"k": "prc_neighborhood", "is_splits": "isc_splits", "is_shuffle_seed": "rng_seed"}
+THEIRS |= {"kid_subset_size": "kid_subset_size", "seed": "rng_seed"}
 CLEAN = inspect.signature(kernel_distance).parameters
 PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
     # guided-diffusion's evaluator: radii reach to the third neighbour, IS in chunks of 5,000
@@ -31,15 +33,8 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
     "torch_fidelity": (
         "torch_fidelity",
         "is fid kid precision recall",
-        {
-            "k": TORCH_FIDELITY["prc_neighborhood"],
-            "is_splits": TORCH_FIDELITY["isc_splits"],
-            "is_shuffle_seed": TORCH_FIDELITY["rng_seed"],
-            "kid_subset_size": TORCH_FIDELITY["kid_subset_size"],
-            "seed": TORCH_FIDELITY["rng_seed"],
-            "bootstrap": 100,
-            **LARGE,
-        },
+        {name: TORCH_FIDELITY[theirs] for name, theirs in THEIRS.items()}
+        | {"bootstrap": 100, **LARGE},
     ),
     "clean": (
         "clean",
@@ -51,42 +46,39 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
     "clip": ("clip", "clip_score", {}),
 }
 # The scores that others print for sample batches which they published: the protocol gate.
-PUBLISHED_IN = {
-    "guided-diffusion's issue 75, by its evaluator": """
-        admnet_imagenet64 fid=2.6142""",
-    "baseline rows of Self-Attention Guidance's README": """
-        admnet_imagenet128 fid=5.91 sfid=5.09 precision=0.70 recall=0.65""",
-    "guided-diffusion's README; sFID as above": """
-        admnet_guided_imagenet128 fid=2.97 sfid=5.09 precision=0.78 recall=0.59""",
-    "ADM's paper, table 4": """
-        admnet_imagenet256 fid=10.94 sfid=6.02 is=100.98 precision=0.69 recall=0.63
-        admnet_guided_imagenet256 fid=4.59 sfid=5.25 is=186.70 precision=0.82 recall=0.52""",
-    "guided-diffusion's evaluations/README": """
-        admnet_guided_upsampled_imagenet256 fid=3.9426 sfid=6.1404 is=215.8370 precision=0.8265 recall=0.5309""",
-    "guided-diffusion's README": """
-        admnet_guided_imagenet512 fid=7.72 precision=0.87 recall=0.42
-        admnet_guided_upsampled_imagenet512 fid=3.85 precision=0.84 recall=0.53
-        admnet_dropout_lsun_bedroom fid=1.90 precision=0.66 recall=0.51
-        admnet_dropout_lsun_cat fid=5.57 precision=0.63 recall=0.52
-        admnet_dropout_lsun_horse fid=2.57 precision=0.71 recall=0.55""",
-}
+PUBLISHED_SCORES = """
+# guided-diffusion's issue 75, by its evaluator
+admnet_imagenet64 fid=2.6142
+# baseline rows of Self-Attention Guidance's README
+admnet_imagenet128 fid=5.91 sfid=5.09 precision=0.70 recall=0.65
+# guided-diffusion's README; sFID as above
+admnet_guided_imagenet128 fid=2.97 sfid=5.09 precision=0.78 recall=0.59
+# ADM's paper, table 4
+admnet_imagenet256 fid=10.94 sfid=6.02 is=100.98 precision=0.69 recall=0.63
+admnet_guided_imagenet256 fid=4.59 sfid=5.25 is=186.70 precision=0.82 recall=0.52
+# guided-diffusion's evaluations/README
+admnet_guided_upsampled_imagenet256 fid=3.9426 sfid=6.1404 is=215.8370 precision=0.8265 recall=0.5309
+# guided-diffusion's README
+admnet_guided_imagenet512 fid=7.72 precision=0.87 recall=0.42
+admnet_guided_upsampled_imagenet512 fid=3.85 precision=0.84 recall=0.53
+admnet_dropout_lsun_bedroom fid=1.90 precision=0.66 recall=0.51
+admnet_dropout_lsun_cat fid=5.57 precision=0.63 recall=0.52
+admnet_dropout_lsun_horse fid=2.57 precision=0.71 recall=0.55
+"""
 PUBLISHED = {
     batch: {metric: float(value) for metric, value in (score.split("=") for score in scores)}
-    for lines in PUBLISHED_IN.values()
-    for batch, *scores in map(str.split, lines.strip().splitlines())
+    for batch, *scores in map(str.split, PUBLISHED_SCORES.strip().splitlines())
+    if batch != "#"
 }
-IMAGENET, BATCHES = (
-    1281167,
-    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches",
-)
+BATCHES = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches"
 REFERENCE_BATCHES = {  # and how many images their statistics are of
-    "adm_imagenet64": (f"{BATCHES}/imagenet/64/VIRTUAL_imagenet64_labeled.npz", IMAGENET),
-    "adm_imagenet128": (f"{BATCHES}/imagenet/128/VIRTUAL_imagenet128_labeled.npz", IMAGENET),
-    "adm_imagenet256": (f"{BATCHES}/imagenet/256/VIRTUAL_imagenet256_labeled.npz", IMAGENET),
-    "adm_imagenet512": (f"{BATCHES}/imagenet/512/VIRTUAL_imagenet512.npz", IMAGENET),
-    "adm_lsun_bedroom256": (f"{BATCHES}/lsun/bedroom/VIRTUAL_lsun_bedroom256.npz", 3033042),
-    "adm_lsun_cat256": (f"{BATCHES}/lsun/cat/VIRTUAL_lsun_cat256.npz", 1657266),
-    "adm_lsun_horse256": (f"{BATCHES}/lsun/horse/VIRTUAL_lsun_horse256.npz", 2000340),
+    "adm_imagenet64": ("imagenet/64/VIRTUAL_imagenet64_labeled.npz", 1281167),
+    "adm_imagenet128": ("imagenet/128/VIRTUAL_imagenet128_labeled.npz", 1281167),
+    "adm_imagenet256": ("imagenet/256/VIRTUAL_imagenet256_labeled.npz", 1281167),
+    "adm_imagenet512": ("imagenet/512/VIRTUAL_imagenet512.npz", 1281167),
+    "adm_lsun_bedroom256": ("lsun/bedroom/VIRTUAL_lsun_bedroom256.npz", 3033042),
+    "adm_lsun_cat256": ("lsun/cat/VIRTUAL_lsun_cat256.npz", 1657266),
+    "adm_lsun_horse256": ("lsun/horse/VIRTUAL_lsun_horse256.npz", 2000340),
 }
 
 
@@ -106,6 +98,9 @@ def test_every_config_is_pinned_here():
     assert names("metrics") == set(PROTOCOLS)
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
     assert names("reference") == {*REFERENCE_BATCHES, *coco, "adm", "custom", "digits", "none"}
+    assert config("reference", "custom", "reference.images.path=x").floor is None
+    none = config("reference", "none")
+    assert none.name == "none" and none.floor is None and "images" not in none
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -121,24 +116,19 @@ def test_protocols(name):
 
 
 def test_weights_are_the_files_that_downloads_fetch():
-    adm, torch_fidelity = config("metrics", "adm"), config("metrics", "torch_fidelity")
-    for path, url in (
-        (adm.weights, URL_INCEPTION_V3),
-        (torch_fidelity.weights, URL_INCEPTION_V3),
-        (torch_fidelity.vgg16_weights, URL_VGG16),
-    ):
+    adm, theirs = config("metrics", "adm"), config("metrics", "torch_fidelity")
+    paths = (adm.weights, theirs.weights, theirs.vgg16_weights)
+    for path, url in zip(paths, (URL_INCEPTION_V3, URL_INCEPTION_V3, URL_VGG16), strict=True):
         assert path.rpartition("/")[2] == url.rpartition("/")[2]
-
-
-def test_the_clip_model_is_bk_sdms():
-    cfg = config("metrics", "clip")
-    assert (cfg.model, cfg.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
+    clip = config("metrics", "clip")  # BK-SDM's
+    assert (clip.model, clip.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
 
 
 @pytest.mark.parametrize("name", REFERENCE_BATCHES)
 def test_reference_batches_and_the_published_scores(name):
     cfg = config("reference", name)
-    assert (cfg.name, (cfg.url, cfg.statistics_n)) == (name, REFERENCE_BATCHES[name])
+    file, n = REFERENCE_BATCHES[name]
+    assert (cfg.name, cfg.url, cfg.statistics_n) == (name, f"{BATCHES}/{file}", n)
     assert cfg.images.path == cfg.batch and cfg.batch.endswith(cfg.url.rpartition("/")[2])
     assert cfg.floor is None
     place = cfg.url.rpartition("/")[0]
@@ -156,12 +146,6 @@ def test_coco_is_brought_to_256_pixels(way):
     assert cfg.images.path == cfg.batch and cfg.batch.endswith(f"coco/val2014-{way}256.npz")
     assert cfg.url == "http://images.cocodataset.org/zips/val2014.zip"
     assert cfg.floor is None
-
-
-def test_references_of_ones_own():
-    assert config("reference", "custom", "reference.images.path=x").floor is None
-    none = config("reference", "none")
-    assert none.name == "none" and none.floor is None and "images" not in none
 
 
 def test_the_digits_are_those_of_the_committed_tables():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import urllib.error
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_metrics import refused
 
 from eval.extractors import DigitsExtractor, InceptionExtractor, extractor_named
 from models.digits.networks import DigitsClassifier
@@ -59,8 +61,7 @@ def test_grey_images_in_three_channels(weights):
     coloured = np.repeat(images, 3, axis=3)
     np.testing.assert_array_equal(extractor(images).features, extractor(coloured).features)
     coloured[2, 5, 5, 1] ^= 1
-    with pytest.raises(ValueError, match="need grey images, got colours"):
-        extractor(coloured)
+    refused("need grey images, got colours", extractor, coloured)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +75,7 @@ def test_grey_images_in_three_channels(weights):
     ],
 )
 def test_wrong_images(weights, images, message):
-    with pytest.raises(ValueError, match=message):
-        DigitsExtractor(weights)(images)
+    refused(message, DigitsExtractor(weights), images)
 
 
 def test_missing_weights_name_the_remedy(tmp_path):
@@ -87,9 +87,7 @@ def test_missing_weights_name_the_remedy(tmp_path):
 
 
 def test_inception_that_cannot_be_downloaded(monkeypatch):
-    def offline(url, **kwargs):
-        raise urllib.error.URLError("no network")
-
+    offline = Mock(side_effect=urllib.error.URLError("no network"))
     source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
     monkeypatch.setattr(source, offline)
     with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as weights") as info:
@@ -109,7 +107,5 @@ def test_extractors_by_name(weights):
     assert mine.name == "digits" and mine.digest == DigitsExtractor(weights).digest
     assert extractor_named("digits", weights=None).digest != mine.digest  # other weights: ours
     assert extractor_named("pixels", weights=weights).name == "pixels"  # takes none
-    with pytest.raises(ValueError, match="unknown extractor 'vgg': choose one of digits, pixels, "):
-        extractor_named("vgg")
-    with pytest.raises(ValueError, match=r"no extractor takes metrics.wieghts"):
-        extractor_named("digits", wieghts=weights)
+    refused("unknown extractor 'vgg': choose one of digits, pixels, ", extractor_named, "vgg")
+    refused("no extractor takes metrics.wieghts", extractor_named, "digits", wieghts=weights)

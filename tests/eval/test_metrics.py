@@ -77,8 +77,7 @@ def test_fid_golden(case):
 
 def test_fid_golden_closed_form():
     case = TF_CASES["fid_e"]
-    a = Statistics(TF[case["mu1"]], TF[case["sigma1"]], 1000)
-    b = Statistics(TF[case["mu2"]], TF[case["sigma2"]], 1000)
+    a, b = (Statistics(TF[case[f"mu{i}"]], TF[case[f"sigma{i}"]], 1000) for i in (1, 2))
     assert frechet_distance(a, b) == pytest.approx(case["closed_form"], rel=1e-12)
     assert frechet_distance(b, a) == pytest.approx(case["closed_form"], rel=1e-12)
 
@@ -156,6 +155,34 @@ def assert_se_is_the_spread(draws: list[Score], factor: float = 1.3) -> None:
     assert spread / factor < typical < spread * factor, (spread, typical)
 
 
+@pytest.mark.parametrize("shift", [0.3, 1.0])
+def test_delta_se_is_the_true_spread_and_the_bootstraps(shift):
+    reference = statistics(gaussian(20_000, seed=1))
+    draws = (gaussian(800, seed=s, shift=shift) for s in range(100, 400))
+    assert_se_is_the_spread([fid(x, reference, se="delta") for x in draws], factor=1.12)
+    x = gaussian(800, seed=5, shift=shift)
+    a, b = fid(x, reference, se="delta"), fid(x, reference, bootstrap=300)
+    assert a.value == b.value
+    assert a.se == pytest.approx(b.se, rel=0.15)
+
+
+def test_delta_se_with_strata_and_singular_covariances():
+    labels = np.arange(900) % 3
+    x = gaussian(900, seed=2) + 2.0 * labels[:, None]
+    y = statistics(gaussian(5000, seed=1, shift=1.0))
+    free, fixed = fid(x, y, se="delta"), fid(x, y, se="delta", strata=labels)
+    assert fixed.se < 0.7 * free.se  # class counts explain most of the spread here
+    boot = fid(x, y, bootstrap=300, strata=labels)
+    assert fixed.se == pytest.approx(boot.se, rel=0.15)
+    dead = x.copy()
+    dead[:, 3] = 1.0
+    got = fid(dead, y, se="delta")
+    assert got.se == pytest.approx(fid(dead, y, bootstrap=300).se, rel=0.2)
+    few = fid(x[:6], y, se="delta", allow_few=True)
+    assert np.isfinite(few.value) and np.isfinite(few.se)
+    refused("unknown fid_se 'jackknife'", fid, x, y, se="jackknife")
+
+
 def test_diagonal_fid_is_fid_where_the_principal_components_are_the_same():
     real = statistics(gaussian(500, seed=1))
     _, basis = np.linalg.eigh(real.cov)
@@ -230,6 +257,9 @@ def test_inception_score_se_is_the_true_spread(options):
 
 @pytest.mark.parametrize("case", tf_cases("kid"))
 def test_kid_golden(case):
+    defaults = inspect.signature(kid).parameters
+    for name in ("subsets", "subset_size"):
+        assert defaults[name].default == DEFAULTS[f"kid_{name}"]
     keys = {"subsets": "kid_subsets", "subset_size": "kid_subset_size", "seed": "rng_seed"}
     options = {"bootstrap": 0, **{name: case["params"][key] for name, key in keys.items()}}
     x, y = TF[case["x"]], TF[case["y"]]
@@ -239,58 +269,22 @@ def test_kid_golden(case):
     assert got64 == pytest.approx(case["independent_float64_check"]["mean"], abs=1e-9)
 
 
-def test_kid_is_that_of_numpy_by_torch_fidelitys_defaults():
-    """The unbiased estimator in float64 over the subsets that torch-fidelity draws."""
-    x, y = gaussian(1100, 4, 1, shift=0.2), gaussian(1050, 4, 2)
-    rng, values = np.random.RandomState(5), []
-    for _ in range(3):
-        a, b = (z[rng.choice(len(z), 1000, replace=False)] for z in (x, y))
-        values.append(full_kid(a, b) + mean_over_pairs(kernel(b, b), 1000))
-    ours = kid(x, y, subsets=3, seed=5, bootstrap=0)
-    assert ours.value == pytest.approx(np.mean(values), rel=1e-9)
-    defaults = inspect.signature(kid).parameters
-    for name in ("subsets", "subset_size"):
-        assert defaults[name].default == DEFAULTS[f"kid_{name}"]
-
-
-def kernel(a, b):
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def mean_over_pairs(kernels, n: int) -> float:
-    """The mean over the pairs of distinct rows."""
-    return (kernels.sum() - np.trace(kernels)) / (n * (n - 1))
-
-
-def full_kid(x, y) -> float:
-    """Brute force: the unbiased estimator over all pairs, with distinct rows in x only."""
-    return mean_over_pairs(kernel(x, x), len(x)) - 2 * kernel(x, y).mean()
-
-
-def test_kid_group_sums_are_those_of_brute_force(monkeypatch):
-    """One group per sample: the group bootstrap becomes the plain one, minus the self pairs."""
-    x, y = gaussian(40, 5, 1, shift=0.3), gaussian(33, 5, 2)
-    monkeypatch.setattr(metrics, "KID_GROUPS", 40)
+@pytest.mark.parametrize("groups", [10, 43])
+def test_kid_group_sums_are_those_of_brute_force(groups, monkeypatch):
+    """The unbiased estimator with weights, those of groups of unequal sizes or of one sample."""
+    x, y = gaussian(43, 5, 1, shift=0.3), gaussian(33, 5, 2)
+    monkeypatch.setattr(metrics, "KID_GROUPS", groups)
     got = metrics._kid_resampled(x, y, 6, seed=4)
     rng = np.random.default_rng(4)
-    order = rng.permutation(40)
-    for value, w in zip(got, rng.multinomial(40, np.full(40, 1 / 40), size=6), strict=True):
-        weights = np.outer(w, w) * (1 - np.eye(40))  # a sample drawn twice is no pair
-        within = (kernel(x[order], x[order]) * weights).sum() / weights.sum()
-        cross = w @ kernel(x[order], y).mean(1) / 40
+    parts = np.array_split(rng.permutation(43), groups)
+    x = x[np.concatenate(parts)]
+    draws = rng.multinomial(groups, np.full(groups, 1 / groups), size=6)
+    for value, draw in zip(got, draws, strict=True):
+        w = np.repeat(draw, [len(part) for part in parts])
+        pairs = np.outer(w, w) * (1 - np.eye(43))  # a sample drawn twice is no pair
+        within = ((x @ x.T / 5 + 1) ** 3 * pairs).sum() / pairs.sum()
+        cross = w @ ((x @ y.T / 5 + 1) ** 3).mean(1) / w.sum()
         assert value == pytest.approx(within - 2 * cross, rel=1e-9)
-
-
-def test_kid_groups_of_unequal_size_keep_the_estimator(monkeypatch):
-    """Every group drawn once is the estimator over all samples, whatever the group sizes."""
-    x, y = gaussian(43, 5, 1, shift=0.3), gaussian(33, 5, 2)
-    monkeypatch.setattr(metrics, "KID_GROUPS", 10)
-    once = SimpleNamespace(
-        permutation=np.random.default_rng(0).permutation,
-        multinomial=lambda n, p, size: np.ones((size, n), dtype=np.int64),
-    )
-    monkeypatch.setattr(np.random, "default_rng", lambda seed: once)
-    assert metrics._kid_resampled(x, y, 2, 0) == pytest.approx([full_kid(x, y)] * 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("shift", [0.5, 0.15])
@@ -389,9 +383,7 @@ def test_label_agreement():
     got = label_agreement(logits, np.array([0, 1, 2, 3, 1, 0]))
     assert got.value == pytest.approx(5 / 6)
     assert got.se == pytest.approx(np.sqrt(0.7 * 0.3 / 10))  # (5 + 2) of (6 + 4)
-
-
-def test_a_share_of_all_is_not_certain_and_large_n_is_binomial():
+    # A share of all is not certain, and large n is binomial.
     assert label_agreement(np.eye(2)[[0] * 10], np.zeros(10, dtype=np.int64)).se > 0.05
     hits = np.arange(10000) % 10 == 0
     assert metrics._proportion(hits).se == pytest.approx(np.sqrt(0.1 * 0.9 / 10000), rel=1e-3)
@@ -403,19 +395,21 @@ def test_a_share_of_all_is_not_certain_and_large_n_is_binomial():
 @pytest.fixture
 def pair():
     """(samples, reference) as extracted features and logits."""
-    rng = np.random.default_rng(0)
     x, y = (gaussian(150, seed=s).astype(np.float32) for s in (1, 2))
-    logits = rng.normal(size=(150, 5)).astype(np.float32)
+    logits = np.random.default_rng(0).normal(size=(150, 5)).astype(np.float32)
     return Extracted(x, logits), SimpleNamespace(statistics=statistics(y), features=y)
 
 
-def test_evaluate_computes_what_is_asked_for(pair):
+def test_evaluate_computes_what_is_asked_for(pair, monkeypatch):
+    watched = Mock(wraps=precision_recall)
+    monkeypatch.setattr(scoring, "precision_recall", watched)
     extracted, reference = pair
     labels = extracted.logits.argmax(1)
     labels[:30] = (labels[:30] + 1) % 5
     options = {"bootstrap": 20, "seed": 3}
     stated = Options(kid_subset_size=100, **options)
     got = evaluate(extracted, reference, labels, options=stated)
+    assert watched.call_count == 1  # for both
     x, y = extracted.features, reference.features
     precision, recall = precision_recall(x, y)
     assert list(got.items()) == [
@@ -442,13 +436,6 @@ def test_evaluate_computes_what_is_asked_for(pair):
 def test_distances_are_better_when_lower():
     lower = {name for name, metric in METRICS.items() if metric.lower_is_better}
     assert lower == {"fid", "sfid", "diagonal_fid", "kid"}
-
-
-def test_evaluate_computes_distances_once_for_precision_and_recall(pair, monkeypatch):
-    watched = Mock(wraps=precision_recall)
-    monkeypatch.setattr(scoring, "precision_recall", watched)
-    evaluate(*pair, metrics=("precision", "recall"))
-    assert watched.call_count == 1
 
 
 # --- Errors ---------------------------------------------------------------------------
@@ -482,15 +469,12 @@ def test_bad_options(name, value, message):
     refused(rf"metrics\.options\.{name}.*{message}", Options.of, {name: value})
 
 
-def test_too_few_samples_are_known_beforehand():
+def test_too_few_samples_are_refused_and_known_beforehand():
     options = Options(kid_subset_size=200)
     check_size(["fid", "kid"], 200, 64, options)
     check_size(["fid"], 64, 64, Options(allow_few=True))
     for asked, n in ((["kid"], 199), (["fid"], 64)):
         refused("raise num_samples", check_size, asked, n, 64, options)
-
-
-def test_errors_of_too_few_samples():
     y = gaussian(2000, 64)
     few = "FID with 64 features needs more than 64 samples, got {}: raise num_samples"
     refused(few.format(20), fid, y[:20], statistics(y))

@@ -9,6 +9,7 @@ import copy
 import hashlib
 import urllib.error
 import warnings
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,19 +22,18 @@ from conftest import standin_inception
 from omegaconf import OmegaConf
 from PIL import Image
 from standin_scorers import CleanInception
-from torch.utils.data import Dataset
+from test_metrics import refused
+from torch.utils.data import Subset
 
 from eval.extractors import (
     CleanExtractor,
     DigitsExtractor,
-    Extracted,
     InceptionExtractor,
     TorchFidelityExtractor,
     extractor_named,
 )
 from eval.gate import gate
-from eval.metrics import fid, frechet_distance, statistics
-from eval.reference import Reference, build_reference, read_adm_statistics
+from eval.reference import build_reference
 from eval.scoring import Options, evaluate
 from experiments.config import composed
 from files.images import load_samples
@@ -41,7 +41,6 @@ from models.weights import state_digest
 
 # clean-fid's network is a TorchScript file, which torch has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
-DELTA = Options(fid_se="delta")
 
 
 def pictures(n: int, seed: int, size: int = 40):
@@ -53,12 +52,6 @@ def pictures(n: int, seed: int, size: int = 40):
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
     return standin_inception(tmp_path_factory.mktemp("weights") / "inception.pth")
-
-
-def refused(message: str, compute, *args, **options) -> None:
-    """A ValueError of that message."""
-    with pytest.raises(ValueError, match=message):
-        compute(*args, **options)
 
 
 @pytest.fixture(scope="module")
@@ -104,67 +97,6 @@ def test_batches_and_memory_maps_give_the_same_features(extractor, tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-class Pixels:
-    """An extractor named as ADM's whose features are pixels, so that FID needs few images."""
-
-    name, num_features, digest, knows_labels = "inception", 6, "pixels", False
-
-    def __call__(self, images, batch_size=10):
-        flat = images.reshape(len(images), -1).astype(np.float32) / 255
-        return Extracted(flat[:, :6], flat[:, 6:16], spatial=flat[:, 20:25])
-
-
-def adm_batch(path, n=60, **changes):
-    """A reference batch in guided-diffusion's format: statistics of more images than it holds."""
-    whole = pictures(500, 7)
-    seen = Pixels()(whole)
-    pool, spatial = statistics(seen.features), statistics(seen.spatial)
-    arrays = {"arr_0": whole[:n], "mu": pool.mean, "sigma": pool.cov}
-    arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.cov, **changes}
-    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
-    return pool, spatial
-
-
-def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
-    path = tmp_path / "VIRTUAL.npz"
-    pool, spatial = adm_batch(path)
-    published = read_adm_statistics(path, 500)
-    with np.load(path) as file:
-        reference = build_reference("r", file["arr_0"], Pixels(), published=published, source="s")
-    assert (reference.n, reference.statistics.n, reference.spatial.n) == (60, 500, 500)
-    samples = Pixels()(pictures(90, 3))
-    scores = evaluate(samples, reference, metrics=["fid", "sfid", "is"], options=DELTA)
-    expected = frechet_distance(statistics(samples.features), pool)
-    assert scores["fid"].value == pytest.approx(expected, rel=1e-12)
-    expected = frechet_distance(statistics(samples.spatial), spatial)
-    assert scores["sfid"].value == pytest.approx(expected, rel=1e-12)
-    own = build_reference("r", pictures(60, 7), Pixels())
-    assert evaluate(samples, own, metrics=["fid"])["fid"].value != scores["fid"].value
-    loaded = Reference.load(reference.save(tmp_path))
-    assert (loaded.digest, loaded.source) == (reference.digest, "s")
-    assert evaluate(samples, loaded, metrics=["sfid"], options=DELTA)["sfid"] == scores["sfid"]
-
-
-def test_a_reference_batch_without_its_statistics_or_damaged_is_refused(tmp_path):
-    path = tmp_path / "b.npz"
-    for absent in ("mu", "sigma", "mu_s", "sigma_s"):
-        adm_batch(path, **{absent: None})
-        message = rf"b.npz has no {absent}: .*use reference=custom"
-        refused(message, read_adm_statistics, path, 500)
-    adm_batch(path, mu=np.zeros(6, np.float32))
-    assert read_adm_statistics(path, 500).features.mean.dtype == np.float64
-    path.write_bytes(path.read_bytes()[:3000])
-    refused("b.npz is damaged", read_adm_statistics, path, 500)
-
-
-@pytest.mark.parametrize(("metric", "lacking"), [("sfid", "spatial"), ("is", "logits")])
-def test_scores_an_extractor_cannot_give_are_refused(metric, lacking):
-    reference = build_reference("r", pictures(60, 7), Pixels())
-    samples = Pixels()(pictures(60, 1))._replace(**{lacking: None})
-    message = rf"{metric} needs what .* lacks: .* leave {metric} out"
-    refused(message, evaluate, samples, reference, metrics=[metric])
-
-
 def test_the_gate():
     def record(**scores):
         return {"scores": {m: {"value": v, "se": 0.1} for m, v in scores.items()}}
@@ -179,42 +111,6 @@ def test_the_gate():
     refused("the gate needs recall", gate, record(fid=10.94, **{"is": 100.98}), published)
 
 
-# --- the delta method ------------------------------------------------------------------------
-
-
-def gaussian(n, seed, shift=0.0):
-    mixing = np.random.default_rng(99).normal(size=(8, 8)) / 3 + np.eye(8)
-    return np.random.default_rng(seed).normal(size=(n, 8)) @ mixing + shift
-
-
-@pytest.mark.parametrize("shift", [0.3, 1.0])
-def test_delta_se_is_the_true_spread_and_the_bootstraps(shift):
-    reference = statistics(gaussian(20_000, 1))
-    drawn = [fid(gaussian(800, seed, shift), reference, se="delta") for seed in range(100, 400)]
-    spread = np.std([score.value for score in drawn], ddof=1)
-    assert np.mean([score.se for score in drawn]) == pytest.approx(spread, rel=0.12)
-    x = gaussian(800, 5, shift)
-    a, b = fid(x, reference, se="delta"), fid(x, reference, bootstrap=300)
-    assert a.value == b.value
-    assert a.se == pytest.approx(b.se, rel=0.15)
-
-
-def test_delta_se_with_strata_and_singular_covariances():
-    labels = np.arange(900) % 3
-    x, y = gaussian(900, 2) + 2.0 * labels[:, None], statistics(gaussian(5000, 1, 1.0))
-    free, fixed = fid(x, y, se="delta"), fid(x, y, se="delta", strata=labels)
-    assert fixed.se < 0.7 * free.se  # class counts explain most of the spread here
-    boot = fid(x, y, bootstrap=300, strata=labels)
-    assert fixed.se == pytest.approx(boot.se, rel=0.15)
-    dead = x.copy()
-    dead[:, 3] = 1.0
-    got = fid(dead, y, se="delta")
-    assert got.se == pytest.approx(fid(dead, y, bootstrap=300).se, rel=0.2)
-    few = fid(x[:6], y, se="delta", allow_few=True)
-    assert np.isfinite(few.value) and np.isfinite(few.se)
-    refused("unknown fid_se 'jackknife'", fid, x, y, se="jackknife")
-
-
 # --- torch-fidelity --------------------------------------------------------------------------
 
 
@@ -225,10 +121,8 @@ def slim_vgg16(monkeypatch):
     layers = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
     vgg16 = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers))
     vgg16.classifier[0] = torch.nn.Linear(64 * 7 * 7, 4096)
-    monkeypatch.setattr(
-        "torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16",
-        lambda **kwargs: copy.deepcopy(vgg16),
-    )
+    source = "torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16"
+    monkeypatch.setattr(source, lambda **kwargs: copy.deepcopy(vgg16))
 
 
 def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, monkeypatch):
@@ -236,21 +130,11 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, mo
     source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
     monkeypatch.setattr(source, lambda url, **kwargs: torch.load(inception, weights_only=True))
     monkeypatch.setattr("multiprocessing.cpu_count", lambda: 0)  # no processes to load images
-
-    class Folder(Dataset):
-        def __init__(self, images):
-            self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
-
-        def __len__(self):
-            return len(self.images)
-
-        def __getitem__(self, i):
-            return self.images[i]
-
     x, y = pictures(12, 1), pictures(8, 2)
+    a, b = (Subset(torch.from_numpy(z).permute(0, 3, 1, 2), range(len(z))) for z in (x, y))
     wanted = dict.fromkeys(("isc", "fid", "kid", "prc"), True) | {"kid_subset_size": 6}
     quiet = dict.fromkeys(("cuda", "cache", "verbose"), False)
-    theirs = torch_fidelity.calculate_metrics(input1=Folder(x), input2=Folder(y), **wanted, **quiet)
+    theirs = torch_fidelity.calculate_metrics(input1=a, input2=b, **wanted, **quiet)
     extractor = extractor_named("torch_fidelity")
     options = OmegaConf.to_container(composed("evaluate", "metrics=torch_fidelity").metrics.options)
     stated = Options.of({**options, "kid_subset_size": 6, "allow_few": True})
@@ -290,18 +174,12 @@ def test_clean_fid_modes_equal_clean_fid(mode, clean_inception, inception, tmp_p
     def legacy(x):
         return extractor.net(x / 255)[0].squeeze(-1).squeeze(-1)
 
-    theirs = clean_fid.get_folder_features(
-        str(tmp_path),
-        model=legacy if mode == "legacy_pytorch" else extractor.net,
-        num_workers=0,
-        device=torch.device("cpu"),
-        mode=mode,
-        verbose=False,
-    )
+    net = legacy if mode == "legacy_pytorch" else extractor.net
+    how = {"num_workers": 0, "device": torch.device("cpu"), "verbose": False}
+    theirs = clean_fid.get_folder_features(str(tmp_path), model=net, mode=mode, **how)
     ours = extractor(images, batch_size=2)
     np.testing.assert_allclose(ours.features, theirs, rtol=1e-4, atol=1e-5)
-    assert ours.features.std() > 0
-    assert ours.logits is None
+    assert ours.features.std() > 0 and ours.logits is None
     assert extractor.name == mode
 
 
@@ -322,10 +200,7 @@ def test_clean_fid_mistakes(tmp_path, monkeypatch):
     path.write_bytes(b"half a file")
     message = "Inception is damaged .*: remove it and fetch inception-"
     refused(message, CleanExtractor, "clean", path)
-
-    def offline(*args, **kwargs):
-        raise urllib.error.URLError("no network")
-
+    offline = Mock(side_effect=urllib.error.URLError("no network"))
     monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", offline)
     with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as metrics.weights"):
         extractor_named("clean")

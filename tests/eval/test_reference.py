@@ -8,20 +8,24 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from test_metrics import refused
 
 from eval.extractors import Extracted
-from eval.reference import Reference, build_reference
+from eval.metrics import frechet_distance, statistics
+from eval.reference import Reference, build_reference, read_adm_statistics
 from eval.scoring import Options, evaluate, real_floor
+
+DELTA = Options(fid_se="delta")
 
 
 class Pixels:
-    """Features = the first 6 pixels; logits = the first 3."""
+    """Features = the first 6 pixels; then 3 logits; then 5 spatial features."""
 
     name, num_features, digest = "pixels", 6, "weights-1"
 
     def __call__(self, images, batch_size=10):
         flat = images.reshape(len(images), -1).astype(np.float32) / 255
-        return Extracted(flat[:, :6], flat[:, :3])
+        return Extracted(flat[:, :6], flat[:, 6:9], spatial=flat[:, 9:14])
 
 
 def images(n: int, seed: int = 0):
@@ -111,8 +115,7 @@ def test_damage_is_detected(reference, tmp_path, damage):
     with np.load(path) as file:
         content = damage(path.read_bytes(), dict(file))
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path.name} is damaged: delete it and build"):
-        Reference.load(path)
+    refused(f"{path.name} is damaged: delete it and build", Reference.load, path)
     path.unlink()
     with pytest.raises(FileNotFoundError):
         Reference.load(path)
@@ -120,8 +123,7 @@ def test_damage_is_detected(reference, tmp_path, damage):
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "two words"])
 def test_names_that_are_no_file_names(reference, name):
-    with pytest.raises(ValueError, match="must do as part of a file name"):
-        replace(reference, name=name)
+    refused("must do as part of a file name", replace, reference, name=name)
 
 
 def test_real_floor_is_an_evaluation_of_real_images(reference):
@@ -138,8 +140,7 @@ def test_real_floor_is_an_evaluation_of_real_images(reference):
     assert real_floor(real, reference, 40, **options) == part
     other = {**options, "options": Options(bootstrap=10, seed=1)}
     assert real_floor(real, reference, 40, **other) != part
-    with pytest.raises(ValueError, match="a floor with 81 samples needs 81 real images"):
-        real_floor(real, reference, 81)
+    refused("a floor with 81 samples needs 81 real images", real_floor, real, reference, 81)
 
 
 def test_balanced_floor_draws_equally_many_of_each_class(monkeypatch):
@@ -151,5 +152,56 @@ def test_balanced_floor_draws_equally_many_of_each_class(monkeypatch):
     assert np.bincount(labels[rows]).tolist() == [11, 10, 10]
     assert np.array_equal(spy.call_args.kwargs["strata"], labels[rows])
     assert len(set(rows)) == 31
-    with pytest.raises(ValueError, match="needs 21 real images of a kind, got 20"):
-        real_floor(real, None, 61, labels=labels)
+    refused("needs 21 real images of a kind, got 20", real_floor, real, None, 61, labels)
+
+
+# --- published statistics ------------------------------------------------------------------
+
+
+def adm_batch(path, **changes):
+    """A reference batch in guided-diffusion's format: statistics of more images than it holds."""
+    whole = images(500, 7)
+    seen = Pixels()(whole)
+    pool, spatial = statistics(seen.features), statistics(seen.spatial)
+    arrays = {"arr_0": whole[:60], "mu": pool.mean, "sigma": pool.cov}
+    arrays |= {"mu_s": spatial.mean, "sigma_s": spatial.cov, **changes}
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return pool, spatial
+
+
+def test_fid_and_sfid_are_against_the_published_statistics(tmp_path):
+    path = tmp_path / "VIRTUAL.npz"
+    pool, spatial = adm_batch(path)
+    published = read_adm_statistics(path, 500)
+    with np.load(path) as file:
+        reference = build_reference("r", file["arr_0"], Pixels(), published=published, source="s")
+    assert (reference.n, reference.statistics.n, reference.spatial.n) == (60, 500, 500)
+    samples = Pixels()(images(90, 3))
+    scores = evaluate(samples, reference, metrics=["fid", "sfid", "is"], options=DELTA)
+    expected = frechet_distance(statistics(samples.features), pool)
+    assert scores["fid"].value == pytest.approx(expected, rel=1e-12)
+    expected = frechet_distance(statistics(samples.spatial), spatial)
+    assert scores["sfid"].value == pytest.approx(expected, rel=1e-12)
+    own = build_reference("r", images(60, 7), Pixels())
+    assert evaluate(samples, own, metrics=["fid"])["fid"].value != scores["fid"].value
+    loaded = Reference.load(reference.save(tmp_path))
+    assert (loaded.digest, loaded.source) == (reference.digest, "s")
+    assert evaluate(samples, loaded, metrics=["sfid"], options=DELTA)["sfid"] == scores["sfid"]
+
+
+def test_a_reference_batch_without_its_statistics_or_damaged_is_refused(tmp_path):
+    path = tmp_path / "b.npz"
+    for absent in ("mu", "sigma", "mu_s", "sigma_s"):
+        adm_batch(path, **{absent: None})
+        refused(f"b.npz has no {absent}: .*use reference=custom", read_adm_statistics, path, 500)
+    adm_batch(path, mu=np.zeros(6, np.float32))
+    assert read_adm_statistics(path, 500).features.mean.dtype == np.float64
+    path.write_bytes(path.read_bytes()[:-100])
+    refused("b.npz is damaged", read_adm_statistics, path, 500)
+
+
+@pytest.mark.parametrize(("metric", "lacking"), [("sfid", "spatial"), ("is", "logits")])
+def test_scores_an_extractor_cannot_give_are_refused(reference, metric, lacking):
+    samples = Pixels()(images(60, 1))._replace(**{lacking: None})
+    message = rf"{metric} needs what .* lacks: .* leave {metric} out"
+    refused(message, evaluate, samples, reference, metrics=[metric])

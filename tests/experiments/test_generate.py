@@ -74,6 +74,13 @@ def interrupted(c: Cell) -> None:
         make(c, network=CountingNetwork(fail_at=77))
 
 
+def pair(folder, **options) -> tuple[Cell, Cell]:
+    """A cell that is made, and the same that is not, sampled in other batches perhaps."""
+    a, b = cell(folder / "a"), cell(folder / "b", **options)
+    make(a)
+    return a, b
+
+
 def samples(c: Cell):
     with np.load(c.folder / "samples.npz") as file:
         return file["arr_0"], file["arr_1"]
@@ -112,9 +119,7 @@ def test_outputs(tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_pixels_do_not_depend_on_batch_or_shard_size(tmp_path, batch_size):
-    a = cell(tmp_path / "a", batch_size=3, shard_size=50)
-    b = cell(tmp_path / "b", batch_size=batch_size)
-    make(a)
+    a, b = pair(tmp_path, batch_size=batch_size, shard_size=50)
     make(b)
     assert difference(a, b).max() <= 1
     assert (difference(a, b) > 0).mean() < 0.01
@@ -122,8 +127,7 @@ def test_pixels_do_not_depend_on_batch_or_shard_size(tmp_path, batch_size):
 
 
 def test_a_shard_holds_nothing_that_differs_from_run_to_run(tmp_path):
-    a, b = cell(tmp_path / "a"), cell(tmp_path / "b", batch_size=5)
-    make(a)
+    a, b = pair(tmp_path, batch_size=5)
     make(b)
     assert same_files(a, b)
     facts = json.loads(a.facts(0).read_text())
@@ -132,8 +136,7 @@ def test_a_shard_holds_nothing_that_differs_from_run_to_run(tmp_path):
 
 
 def test_interrupted_and_resumed_equals_undisturbed(tmp_path):
-    a, b = cell(tmp_path / "a"), cell(tmp_path / "b")
-    make(a)
+    a, b = pair(tmp_path)
     interrupted(b)
     assert len(list(b.folder.glob("shards/*.npz"))) == 2  # at most one shard is lost
     assert not (b.folder / "samples.npz").exists()
@@ -194,8 +197,7 @@ def test_a_tree_of_cells_equals_cells_alone_and_shares_calls(tmp_path):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_shards_and_give_the_same_samples(tmp_path, world):
-    one, many = cell(tmp_path / "one"), cell(tmp_path / "many")
-    make(one)
+    one, many = pair(tmp_path)
     calls = []
     for rank in reversed(range(world)):
         counter = CountingNetwork()
@@ -263,8 +265,7 @@ def test_shards_of_another_config_are_never_adopted(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "other file"])
 def test_damaged_shard_is_noticed_and_made_again(tmp_path, damage, capsys):
-    a, b = cell(tmp_path / "a"), cell(tmp_path / "b")
-    make(a)
+    a, b = pair(tmp_path)
     interrupted(b)
     whole = b.shard(1).read_bytes()
     flipped = whole[:300] + bytes([whole[300] ^ 0xFF]) + whole[301:]
@@ -398,9 +399,7 @@ class SmallDevice(CountingNetwork):
 
 
 def test_out_of_memory_halves_the_batch_says_so_and_goes_on(tmp_path, capsys):
-    a, b = cell(tmp_path / "a"), cell(tmp_path / "b", batch_size=16)
-    small = SmallDevice(room=3)
-    make(a)
+    (a, b), small = pair(tmp_path, batch_size=16), SmallDevice(room=3)
     make(b, network=small)
     assert set(small.sizes) == {2}  # 16, 8, 4, 2: and not tried again in later shards
     said = capsys.readouterr().out
@@ -410,9 +409,7 @@ def test_out_of_memory_halves_the_batch_says_so_and_goes_on(tmp_path, capsys):
 
 
 def test_out_of_memory_in_the_middle_of_a_shard_keeps_its_first_batches(tmp_path):
-    a, b = cell(tmp_path / "a", batch_size=4), cell(tmp_path / "b", batch_size=4)
-    filling = SmallDevice(room=4, shrinks_at=20)
-    make(a)
+    (a, b), filling = pair(tmp_path, batch_size=4), SmallDevice(room=4, shrinks_at=20)
     make(b, network=filling)
     assert filling.sizes[:20] == [4] * 20
     assert set(filling.sizes[20:]) == {2}

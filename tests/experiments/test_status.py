@@ -68,10 +68,7 @@ def test_a_complete_cell_stays_so_without_its_shards(tmp_path):
 
 
 def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path):
-    cells = [
-        cell(tmp_path / "a", 2, workers=("a:1", "b:1")),
-        cell(tmp_path / "b", 0, row="DDIM"),
-    ]
+    cells = [cell(tmp_path / "a", 2, workers=("a:1", "b:1")), cell(tmp_path / "b", 0, row="DDIM")]
     text = table({"experiment": "table1", "model": "digits", "cells": cells}, NOW)
     # 400 image calls took 8 s; 100 and 500 are left.
     assert (

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import FEW
+from conftest import FEW, done, refused
 
 import sample
 from eval.table import Table
@@ -94,8 +94,7 @@ def test_differences_within_the_interval_decide_nothing():
 def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
     words = ["experiment=tune_small", "steps=3", "num_samples=70", "experiment.windows=2", *FEW]
     words += ["experiment.tuning_samples=70", "out=out"]
-    status, out, err = command(tune, *words)
-    assert status == 0, err
+    out = done(command(tune, *words))
     text = (tmp_path / "out/tuning.md").read_text()
     assert text.strip() in out and "image calls.  To use it" in text
     (line,) = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
@@ -105,10 +104,8 @@ def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
     assert [r["row"] for r in fresh] == ["Tuned", *rivals]
     assert {r["cell"]["config"]["seed"] for r in fresh} == {1}
     assert {r["cell"]["config"]["seed"] for r in stored if r["phase"] == "tuning"} == {0}
-    status, _, err = command(sample, *line.split()[2:], "num_samples=2", "out=again")
-    assert status == 0, err
+    done(command(sample, *line.split()[2:], "num_samples=2", "out=again"))
     config = json.loads((tmp_path / "again/manifest.json").read_text())["config"]
     assert config["sampler"] == fresh[0]["cell"]["config"]["sampler"]
     for word in ("dry=true", "render_only=true", "parts=2", "stage=sample"):
-        status, _, err = command(tune, *words, word)
-        assert status == 2 and "leave" in err
+        refused(command(tune, *words, word), "leave")

@@ -189,39 +189,26 @@ def test_the_loop_never_waits_for_the_device(standin):
 
 def test_missing_checkpoint_names_how_to_get_it(standin):
     standin.with_suffix(".pt").unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"t64.pt is missing: fetch it with `python -m scripts"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"t64.pt is missing: fetch it with `python -m scr"):
         load_standin(standin)
-
-
-def test_published_checkpoint_that_is_not_downloaded():
-    with pytest.raises(
-        FileNotFoundError, match=r"scripts.download adm_imagenet` or from https://openai"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"scripts.download adm_imagenet` or from https://"):
         load("adm_imagenet", "nowhere/256x256_diffusion.pt")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.999])
-def test_truncated_checkpoint(standin, keep):
+def test_truncated_checkpoint_or_a_page_in_its_place(standin, keep):
     path = standin.with_suffix(".pt")
     content = path.read_bytes()
     path.write_bytes(content[: int(keep if keep >= 1 else len(content) * keep)])
     with pytest.raises(ValueError, match=r"t64.pt is damaged or no checkpoint .*fetch it with"):
         load_standin(standin)
-
-
-def test_a_page_in_place_of_a_checkpoint(standin):
-    standin.with_suffix(".pt").write_text("<!doctype html><title>404</title>")
+    path.write_text("<!doctype html><title>404</title>")
     with pytest.raises(ValueError, match="is damaged or no checkpoint"):
         load_standin(standin)
 
 
 CHANGES = {
-    "missing": (
-        lambda w: w.pop("out.2.bias"),
-        r"out.2.bias the network has shape \[6\], the file no",
-    ),
+    "missing": (lambda w: w.pop("out.2.bias"), r"out.2.bias the network has shape \[6\], the fil"),
     "superfluous": (lambda w: w.update(extra=torch.ones(1)), "extra the network has no such key"),
     "shape": (
         lambda w: w.update({"label_emb.weight": torch.ones(1000, 128)}),
@@ -248,11 +235,10 @@ def test_a_file_that_would_run_code_is_refused(standin, tmp_path):
 
     path = standin.with_suffix(".pt")
     torch.save({"out.2.bias": Evil()}, path)
-    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
-        load_standin(standin)
-    path.write_bytes(pickle.dumps({"out.2.bias": Evil()}, protocol=2))
-    with pytest.raises(ValueError, match="is damaged or no checkpoint"):
-        load_standin(standin)
+    for content in (path.read_bytes(), pickle.dumps({"out.2.bias": Evil()}, protocol=2)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or no checkpoint"):
+            load_standin(standin)
     assert not (tmp_path / "ran").exists()
 
 
@@ -286,21 +272,20 @@ def test_the_hash_of_the_card_is_checked(standin):
 def test_card_mistakes(standin, tmp_path):
     card = yaml.safe_load(standin.read_text())
 
-    def refuses(error, match, **changes):
+    def refuses(match, **changes):
         path = tmp_path / "mine.yaml"
-        entries = {**card, **changes}
-        kept = {key: value for key, value in entries.items() if value != "absent"}
-        path.write_text(yaml.safe_dump(kept))
-        with pytest.raises(error, match=match):
+        entries = {key: v for key, v in {**card, **changes}.items() if v != "absent"}
+        path.write_text(yaml.safe_dump(entries))
+        with pytest.raises(ValueError, match=match):
             load(str(path), str(standin.with_suffix(".pt")))
 
-    refuses(ValueError, "mine.yaml is not complete: .*url", url="absent")
-    refuses(ValueError, "not complete: .*colour", colour="red")
-    refuses(ValueError, "not complete: .*unet3d", kind="unet3d")
-    refuses(ValueError, "not complete: .*chanels", network={**card["network"], "chanels": 3})
-    refuses(ValueError, "contradicts itself", tensors=3)
-    refuses(ValueError, "contradicts itself", network={**card["network"], "num_classes": 11})
-    refuses(ValueError, "unknown schedule 'square'", schedule="square")
+    refuses("mine.yaml is not complete: .*url", url="absent")
+    refuses("not complete: .*colour", colour="red")
+    refuses("not complete: .*unet3d", kind="unet3d")
+    refuses("not complete: .*chanels", network={**card["network"], "chanels": 3})
+    refuses("contradicts itself", tensors=3)
+    refuses("contradicts itself", network={**card["network"], "num_classes": 11})
+    refuses("unknown schedule 'square'", schedule="square")
     (tmp_path / "mine.yaml").write_text("- just\n- a list\n")
     with pytest.raises(ValueError, match="not complete"):
         read_card(tmp_path / "mine.yaml")

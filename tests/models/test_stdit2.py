@@ -14,19 +14,8 @@ from models.opensora import stdit2
 from models.opensora.stdit2 import Block, RMSNorm, RotaryEmbedding, STDiT2, scalar_features
 
 FORWARD = golden_json("opensora_stdit2_forward")
-OPTIONS = (
-    "hidden_size",
-    "depth",
-    "num_heads",
-    "patch_size",
-    "in_channels",
-    "mlp_ratio",
-    "pred_sigma",
-    "caption_channels",
-    "model_max_length",
-    "qk_norm",
-    "input_sq_size",
-)
+OPTIONS = ["hidden_size", "depth", "num_heads", "patch_size", "in_channels", "mlp_ratio"]
+OPTIONS += ["pred_sigma", "caption_channels", "model_max_length", "qk_norm", "input_sq_size"]
 TOLERANCE = 2e-5  # recorded: float32 against float64 2.4e-6; a mistake costs 1e-4 to 5
 
 
@@ -107,12 +96,8 @@ def test_intermediates(case):
         if not key.startswith(f"A/{case}/"):
             continue
         name = key.removeprefix(f"A/{case}/")
-        if name not in seen or (
-            name.startswith(("csize", "blocks"))
-            and "norm" in name
-            and "q_norm" not in name
-            and "k_norm" not in name
-        ):
+        other_norm = "norm" in name and "q_norm" not in name and "k_norm" not in name
+        if name not in seen or (name.startswith(("csize", "blocks")) and other_norm):
             continue
         got = seen[name]
         if name == "csize_embedder#0":  # height, then width: two calls here, one there
@@ -169,13 +154,8 @@ def last_of_batch(self, real, rows, columns, height, width):
 
 
 def from_the_grid(self, real, rows, columns, height, width):
-    return real(
-        self,
-        rows,
-        columns,
-        torch.full_like(height, 8.0 * rows),
-        torch.full_like(width, 8.0 * columns),
-    )
+    height, width = torch.full_like(height, 8.0 * rows), torch.full_like(width, 8.0 * columns)
+    return real(self, rows, columns, height, width)
 
 
 def pad_left(self, x):
@@ -262,25 +242,20 @@ def test_the_epsilon_of_the_norm_shows_in_config_b(monkeypatch):
 def test_rope_norm_and_position_embedding(dtype):
     recorded = tensors("small_pieces")
     cast = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-    tolerance = {"rtol": 0, "atol": TOLERANCE if dtype == "fp32" else 0}
-    rope = RotaryEmbedding(72).to(cast)
+
+    def is_recorded(got, name, tolerance=TOLERANCE):
+        atol = tolerance if dtype == "fp32" else 0
+        torch.testing.assert_close(got, recorded[f"{name}{dtype}"], rtol=0, atol=atol)
+
+    rope, norm = RotaryEmbedding(72).to(cast), RMSNorm(72).to(cast)
     with torch.no_grad():
-        torch.testing.assert_close(
-            rope(recorded["rope/in"].to(cast)), recorded[f"rope/out_{dtype}"], **tolerance
-        )
-        norm = RMSNorm(72).to(cast)
         norm.weight.copy_(recorded["rmsnorm/weight"])
-        torch.testing.assert_close(
-            norm(recorded["rmsnorm/in"].to(cast)),
-            recorded[f"rmsnorm/out_{dtype}"],
-            **{**tolerance, "atol": max(tolerance["atol"], 0)},
-        )
+        is_recorded(rope(recorded["rope/in"].to(cast)), "rope/out_")
+        is_recorded(norm(recorded["rmsnorm/in"].to(cast)), "rmsnorm/out_")
     net = STDiT2(hidden_size=72, depth=0, num_heads=4).to(cast)
     size = torch.tensor([240.0]).to(cast), torch.tensor([426.0]).to(cast)
     got = net.position_embedding(15, 27, *size).to(cast).reshape(1, 405, 72)
-    torch.testing.assert_close(
-        got, recorded[f"pos_emb/{dtype}"], rtol=0, atol=1e-5 if dtype == "fp32" else 0
-    )
+    is_recorded(got, "pos_emb/", tolerance=1e-5)
 
 
 def test_scalar_features():

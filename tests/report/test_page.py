@@ -52,20 +52,21 @@ def test_the_papers_numbers_stand_beside_ours_and_nothing_stands_in(report):
     assert "not run" in paper and "digits" not in paper.replace("(digits)", "")
 
 
-def records_of_the_papers_model(folder: Path) -> None:
-    """results/adm_imagenet/table1 as if it had been run: the digits' records under its name."""
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    """The records of table 1 by the paper's model, as if it had been run: the digits' by name."""
     records = json.loads((RESULTS / "digits" / "table1_full" / "records.json").read_text())
     for record in records:
         record["cell"]["config"]["model"]["name"] = "adm_imagenet"
-    (folder / "adm_imagenet" / "table1").mkdir(parents=True)
-    (folder / "adm_imagenet" / "table1" / "records.json").write_text(json.dumps(records))
-    shutil.copytree(RESULTS / "paper", folder / "paper")
+    shutil.copytree(RESULTS / "paper", tmp_path / "paper")
+    path = tmp_path / "adm_imagenet" / "table1" / "records.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(records))
+    return path
 
 
-def test_ours_are_filled_in_where_they_are_of_the_papers_model(tmp_path):
-    records_of_the_papers_model(tmp_path)
-    text = build_page(tmp_path)
-    table = Table.load(tmp_path / "adm_imagenet" / "table1" / "records.json")
+def test_ours_are_filled_in_where_they_are_of_the_papers_model(tmp_path, stored):
+    text, table = build_page(tmp_path), Table.load(stored)
     row = text[text.index('<th scope="row">Mix</th>') :]
     row = next(r for r in row.split("</tr>") if ">25<" in r)
     assert ">77.02</td>" in row  # the paper's IS
@@ -73,25 +74,21 @@ def test_ours_are_filled_in_where_they_are_of_the_papers_model(tmp_path):
     assert ">14.15</td>" in row and "not run" not in row
 
 
-def test_errors(tmp_path, monkeypatch):
+def test_errors(tmp_path, stored, monkeypatch):
     with pytest.raises(FileNotFoundError, match="no records under"):
-        build_page(tmp_path)
-    records_of_the_papers_model(tmp_path)
-    monkeypatch.setattr(page, "LIMIT", 1000)
-    with pytest.raises(ValueError, match=r"more than 0\.001: remove pictures"):
-        build_page(tmp_path)
-    monkeypatch.undo()
-    (tmp_path / "adm_imagenet" / "table1" / "pictures.json").write_text(
-        '{"sheets": {"25": {"file": "gone.webp", "rows": []}}}'
-    )
+        build_page(tmp_path / "paper")
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "LIMIT", 1000)
+        with pytest.raises(ValueError, match=r"more than 0\.001: remove pictures"):
+            build_page(tmp_path)
+    sheets = {"25": {"file": "gone.webp", "rows": []}}
+    (stored.parent / "pictures.json").write_text(json.dumps({"sheets": sheets}))
     with pytest.raises(ValueError, match="damaged or incomplete"):
         build_page(tmp_path)
 
 
-def test_text_cannot_break_out(tmp_path):
-    records_of_the_papers_model(tmp_path)
-    path = tmp_path / "adm_imagenet" / "table1" / "records.json"
-    path.write_text(path.read_text().replace('"Mix"', '"</script><b>Mix"'))
+def test_text_cannot_break_out(tmp_path, stored):
+    stored.write_text(stored.read_text().replace('"Mix"', '"</script><b>Mix"'))
     text = build_page(tmp_path)
     assert "</script><b>" not in text and text.count("</script>") == 2
 
@@ -105,9 +102,7 @@ def browser():
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
         pytest.skip("no Chromium here (apt-get install chromium)")
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright (pip install playwright)"
-    )
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
@@ -118,16 +113,13 @@ def browser():
 def opened(browser, report):
     """A function that opens the report; whatever it says or asks for fails the test."""
     complaints: list[str] = []
-    contexts = []
 
     def asked(request):
         if not request.url.startswith("data:") and request.url != report.as_uri():
             complaints.append(request.url)
 
     def opened(**options):
-        context = browser.new_context(offline=True, **options)
-        contexts.append(context)
-        tab = context.new_page()
+        tab = browser.new_context(offline=True, **options).new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", asked)
@@ -135,7 +127,7 @@ def opened(browser, report):
         return tab
 
     yield opened
-    for context in contexts:
+    for context in browser.contexts:
         context.close()
     assert complaints == []
 
@@ -149,16 +141,13 @@ def pictures(tab, box: str) -> list[str]:
 
 
 def test_the_slider_changes_images_and_numbers_at_every_step_count(opened):
-    tab = opened()
-    table = Table.load(RESULTS / "digits" / "figure4" / "records.json")
+    tab, table = opened(), Table.load(RESULTS / "digits" / "figure4" / "records.json")
     assert table.columns == [100, 50, 25]
-    tab.focus("#cutoff-slider")
     for count in table.columns:
         tab.check(f"#cutoff-steps input[value='{count}']")
         tab.focus("#cutoff-slider")
         tab.keyboard.press("Home")
-        seen = []
-        mine = sorted(table.column(count), key=cutoff)
+        seen, mine = [], sorted(table.column(count), key=cutoff)
         for i, cell in enumerate(mine):
             if i:
                 tab.keyboard.press("ArrowRight")
@@ -166,21 +155,19 @@ def test_the_slider_changes_images_and_numbers_at_every_step_count(opened):
             shown = tab.inner_text("#cutoff-scores")
             for metric in ("fid", "is"):
                 assert format_score(metric, score(cell, metric)) in shown
-            assert f"cutoff {cutoff(cell):g}" in tab.get_attribute(
-                "#cutoff-slider", "aria-valuetext"
-            )
-            box = tab.locator("#cutoff-pictures")
-            seen.append((tuple(pictures(tab, "cutoff-pictures")), box.screenshot()))
-        assert len({positions for positions, _ in seen}) == len(mine)
+            spoken = tab.get_attribute("#cutoff-slider", "aria-valuetext")
+            assert f"cutoff {cutoff(cell):g}" in spoken
+            image = tab.locator("#cutoff-pictures").screenshot()
+            seen.append((tuple(pictures(tab, "cutoff-pictures")), image))
+        positions, images = zip(*seen, strict=True)
+        assert len(set(positions)) == len(mine)
         # What is seen changes, too: Skipped-Step's pictures are not DDIM's.
-        assert len({image for _, image in seen}) > len(mine) // 2
-        assert seen[0][1] != seen[-1][1]
+        assert len(set(images)) > len(mine) // 2 and images[0] != images[-1]
 
 
 def test_quality_curves_follow_the_choices(opened):
     tab = opened()
-    chart = tab.locator("#quality-chart svg")
-    lines = tab.locator("#quality-chart polyline")
+    chart, lines = tab.locator("#quality-chart svg"), tab.locator("#quality-chart polyline")
     before, label = lines.count(), chart.get_attribute("aria-label")
     assert before > 3 and label.startswith("FID")
     tab.locator("#quality-legend input:checked").first.uncheck()

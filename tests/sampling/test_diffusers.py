@@ -109,58 +109,42 @@ def assert_close(x: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> Non
     torch.testing.assert_close(x, theirs, rtol=0, atol=atol)
 
 
-def assert_same_steps(name: str, plan: Plan, noise, clip: bool, theirs, tolerance=None) -> None:
+def assert_same_steps(name: str, plan: Plan, noise, clip: bool, theirs, tolerance) -> None:
     states = iterate(bound(network, SCHEDULES[name], clip), plan, noise)
     for state, x in zip(states, theirs, strict=True):
-        assert_close(state.x, x, tolerance or TOLERANCE[name])
+        assert_close(state.x, x, tolerance)
 
 
 @every_schedule
 @clipped_or_not
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0, None])
 @pytest.mark.parametrize(("spacing", "n"), DDIM_GRIDS)
-def test_ddim(spacing, n, eta, clip, name):
-    plan = ddim(SCHEDULES[name], timesteps(1000, n, spacing), eta=eta)
+def test_ddim_and_skipped_which_is_eta_1(spacing, n, eta, clip, name):
+    grid = timesteps(1000, n, spacing)
+    skips = eta is None
+    plan = skipped(SCHEDULES[name], grid) if skips else ddim(SCHEDULES[name], grid, eta=eta)
     noise = Recorded(plan)
-    theirs = ddim_steps(name, plan, noise, spacing, eta, clip)
-    assert_same_steps(name, plan, noise, clip, theirs)
+    theirs = ddim_steps(name, plan, noise, spacing, 1.0 if skips else eta, clip)
+    assert_same_steps(name, plan, noise, clip, theirs, TOLERANCE[name])
 
 
 @every_schedule
 @clipped_or_not
-@pytest.mark.parametrize(("spacing", "n"), DDIM_GRIDS)
-def test_skipped_is_ddim_with_eta_1_also_of_diffusers(spacing, n, clip, name):
-    plan = skipped(SCHEDULES[name], timesteps(1000, n, spacing))
-    noise = Recorded(plan)
-    theirs = ddim_steps(name, plan, noise, spacing, 1.0, clip)
-    assert_same_steps(name, plan, noise, clip, theirs)
-
-
-@every_schedule
-@clipped_or_not
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize(("spacing", "n"), DDPM_GRIDS)
-def test_ddpm_with_small_variance(spacing, n, clip, name, monkeypatch):
-    plan = ddpm(SCHEDULES[name], timesteps(1000, n, spacing), variance="fixed_small")
-    noise = Recorded(plan)
-    theirs = ddpm_steps(name, plan, noise, "fixed_small", clip, monkeypatch)
-    # On grids that do not end at t = 0 diffusers adds noise in the last step as well; the
-    # small variance, 0 there, is raised to 1e-20.
-    tolerance = TOLERANCE[name] if plan.t[-1] == 0 else 1e-9
-    assert_same_steps(name, plan, noise, clip, theirs, tolerance)
-
-
-@every_schedule
-@clipped_or_not
-@pytest.mark.parametrize(("spacing", "n"), DDPM_GRIDS)
-def test_ddpm_with_large_variance(spacing, n, clip, name, monkeypatch):
-    plan = ddpm(SCHEDULES[name], timesteps(1000, n, spacing), variance="fixed_large")
-    noise = Recorded(plan)
+def test_ddpm(spacing, n, variance, clip, name, monkeypatch):
+    plan = ddpm(SCHEDULES[name], timesteps(1000, n, spacing), variance=variance)
+    noise, tolerance = Recorded(plan), TOLERANCE[name]
     if plan.t[-1] > 0:
-        # Here the noise that diffusers adds in the last step of such a grid is as large as
-        # beta, and its samples stay noisy.  Ours end in the mean, as guided-diffusion's.
-        noise.by_t[plan.t[-1]] = torch.zeros(SHAPE, dtype=torch.float64)
-    theirs = ddpm_steps(name, plan, noise, "fixed_large", clip, monkeypatch)
-    assert_same_steps(name, plan, noise, clip, theirs)
+        # On grids that do not end at t = 0 diffusers adds noise in the last step as well.  The
+        # small variance, 0 there, is raised to 1e-20; the large one is beta, and its samples
+        # stay noisy.  Ours end in the mean, as guided-diffusion's.
+        if variance == "fixed_small":
+            tolerance = 1e-9
+        else:
+            noise.by_t[plan.t[-1]] = torch.zeros(SHAPE, dtype=torch.float64)
+    theirs = ddpm_steps(name, plan, noise, variance, clip, monkeypatch)
+    assert_same_steps(name, plan, noise, clip, theirs, tolerance)
 
 
 @every_schedule

@@ -50,18 +50,16 @@ def test_learned_variance_is_ddpms():
     ours = mixpp(SCHEDULE, grid, lo=0, stochastic_order=1, variance="learned")
     theirs = ddpm(SCHEDULE, grid, "learned")
     for column in ("x", "x0", "noise", "noise_high"):
-        assert np.allclose(
-            getattr(ours, column), getattr(theirs, column), rtol=1e-12, equal_nan=True
-        )
+        a, b = getattr(ours, column), getattr(theirs, column)
+        assert np.allclose(a, b, rtol=1e-12, equal_nan=True)
 
 
 def test_analytic_variance_is_the_optimal_one_on_gaussian_data():
     """With the true error of x0 every marginal variance is right, whatever the number of steps."""
-    c, a = 0.3, SCHEDULE.alpha_bar
-    error = c * (1 - a) / (a * c + 1 - a)  # Var(x_0 | x_t)
     # Start where nothing of the signal is left, so that x_T ~ N(0, 1) is exact.
     schedule = SCHEDULE.zero_terminal_snr()
-    error = c * (1 - schedule.alpha_bar) / (schedule.alpha_bar * c + 1 - schedule.alpha_bar)
+    c, a = 0.3, schedule.alpha_bar
+    error = c * (1 - a) / (a * c + 1 - a)  # Var(x_0 | x_t)
     for n in (2, 3, 5, 10, 50, 300):
         grid = timesteps(schedule, n, "even")
         options = {"lo": 0, "stochastic_order": 1}

@@ -114,10 +114,8 @@ def test_every_row_keeps_a_constant_image():
             plan = builder(LINEAR, timesteps(LINEAR, n, "log_snr"))
             a_s = np.append(plan.alpha_bar[1:], 1.0)
             kept = plan.x * np.sqrt(plan.alpha_bar) + plan.x0 + plan.x0_previous
-            if builder is dpmpp:
-                assert np.allclose(kept, np.sqrt(a_s), rtol=1e-12)
-            else:
-                assert np.allclose(kept, np.sqrt(a_s), rtol=1e-9)
+            rtol = 1e-12 if builder is dpmpp else 1e-9
+            assert np.allclose(kept, np.sqrt(a_s), rtol=rtol)
 
 
 def test_no_signal_at_the_start():
@@ -127,12 +125,6 @@ def test_no_signal_at_the_start():
         plan = builder(schedule, timesteps(1000, 20, "even"))
         assert plan.x0_previous[1] == 0
         assert all(np.isfinite(getattr(plan, c)).all() for c in ("x", "x0", "x0_previous", "noise"))
-
-
-def test_bad_order():
-    for builder in (dpmpp, sde_dpmpp):
-        with pytest.raises(ValueError, match="must be 1 or 2, got 3"):
-            builder(LINEAR, [999, 0], order=3)
 
 
 # --- order of convergence -------------------------------------------------------------------
@@ -278,6 +270,9 @@ def test_beside_plans_in_a_tree():
 
 def test_mistakes():
     grid = timesteps(LINEAR, 8, "even")
+    for builder in (dpmpp, sde_dpmpp):
+        with pytest.raises(ValueError, match="must be 1 or 2, got 3"):
+            builder(LINEAR, [999, 0], order=3)
     with pytest.raises(ValueError, match=r"unknown sampler 'unipcc': choose one of .*unipc"):
         sampler_named("unipcc", LINEAR, grid)
     with pytest.raises(ValueError, match="sampler deis has no option 'eta'"):

@@ -58,10 +58,12 @@ TIMES = [None, 999, 500, 291, 1, 0]
 
 @pytest.mark.parametrize("size", BATCHES)
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4, 5], [5, 3, 0, 1, 4, 2]])
-def test_noise_does_not_depend_on_the_batch_or_the_order(size, order):
+def test_noise_and_labels_do_not_depend_on_the_batch_or_the_order(size, order):
     whole = draws(SampleNoise(5, IDS, SHAPE), TIMES)
     shuffled = np.random.default_rng(0).permutation(len(IDS)).tolist()
+    labels = sample_labels(5, IDS, 1000)
     for ids in batches(size, shuffled):
+        assert torch.equal(sample_labels(5, ids, 1000), labels[ids])
         asked = draws(SampleNoise(5, ids, SHAPE), [TIMES[k] for k in order])
         assert torch.equal(asked, whole[order][:, ids])
 
@@ -115,22 +117,15 @@ def test_noise_has_the_asked_type_and_the_values_of_float32():
     assert double.start().dtype == torch.float64
     assert single.start().shape == (2, *SHAPE)
     assert torch.equal(single.at(7).double(), double.at(7))
+    assert torch.equal(single.at(291.0), single.at(291))  # as a row has it
 
 
-def test_noise_takes_the_timestep_of_a_row_as_it_is():
-    noise = SampleNoise(1, [0], SHAPE)
-    assert torch.equal(noise.at(291.0), noise.at(291))
-
-
-def test_each_request_is_a_tensor_of_its_own():
+def test_each_request_is_a_tensor_of_its_own_and_no_sample_is_allowed():
     noise = SampleNoise(1, [0], SHAPE)
     first = noise.start()
     kept = first.clone()
     first.zero_()
     assert torch.equal(noise.start(), kept)
-
-
-def test_no_sample_is_allowed():
     assert SampleNoise(0, [], SHAPE).start().shape == (0, *SHAPE)
     assert sample_labels(0, [], 10).shape == (0,)
 
@@ -141,14 +136,6 @@ def test_seeds_outside_64_bits_are_refused(seed):
         SampleNoise(seed, [0], SHAPE)
     with pytest.raises(ValueError, match="seed must be an integer"):
         sample_labels(seed, [0], 10)
-
-
-@pytest.mark.parametrize("size", BATCHES)
-def test_labels_do_not_depend_on_the_batch_or_the_order(size):
-    whole = sample_labels(5, IDS, 1000)
-    shuffled = np.random.default_rng(0).permutation(len(IDS)).tolist()
-    for ids in batches(size, shuffled):
-        assert torch.equal(sample_labels(5, ids, 1000), whole[ids])
 
 
 def test_labels_are_uniform_and_differ_between_seeds():
@@ -265,7 +252,6 @@ def test_the_network_is_called_once_a_row_at_its_own_timesteps():
         denoiser = Counted(bound(toy))
         run(denoiser, plan, SampleNoise(1, [0], SHAPE))
         assert denoiser.calls == plan.t.tolist()
-        assert len(denoiser.calls) == len(plan)
 
 
 def test_clip_limits_x0_alone():
@@ -466,21 +452,15 @@ def test_the_cutoff_ablation_costs_about_half():
 
 def test_the_order_of_the_plans_does_not_matter():
     plans, noise = every_cutoff(9), SampleNoise(2, range(3), SHAPE)
-    forwards, backwards = (
-        run_tree(bound(toy), plans, noise),
-        run_tree(bound(toy), plans[::-1], noise),
-    )
+    forwards, backwards = (run_tree(bound(toy), p, noise) for p in (plans, plans[::-1]))
     assert forwards.calls == backwards.calls
     pairs = zip(forwards.samples, backwards.samples[::-1], strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_equal_plans_cost_nothing():
+def test_equal_plans_and_no_plans_cost_nothing():
     plan = mix(LINEAR, timesteps(1000, 9), cutoff=500)
     assert assert_tree_is_run([plan] * 5, SampleNoise(2, range(3), SHAPE)) == 9
-
-
-def test_no_plans_no_calls():
     assert run_tree(bound(toy), [], SampleNoise(2, range(3), SHAPE)) == ([], [], 0)
     assert count_calls([]) == 0
 

@@ -141,6 +141,15 @@ def ddims(options):
     return (MixScheduler(**options, cutoff=1001), 0.0), (SkippedStepScheduler(**options), 1.0)
 
 
+def loop(scheduler, n, seed, dtype=torch.float64, **more):
+    """The end of a whole loop of n steps."""
+    scheduler.set_timesteps(n)
+    x, generator = random(seed, 1, dtype=dtype)[0], torch.Generator().manual_seed(n)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x, generator=generator, **more).prev_sample
+    return x
+
+
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("n", [1, 2, 7, 20, 50])
 def test_whole_loops_equal_diffusers_ddim(n, prediction):
@@ -148,13 +157,7 @@ def test_whole_loops_equal_diffusers_ddim(n, prediction):
     options |= {"steps_offset": 1, "set_alpha_to_one": False}
     for ours, eta in ddims(options):
         theirs = in_float64(DDIMScheduler(**options, clip_sample=False), ours)
-        ours.set_timesteps(n)
-        theirs.set_timesteps(n)
-        x = y = random(1, 1)[0]
-        a, b = torch.Generator().manual_seed(n), torch.Generator().manual_seed(n)
-        for t in theirs.timesteps:
-            x = ours.step(network(x, t), t, x, generator=a).prev_sample
-            y = theirs.step(network(y, t), t, y, eta=eta, generator=b).prev_sample
+        x, y = loop(ours, n, seed=1), loop(theirs, n, seed=1, eta=eta)
         torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9 * float(y.abs().max()))
 
 
@@ -163,15 +166,9 @@ def test_as_it_comes_in_float32(cls):
     """Nothing replaced, created by from_config, as a pipeline would."""
     theirs = cls(**SD, clip_sample=True)
     ours = SkippedStepScheduler.from_config(theirs.config)
-    theirs.set_timesteps(20)
-    ours.set_timesteps(20)
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     more = {"eta": 1.0, "use_clipped_model_output": True} if cls is DDIMScheduler else {}
-    x = y = random(1, 1, dtype=torch.float32)[0]
-    a, b = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    for t in theirs.timesteps:
-        x = ours.step(network(x, t), t, x, generator=a).prev_sample
-        y = theirs.step(network(y, t), t, y, generator=b, **more).prev_sample
+    x, y = loop(ours, 20, 1, torch.float32), loop(theirs, 20, 1, torch.float32, **more)
+    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     torch.testing.assert_close(x, y, rtol=0, atol=2e-4)
 
 
@@ -238,21 +235,10 @@ def test_zero_terminal_snr_is_diffusers():
     options |= {"timestep_spacing": "trailing"}
     for ours, eta in ddims(options):
         theirs = DDIMScheduler(**options, clip_sample=False)
-        ours.set_timesteps(20)
-        theirs.set_timesteps(20)
+        x, y = loop(ours, 20, 3, torch.float32), loop(theirs, 20, 3, torch.float32, eta=eta)
         assert schedule_of(ours.config).alpha_bar[-1] == 0
-        x = y = random(3, 1, dtype=torch.float32)[0]
-        a, b = torch.Generator().manual_seed(1), torch.Generator().manual_seed(1)
-        for t in theirs.timesteps:
-            x = ours.step(network(x, t), t, x, generator=a).prev_sample
-            y = theirs.step(network(y, t), t, y, eta=eta, generator=b).prev_sample
         assert x.isfinite().all()
         torch.testing.assert_close(x, y, rtol=0, atol=1e-3)
-
-
-def test_zero_terminal_snr_with_epsilon_is_refused():
-    with pytest.raises(ValueError, match="needs prediction_type v_prediction or sample"):
-        MixScheduler(rescale_betas_zero_snr=True)
 
 
 @BOTH
@@ -307,24 +293,16 @@ def test_the_etas_of_head_and_tail():
 
 @BOTH
 def test_pipelines_cannot_pass_eta(cls):
-    assert "eta" not in inspect.signature(cls.step).parameters
-    assert {"generator", "variance_noise", "return_dict"} <= {
-        *inspect.signature(cls.step).parameters
-    }
+    step = inspect.signature(cls.step).parameters
+    assert "eta" not in step and {"generator", "variance_noise", "return_dict"} <= set(step)
     assert {"timesteps", "sigmas", "device"} <= {*inspect.signature(cls.set_timesteps).parameters}
 
 
 @BOTH
 def test_config_is_json_and_comes_back(cls, tmp_path):
     more = {"cutoff": 400, "eta_tail": 0.25} if cls is MixScheduler else {}
-    scheduler = cls(
-        **SD,
-        steps_offset=1,
-        timestep_spacing="leading",
-        prediction_type="v_prediction",
-        trained_betas=np.linspace(1e-4, 0.01, 1000).tolist(),
-        **more,
-    )
+    more |= {"steps_offset": 1, "timestep_spacing": "leading", "prediction_type": "v_prediction"}
+    scheduler = cls(**SD, trained_betas=np.linspace(1e-4, 0.01, 1000).tolist(), **more)
     scheduler.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "scheduler_config.json").read_text())
     assert stored["_class_name"] == cls.__name__
@@ -357,7 +335,9 @@ def test_options_are_refused_early(cls):
         scheduler.set_timesteps(10)
 
 
-def test_mix_refuses_bad_cutoffs_early():
+def test_mix_refuses_bad_options_early():
+    with pytest.raises(ValueError, match="needs prediction_type v_prediction or sample"):
+        MixScheduler(rescale_betas_zero_snr=True)
     for bad in ({"cutoff": -1}, {"cutoff": 291, "cutoff_sigma": 1.0}, {"eta_head": 1.5}):
         with pytest.raises(ValueError, match=r"negative|exactly one|between 0 and 1"):
             MixScheduler(**bad)
@@ -377,16 +357,9 @@ def test_device_dtype_and_output_types(cls):
         assert out.prev_sample.dtype == out.pred_original_sample.dtype == dtype
         assert out.prev_sample.shape == x.shape
         # In half precision only inputs and outputs are rounded.
-        exact = scheduler.step(
-            *(v.double() if i != 1 else t for i, v in enumerate((output, t, x))),
-            variance_noise=z.double(),
-        )
-        assert torch.allclose(
-            out.prev_sample.double(),
-            exact.prev_sample,
-            rtol=0.01 if dtype == torch.bfloat16 else 1e-3,
-            atol=1e-3,
-        )
+        exact = scheduler.step(output.double(), t, x.double(), variance_noise=z.double())
+        rtol = 0.01 if dtype == torch.bfloat16 else 1e-3
+        assert torch.allclose(out.prev_sample.double(), exact.prev_sample, rtol=rtol, atol=1e-3)
     scheduler.set_timesteps(5, device="meta")
     assert scheduler.timesteps.device.type == "meta"
 
@@ -542,14 +515,13 @@ def test_from_config_of_another_class_keeps_its_meaning(cls, source, tmp_path, c
     (tmp_path / "scheduler_config.json").write_text(json.dumps({"_class_name": source.__name__}))
     assert meaning(cls.from_pretrained(tmp_path)) == SOURCES[source]
     # What is stated stays, and is overridden by the caller alone.
-    stated = {
-        **SD,
-        "prediction_type": "v_prediction",
-        "timestep_spacing": "trailing",
-        "steps_offset": 1,
-    }
+    stated = {**SD, "prediction_type": "v_prediction", "steps_offset": 1}
+    stated |= {"timestep_spacing": "trailing"}
     ours = cls.from_config(source(**stated).config, timestep_spacing="even")
     assert {key: ours.config[key] for key in stated} == {**stated, "timestep_spacing": "even"}
+    # final_sigmas_type is the other name of set_alpha_to_one.
+    to_sigma_min = DPMSolverMultistepScheduler(final_sigmas_type="sigma_min").config
+    assert cls.from_config(to_sigma_min).config.set_alpha_to_one is False
     # And back: the other class gets its own options again.
     back = source.from_config(ours.config)
     for key, value in source(**stated).config.items():
@@ -561,27 +533,13 @@ def test_from_config_of_another_class_keeps_its_meaning(cls, source, tmp_path, c
 @BOTH
 def test_the_config_that_stable_diffusion_ships(cls):
     """PNDM's class in Stable Diffusion 2.1-base's scheduler_config.json, DDIM's keys in it."""
-    shipped = {
-        "_class_name": "PNDMScheduler",
-        "_diffusers_version": "0.8.0",
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "beta_start": 0.00085,
-        "clip_sample": False,
-        "num_train_timesteps": 1000,
-        "prediction_type": "epsilon",
-        "set_alpha_to_one": False,
-        "skip_prk_steps": True,
-        "steps_offset": 1,
-        "trained_betas": None,
-    }
-    for config in (
-        shipped,
-        PNDMScheduler.from_config(shipped).config,
-        EulerDiscreteScheduler.from_config(shipped).config,
-    ):
-        ours = cls.from_config(config)
-        assert meaning(ours)[1:] == (1, False, False)
+    shipped = {**SD, "_class_name": "PNDMScheduler", "_diffusers_version": "0.8.0"}
+    shipped |= {"clip_sample": False, "num_train_timesteps": 1000, "prediction_type": "epsilon"}
+    shipped |= {"set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+    shipped |= {"trained_betas": None}
+    others = (PNDMScheduler.from_config(shipped), EulerDiscreteScheduler.from_config(shipped))
+    for config in (shipped, *(other.config for other in others)):
+        assert meaning(cls.from_config(config))[1:] == (1, False, False)
     ours = cls.from_config(shipped)
     ours.set_timesteps(50)
     theirs = DDIMScheduler.from_config(shipped)
@@ -596,12 +554,6 @@ def test_leading_with_an_offset_never_leaves_the_schedule(cls):
     for n in range(1, 1001):
         scheduler.set_timesteps(n)
         assert int(scheduler.timesteps[-1]) >= 0 and int(scheduler.timesteps[0]) <= 999
-
-
-@BOTH
-def test_final_sigmas_type_is_the_other_name_of_set_alpha_to_one(cls):
-    source = DPMSolverMultistepScheduler(final_sigmas_type="sigma_min")
-    assert cls.from_config(source.config).config.set_alpha_to_one is False
 
 
 @BOTH

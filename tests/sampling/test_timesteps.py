@@ -90,9 +90,9 @@ def test_every_count_gives_that_many_distinct_timesteps_in_range(spacing):
         assert 0 <= nodes[-1] <= nodes[0] <= 999
 
 
-def test_even_includes_both_ends():
+def test_even_includes_both_ends_and_is_the_default():
+    assert np.array_equal(timesteps(1000, 25), grid("even", 25))
     assert all(grid("even", n)[[0, -1]].tolist() == [999, 0] for n in COUNTS[1:])
-    assert grid("even", 1).tolist() == [0]
 
 
 def test_ddim_exists_exactly_where_an_integer_stride_does():
@@ -149,10 +149,6 @@ def test_leading_with_an_offset(T):
             timesteps(1000, 10, bad)
 
 
-def test_even_is_the_default():
-    assert np.array_equal(timesteps(1000, 25), grid("even", 25))
-
-
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("T", [2, 7, 4000])
 def test_as_many_steps_as_timesteps_visit_all(spacing, T):
@@ -182,19 +178,12 @@ def test_an_explicit_list_is_copied():
     assert listed.tolist() == AYS
 
 
-def test_sections_go_from_low_to_high_timesteps():
+def test_sections_go_from_low_to_high_timesteps_and_larger_parts_come_first():
     nodes = timesteps(1000, 10, "8,2")
     assert (nodes < 500).sum() == 8
     assert nodes[:2].tolist() == [999, 500]
-
-
-def test_an_empty_section_is_left_out():
-    assert timesteps(10, spacing="0,2").tolist() == [9, 5]
-
-
-def test_sections_with_a_remainder_have_larger_first_parts():
-    # 10 = 4 + 3 + 3
-    assert timesteps(10, spacing="2,2,2").tolist() == [9, 7, 6, 4, 3, 0]
+    assert timesteps(10, spacing="0,2").tolist() == [9, 5]  # an empty section is left out
+    assert timesteps(10, spacing="2,2,2").tolist() == [9, 7, 6, 4, 3, 0]  # 10 = 4 + 3 + 3
 
 
 @pytest.mark.parametrize(
