@@ -33,7 +33,7 @@ absent = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABS
 SITE = [
     f"hydra.launcher.{option}" for option in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=2")
 ]
-TABLE = ["experiment=table1_small", "experiment.steps=[4,20]", "num_samples=75"]
+TABLE = ["experiment=table1_small", "experiment.steps=[4,20]", "num_samples=150"]
 TABLE += ["shard_size=15", "out=out", *FEW]
 
 
@@ -150,7 +150,9 @@ def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path)
     process = subprocess.Popen(
         command, cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, text=True
     )
-    wait_until(lambda: list(tmp_path.glob("runs/digits/*20steps*/shards/*.npz")))
+    shards = "runs/digits/*20steps*/shards/*.npz"
+    wait_until(lambda: list(tmp_path.glob(shards)) or process.poll() is not None)
+    assert process.poll() is None
     jobs = [name for name in running(cluster, "sample") if name.endswith(("_1", "_3"))]
     slurm("scancel", "--signal=USR2", jobs[0], env=cluster)
     out, _ = process.communicate(timeout=500)
