@@ -9,11 +9,11 @@ They match the true spread where scores differ clearly and err upwards near
 a perfect score: by up to 1.7 for FID and KID, whose first-order term vanishes there (with
 `fid`'s se="delta" they fall short there instead).
 Memory is bounded: nothing of size N x M is ever held, only tiles of it.
+`device` is the torch device that the long part of the work runs on.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.neighbours import covered, float32_products
+
 Floats = NDArray[np.floating[Any]]  # float32 or float64
 Array = NDArray[np.float64]
 
 BLOCK = 4096  # rows converted to float64 at a time
-TILE = 2**23  # distances held at a time: 64 MiB in float64
 KID_GROUPS = 100  # groups of samples that the KID bootstrap resamples
 JACKKNIFE_GROUPS = 10  # groups of samples that recall's jackknife leaves out in turn
 
@@ -55,29 +56,49 @@ class Statistics:
     n: int
 
 
-def statistics(features: Floats, counts: NDArray[np.int64] | None = None) -> Statistics:
+class _Moments(NamedTuple):
+    """The same as tensors on the device that computes with them."""
+
+    mean: Tensor
+    cov: Tensor
+
+
+def statistics(
+    features: Floats, counts: NDArray[np.int64] | None = None, *, device: str = "cpu"
+) -> Statistics:
     """Mean and covariance of features [N, F]; row i counts `counts[i]` times (default once).
 
     Accumulated in float64 whatever the dtype of the features.  Raises ValueError unless
     the features are a matrix of at least two finite rows.
     """
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
-    w = np.ones(len(features)) if counts is None else counts.astype(np.float64)
-    n, size = w.sum(), features.shape[1]
-    total, outer = np.zeros(size), np.zeros((size, size))
-    for rows in _blocks(len(features)):
-        total += w[rows] @ features[rows].astype(np.float64)
+    _check_matrix(features)
+    mean, cov = _moments(torch.from_numpy(features).to(device), counts)
+    n = len(features) if counts is None else int(counts.sum())
+    return Statistics(mean.cpu().numpy(), cov.cpu().numpy(), n)
+
+
+def _moments(x: Tensor, counts: NDArray[np.int64] | None = None) -> _Moments:
+    w = torch.ones(len(x)) if counts is None else torch.from_numpy(counts)
+    w = w.to(x.device, torch.float64)
+    n, size = w.sum(), x.shape[1]
+    total = torch.zeros(size, dtype=torch.float64, device=x.device)
+    outer = torch.zeros(size, size, dtype=torch.float64, device=x.device)
+    for rows in _blocks(len(x)):
+        total += w[rows] @ x[rows].double()
     mean = total / n
-    if not np.isfinite(mean).all():
+    if not mean.isfinite().all():
         raise ValueError("features contain NaN or infinity: the samples or extractor are broken")
-    for rows in _blocks(len(features)):
-        centred = features[rows].astype(np.float64) - mean
+    for rows in _blocks(len(x)):
+        centred = x[rows].double() - mean
         outer += (centred * w[rows, None]).T @ centred
-    return Statistics(mean, outer / (n - 1), int(n))
+    return _Moments(mean, outer / (n - 1))
 
 
-def frechet_distance(a: Statistics, b: Statistics) -> float:
+def _on(device: str, s: Statistics) -> _Moments:
+    return _Moments(torch.from_numpy(s.mean).to(device), torch.from_numpy(s.cov).to(device))
+
+
+def frechet_distance(a: Statistics, b: Statistics, *, device: str = "cpu") -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Dowson & Landau 1982; FID).
 
     Raises ValueError when the feature sizes differ, or when n <= F on either side: such a
@@ -85,7 +106,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     """
     _check_sizes(len(a.mean), len(b.mean))
     check_fid_size(min(a.n, b.n), len(a.mean))
-    return _distance(a, b, _root(b.cov))
+    reference = _on(device, b)
+    return _distance(_on(device, a), reference, _root(reference.cov))
 
 
 def fid(
@@ -97,6 +119,7 @@ def fid(
     bootstrap: int = 100,
     seed: int = 0,
     strata: NDArray[np.int64] | None = None,
+    device: str = "cpu",
 ) -> Score:
     """Frechet distance of samples [N, F] to a reference (Heusel et al. 2017) with its error.
 
@@ -113,16 +136,17 @@ def fid(
     """
     if se not in ("bootstrap", "delta"):
         raise ValueError(f"unknown fid_se {se!r}: choose bootstrap or delta")
-    samples = statistics(features)
-    _check_sizes(len(samples.mean), len(reference.mean))
+    _check_matrix(features)
+    _check_sizes(features.shape[1], len(reference.mean))
     if not allow_few:
-        check_fid_size(min(samples.n, reference.n), len(samples.mean))
-    root = _root(reference.cov)  # factored once for all resamples
-    value = _distance(samples, reference, root)
+        check_fid_size(min(len(features), reference.n), features.shape[1])
+    x, b = torch.from_numpy(features).to(device), _on(device, reference)
+    a, root = _moments(x), _root(b.cov)  # factored once for all resamples
+    value = _distance(a, b, root)
     if se == "delta":
-        return Score(value, _delta_se(features, samples, reference, root, strata))
+        return Score(value, _influence_se(_influence(x, a, b, root), strata))
     spread = [
-        _distance(statistics(features, counts), reference, root)
+        _distance(_moments(x, counts), b, root)
         for counts in _resamples(len(features), bootstrap, seed, strata)
     ]
     return Score(value, _std(spread))
@@ -157,52 +181,50 @@ def _influence_se(influence: Array, strata: NDArray[np.int64] | None) -> float:
     return float(np.sqrt(sum(len(p) * p.var(ddof=min(1, len(p) - 1)) for p in parts)) / n)
 
 
-def _delta_se(
-    features: Floats,
-    a: Statistics,
-    b: Statistics,
-    root_b: Array,
-    strata: NDArray[np.int64] | None,
-) -> float:
-    """Standard error of the Frechet distance by the delta method (infinitesimal jackknife).
+def _influence(x: Tensor, a: _Moments, b: _Moments, root_b: Tensor) -> Array:
+    """[N]: each sample's influence on the Frechet distance (infinitesimal jackknife).
 
     With R R^T = S_b, the derivative of the distance by S_a is G = I - R (R^T S_a R)^(-1/2) R^T,
     by m_a it is 2 (m_a - m_b); a sample's influence is linear in its deviation and in the
     deviation's outer product.  Null directions, where the root has no derivative, are left out.
     """
-    eigenvalues, vectors = np.linalg.eigh(root_b.T @ a.cov @ root_b)
+    eigenvalues, vectors = torch.linalg.eigh(root_b.T @ a.cov @ root_b)
     positive = eigenvalues > eigenvalues[-1] * len(eigenvalues) * np.finfo(np.float64).eps
     half = (root_b @ vectors[:, positive]) / eigenvalues[positive] ** 0.25
     slope = 2 * (a.mean - b.mean)
-    influence = np.empty(len(features))
-    for rows in _blocks(len(features)):
-        centred = features[rows].astype(np.float64) - a.mean
-        outer = np.square(centred).sum(1) - np.square(centred @ half).sum(1)
+    influence = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    for rows in _blocks(len(x)):
+        centred = x[rows].double() - a.mean
+        outer = centred.square().sum(1) - (centred @ half).square().sum(1)
         influence[rows] = centred @ slope + outer
-    return _influence_se(influence, strata)
+    return influence.cpu().numpy()
 
 
-def _distance(a: Statistics, b: Statistics, root_b: Array) -> float:
+def _distance(a: _Moments, b: _Moments, root_b: Tensor) -> float:
     """The Frechet distance, given R with R R^T = S_b.
 
     S_a S_b is similar to the symmetric R^T S_a R, so that real eigenvalues of a symmetric
     matrix replace a general matrix square root.
     """
-    eigenvalues = np.linalg.eigvalsh(root_b.T @ a.cov @ root_b)
-    trace = np.sqrt(eigenvalues.clip(min=0)).sum()
+    eigenvalues = torch.linalg.eigvalsh(root_b.T @ a.cov @ root_b)
+    trace = eigenvalues.clamp(min=0).sqrt().sum()
     difference = a.mean - b.mean
-    distance = difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * trace
+    distance = difference @ difference + a.cov.trace() + b.cov.trace() - 2 * trace
     return max(float(distance), 0.0)  # rounding may leave -1e-14
 
 
-def _root(cov: Array) -> Array:
+def _root(cov: Tensor) -> Tensor:
     """R with R R^T = cov: the Cholesky factor, or eigenvectors where cov is singular."""
-    try:
-        root = np.linalg.cholesky(cov)
-    except np.linalg.LinAlgError:
-        eigenvalues, vectors = np.linalg.eigh(cov)
-        root = vectors * np.sqrt(eigenvalues.clip(min=0))
-    return np.asarray(root, dtype=np.float64)
+    root, failed = torch.linalg.cholesky_ex(cov)
+    if failed:
+        eigenvalues, vectors = torch.linalg.eigh(cov)
+        root = vectors * eigenvalues.clamp(min=0).sqrt()
+    return root
+
+
+def _check_matrix(features: Floats) -> None:
+    if features.ndim != 2 or len(features) < 2:
+        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
 
 
 def check_fid_size(n: int, size: int) -> None:
@@ -301,6 +323,7 @@ def kid(
     seed: int = 0,
     bootstrap: int = 100,
     strata: NDArray[np.int64] | None = None,
+    device: str = "cpu",
 ) -> Score:
     """Squared maximum mean discrepancy, kernel (x.y / F + 1)^3 (Binkowski et al. 2018).
 
@@ -308,6 +331,7 @@ def kid(
     It may fall slightly below 0.  se combines the bootstrap over samples (in 100 random
     groups, whose kernel sums are computed once; pairs of a sample with itself left out)
     with the error of drawing finitely many subsets.  `bootstrap=0` skips it (NaN).
+    On a GPU only the bootstrap runs there: torch-fidelity's value is NumPy's everywhere.
     Raises ValueError for fewer than `subset_size` samples or reference images.
     """
     _check_sizes(features.shape[1], reference_features.shape[1])
@@ -324,7 +348,8 @@ def kid(
         rng_seed=seed,
         verbose=False,
     )
-    spread = _kid_resampled(features, reference_features, bootstrap, seed, strata)
+    x, y = (torch.from_numpy(z).to(device) for z in (features, reference_features))
+    spread = _kid_resampled(x, y, bootstrap, seed, strata)
     mean, std = result[metric_kid.KEY_METRIC_KID_MEAN], result[metric_kid.KEY_METRIC_KID_STD]
     return Score(mean, float(np.hypot(_std(spread), std / np.sqrt(subsets))))
 
@@ -339,22 +364,15 @@ def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
 
 
 def _kid_resampled(
-    x: Floats, y: Floats, bootstrap: int, seed: int, strata: NDArray[np.int64] | None = None
+    x: Tensor, y: Tensor, bootstrap: int, seed: int, strata: NDArray[np.int64] | None = None
 ) -> Array:
     """[bootstrap]: KID up to a constant, with groups of samples drawn with replacement."""
     if bootstrap == 0:
         return np.empty(0)
     rng = np.random.default_rng(seed)
-    groups = [x[rows] for rows in _groups(len(x), KID_GROUPS, rng, strata)]
-    g = len(groups)
-    within, cross = np.zeros((g, g)), np.zeros(g)
-    for i, a in enumerate(groups):
-        cross[i] = sum(_kernel(a, y[rows]).sum(dtype=np.float64) for rows in _blocks(len(y)))
-        for j in range(i + 1):
-            within[i, j] = within[j, i] = _kernel(a, groups[j]).sum(dtype=np.float64)
-        own = np.square(a.astype(np.float64)).sum(1) / x.shape[1] + 1
-        within[i, i] -= (own**3).sum()
-    sizes = np.array([len(a) for a in groups])
+    groups = _groups(len(x), KID_GROUPS, rng, strata)
+    g, sizes = len(groups), np.array([len(rows) for rows in groups])
+    within, cross = _kernel_sums(x[np.concatenate(groups)], y, sizes)
     pairs = np.outer(sizes, sizes) - np.diag(sizes)
     w = rng.multinomial(g, np.full(g, 1 / g), size=bootstrap)
     mean_within = ((w @ within) * w).sum(1) / ((w @ pairs) * w).sum(1)
@@ -362,16 +380,41 @@ def _kid_resampled(
     return np.asarray(mean_within - 2 * mean_cross)
 
 
-def _kernel(a: Floats, b: Floats) -> Floats:
-    similarity: Floats = a @ b.T / a.shape[1] + 1
-    return similarity * similarity * similarity  # many times faster than ** 3
+def _kernel_sums(x: Tensor, y: Tensor, sizes: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Sums of the kernel over pairs of different samples [G, G], and of samples with y [G].
+
+    The groups of x adjoin and have these sizes.
+    """
+    g, ends = len(sizes), np.cumsum(sizes)
+    group = torch.from_numpy(np.repeat(np.arange(g), sizes)).to(x.device)
+    below = torch.zeros(g, g, dtype=torch.float64, device=x.device)
+    cross = torch.zeros(g, dtype=torch.float64, device=x.device)
+    with float32_products():
+        for i, (end, size) in enumerate(zip(ends.tolist(), sizes.tolist(), strict=True)):
+            a = x[end - size : end]
+            below[i].index_add_(0, group[:end], _column_sums(a, x[:end]))
+            own = a.double().square().sum(1) / x.shape[1] + 1
+            below[i, i] -= (own**3).sum()
+            cross[i] = _column_sums(a, y).sum()
+    within = below + below.tril(-1).T
+    return within.cpu().numpy(), cross.cpu().numpy()
+
+
+def _column_sums(a: Tensor, b: Tensor) -> Tensor:
+    """[len(b)]: sums of the kernel over a, in float64."""
+    parts = []
+    for rows in _blocks(len(b)):
+        similarity = a @ b[rows].T / a.shape[1] + 1
+        cubes = similarity * similarity * similarity  # many times faster than ** 3
+        parts.append(cubes.sum(0, dtype=torch.float64))
+    return torch.cat(parts)
 
 
 # --- Precision and recall -------------------------------------------------------------
 
 
 def precision_recall(
-    features: Floats, reference_features: Floats, *, k: int = 3
+    features: Floats, reference_features: Floats, *, k: int = 3, device: str = "cpu"
 ) -> tuple[Score, Score]:
     """Improved precision and recall (Kynkaanniemi et al. 2019) of samples against a reference.
 
@@ -380,8 +423,8 @@ def precision_recall(
     samples inside the reference's manifold, recall the share of the reference inside the
     samples'.  Even a perfect sampler scores below 1, by an amount that depends on N, M and F.
 
-    Distances are squared and in float64: guided-diffusion's evaluator rounds them to half
-    precision, which moves its scores by some 0.003.
+    Decisions are those of float64 distances (`eval.neighbours`): guided-diffusion's evaluator
+    rounds distances to half precision, which moves its scores by some 0.003.
 
     se of precision: the balls are fixed and samples independent, hence binomial (what a
     bootstrap of the hits would give).  se of recall: jackknife that leaves out one of ten
@@ -399,56 +442,12 @@ def precision_recall(
                 "raise num_samples"
             )
     groups = _groups(len(features), JACKKNIFE_GROUPS, np.random.default_rng(0))
-    x = torch.from_numpy(features[np.concatenate(groups)]).double()  # groups now adjoin
-    y = torch.from_numpy(reference_features).double()
-    sizes = [len(rows) for rows in groups]
-    reference_radii = _radii(y, [len(y)], k)[0]
-    covered = _covered(y, x, _radii(x, sizes, k), sizes)
-    hits = _covered(x, y, reference_radii[None], [len(y)])[0]
-    return _proportion(hits.numpy()), _jackknife(covered.double().mean(dim=1).numpy())
-
-
-def _radii(x: Tensor, sizes: Sequence[int], k: int) -> Tensor:
-    """Squared distances to the k-th nearest other point, [1 + G, N] for G groups of x.
-
-    Row 0 considers all points; row g all but those of group g (no rows if G = 1).  Each
-    group's k nearest are enough to know both.
-    """
-    radii = []
-    for rows in _tiles(len(x), len(x)):
-        distances = _squared_distances(x[rows], x)
-        distances[torch.arange(len(distances)), torch.arange(rows.start, rows.stop)] = torch.inf
-        nearest = [
-            part.topk(min(k, part.shape[1]), largest=False).values
-            for part in torch.split(distances, list(sizes), dim=1)
-        ]
-        others = [[*nearest[:g], *nearest[g + 1 :]] for g in range(len(sizes))]
-        sets = [nearest, *(others if len(sizes) > 1 else [])]
-        candidates = [torch.cat(near, dim=1) for near in sets]
-        radii.append(torch.stack([c.kthvalue(min(k, c.shape[1])).values for c in candidates]))
-    return torch.cat(radii, dim=1)
-
-
-def _covered(points: Tensor, centres: Tensor, radii: Tensor, sizes: Sequence[int]) -> Tensor:
-    """bool [len(radii), P]: points inside any ball; row g > 0 ignores the balls of group g."""
-    inside = []
-    for rows in _tiles(len(points), len(centres)):
-        distances = _squared_distances(points[rows], centres)
-        covered = torch.zeros(len(radii), len(distances), dtype=torch.bool)
-        split = partial(torch.split, split_size_or_sections=list(sizes), dim=1)
-        parts = zip(split(distances), split(radii), strict=True)
-        for group, (part, part_radii) in enumerate(parts, start=1):
-            for g, reach in enumerate(part_radii):
-                if g != group:
-                    covered[g] |= (part <= reach).any(dim=1)
-        inside.append(covered)
-    return torch.cat(inside, dim=1)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[len(a), len(b)], in one tile of memory."""
-    tile = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
-    return tile.add_(a.square().sum(1)[:, None]).clamp_(min=0)
+    order = np.empty(len(features), np.int64)
+    for g, rows in enumerate(groups):
+        order[g :: len(groups)] = rows  # point i is now in group i mod G
+    x, y = (torch.from_numpy(z).to(device) for z in (features[order], reference_features))
+    hits, recalled = covered(x, y, k, len(groups))
+    return _proportion(hits.cpu().numpy()), _jackknife(recalled.double().mean(dim=1).cpu().numpy())
 
 
 def _jackknife(values: Array) -> Score:
@@ -498,7 +497,7 @@ def clip_score(images: Floats, texts: Floats) -> Score:
     return Score(float(values.mean()), _std(values) / float(np.sqrt(len(values))))
 
 
-# --- Resampling and tiling ------------------------------------------------------------
+# --- Resampling and blocks ------------------------------------------------------------
 
 
 def _resamples(
@@ -544,9 +543,3 @@ def _std(values: Sequence[float] | Array) -> float:
 
 def _blocks(n: int) -> Iterator[slice]:
     return (slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK))
-
-
-def _tiles(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows such that a tile of all columns has at most TILE entries."""
-    step = max(1, TILE // columns)
-    return (slice(i, min(i + step, rows)) for i in range(0, rows, step))

@@ -85,13 +85,14 @@ class _Lacking(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """What metrics are computed from: features of samples, the real images, labels, options."""
+    """What metrics are computed from, with which options, and on which device."""
 
     samples: Extracted
     reference: Reference | None
     labels: NDArray[np.int64] | None
     strata: NDArray[np.int64] | None
     options: Options
+    device: str
 
     @property
     def real(self) -> Reference:
@@ -115,14 +116,16 @@ class Material:
 
     def frechet(self, features: Floats | None, reference: Statistics | None) -> Score:
         x, y, o = self.needed(features), self.needed(reference), self.options
-        return fid(x, y, se=o.fid_se, allow_few=o.allow_few, **self.resampling)
+        few, device = o.allow_few, self.device
+        return fid(x, y, se=o.fid_se, allow_few=few, device=device, **self.resampling)
 
     @cached_property  # one pass over all distances gives both
     def precision_recall(self) -> tuple[Score, Score]:
         x, y = self.samples, self.real
+        stated: dict[str, Any] = {"k": self.options.k, "device": self.device}
         if x.manifold is None or y.manifold is None:
-            return precision_recall(x.features, y.features, k=self.options.k)
-        return precision_recall(x.manifold, y.manifold, k=self.options.k)
+            return precision_recall(x.features, y.features, **stated)
+        return precision_recall(x.manifold, y.manifold, **stated)
 
 
 def _inception_score(m: Material) -> Score:
@@ -141,8 +144,8 @@ def _diagonal_fid(m: Material) -> Score:
 
 
 def _kid(m: Material) -> Score:
-    size = m.options.kid_subset_size
-    return kid(m.samples.features, m.real.features, subset_size=size, **m.resampling)
+    x, y, size = m.samples.features, m.real.features, m.options.kid_subset_size
+    return kid(x, y, subset_size=size, device=m.device, **m.resampling)
 
 
 def _label_agreement(m: Material) -> Score:
@@ -204,12 +207,13 @@ def evaluate(
     metrics: Sequence[str] = USUAL,
     strata: NDArray[np.int64] | None = None,
     options: Options = DEFAULTS,
+    device: str = "cpu",
 ) -> dict[str, Score]:
     """The scores asked for, by name and in the order asked for.
 
     With `labels` [N], `label_agreement` is always among them.  `strata` [N] are the labels of
     samples whose class counts were fixed by design rather than drawn: their standard errors
-    then leave the class counts fixed, too.
+    then leave the class counts fixed, too.  The torch `device` changes the last bits at most.
 
     Raises ValueError for an unknown metric, for one whose features the extractor does not give or
     that needs a reference where there is none, for label agreement without labels, and as each
@@ -219,7 +223,7 @@ def evaluate(
     if labels is None and "label_agreement" in metrics:
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
-    material = Material(extracted, reference, labels, strata, options)
+    material = Material(extracted, reference, labels, strata, options, device)
     return {name: _computed(name, material) for name in names}
 
 
@@ -239,6 +243,7 @@ def real_floor(
     labels: NDArray[np.int64] | None = None,
     metrics: Sequence[str] = USUAL,
     options: Options = DEFAULTS,
+    device: str = "cpu",
 ) -> dict[str, Score]:
     """What a perfect sampler would score with n samples: n real images in place of samples.
 
@@ -259,4 +264,5 @@ def real_floor(
         rows = np.concatenate([rows, rng.choice(members, wanted, replace=False)])
     drawn = Extracted._make(None if part is None else part[rows] for part in real)
     strata = None if labels is None else labels[rows]
-    return evaluate(drawn, reference, metrics=metrics, strata=strata, options=options)
+    stated: dict[str, Any] = {"metrics": metrics, "options": options, "device": device}
+    return evaluate(drawn, reference, strata=strata, **stated)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tqdm import tqdm
 
 from files.whole import UNREADABLE, write_atomic
 
@@ -82,22 +81,32 @@ def _memory_map(path: Path, member: str) -> NDArray[Any] | None:
 
 
 def _read_pngs(folder: Path) -> NDArray[np.uint8]:
+    """All PNG files of a folder by name, each decoded into its place in one array."""
+    from tqdm import tqdm
+
     files = sorted(folder.glob("*.png"))
     if not files:
         raise FileNotFoundError(f"no PNG files and no samples.npz in {folder}")
-    images = []
-    for file in tqdm(files, desc="reading", leave=False, delay=2):
-        try:
-            with Image.open(file) as image:
-                if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                    raise ValueError(f"{file} has mode {image.mode}: only 8-bit PNG files are read")
-                pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{file} is damaged ({error}): remove it or make it again") from None
-        images.append(pixels[..., None] if pixels.ndim == 2 else pixels)
-        if images[-1].shape != images[0].shape:
-            raise ValueError(f"{file} is {images[-1].shape}, but {files[0].name} {images[0].shape}")
-    return np.stack(images)
+    first = _read_png(files[0])
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for i, file in enumerate(tqdm(files, desc="reading", leave=False, delay=2)):
+        pixels = _read_png(file)
+        if pixels.shape != first.shape:
+            raise ValueError(f"{file} is {pixels.shape}, but {files[0].name} {first.shape}")
+        images[i] = pixels
+    return images
+
+
+def _read_png(file: Path) -> NDArray[np.uint8]:
+    """uint8 [H, W, C] of 1 or 3 channels."""
+    try:
+        with Image.open(file) as image:
+            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                raise ValueError(f"{file} has mode {image.mode}: only 8-bit PNG files are read")
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file} is damaged ({error}): remove it or make it again") from None
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
@@ -150,6 +159,8 @@ def save_grid(images: NDArray[np.uint8], path: Path) -> None:
 
 def export_png(folder: Path, images: NDArray[np.uint8]) -> None:
     """One PNG a sample, named by its id, in folder/png; those already there are kept."""
+    from tqdm import tqdm
+
     target = folder / "png"
     target.mkdir(exist_ok=True)
     for i, image in enumerate(tqdm(images, desc="png", leave=False, delay=2)):

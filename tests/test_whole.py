@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -70,6 +71,24 @@ def test_png_export_is_lossless_and_named_by_id(tmp_path):
     files = sorted((tmp_path / "png").iterdir())
     assert [p.name for p in files] == ["000000.png", "000001.png", "000002.png"]
     assert np.array_equal(np.asarray(Image.open(files[2])), images[2])
+
+
+def test_a_folder_of_pngs_is_held_once(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    export_png(tmp_path, images)
+    tracemalloc.start()
+    read = load_samples(tmp_path / "png").images
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(read, images)
+    assert peak < 1.5 * images.nbytes
+
+
+def test_pngs_of_other_sizes_are_refused_by_name(tmp_path):
+    for i, shape in enumerate([(6, 5), (6, 5), (5, 6)]):
+        Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{i}.png")
+    with pytest.raises(ValueError, match=r"2\.png is \(5, 6, 1\), but 0\.png \(6, 5, 1\)"):
+        load_samples(tmp_path)
 
 
 def test_grid_shows_every_image_in_order(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -107,7 +106,7 @@ def test_fid_singular_covariances_use_the_fallback():
     assert np.linalg.matrix_rank(b.cov) == 10
     with pytest.raises(np.linalg.LinAlgError):
         np.linalg.cholesky(b.cov)
-    root = metrics._root(b.cov)
+    root = metrics._root(torch.from_numpy(b.cov))
     np.testing.assert_allclose(root @ root.T, b.cov, atol=1e-12)
     theirs = fid_statistics_to_metric(
         *(fid_features_to_statistics(torch.from_numpy(z)) for z in (x, y)), verbose=False
@@ -274,7 +273,8 @@ def test_kid_group_sums_are_those_of_brute_force(groups, monkeypatch):
     """The unbiased estimator with weights, those of groups of unequal sizes or of one sample."""
     x, y = gaussian(43, 5, 1, shift=0.3), gaussian(33, 5, 2)
     monkeypatch.setattr(metrics, "KID_GROUPS", groups)
-    got = metrics._kid_resampled(x, y, 6, seed=4)
+    monkeypatch.setattr(metrics, "BLOCK", 15)  # several blocks, a short last one
+    got = metrics._kid_resampled(torch.from_numpy(x), torch.from_numpy(y), 6, seed=4)
     rng = np.random.default_rng(4)
     parts = np.array_split(rng.permutation(43), groups)
     x = x[np.concatenate(parts)]
@@ -303,7 +303,8 @@ def test_kid_bootstrap_does_not_depend_on_the_order_of_the_samples():
     x = np.repeat(classes, 100, axis=0) + gaussian(400, 6, 1)
     y = np.repeat(classes, 100, axis=0) + gaussian(400, 6, 2, shift=0.3)
     shuffled = np.random.default_rng(6).permutation(400)
-    by_class, mixed = (metrics._kid_resampled(a, y, 200, 0).std() for a in (x, x[shuffled]))
+    orders, y = (torch.from_numpy(a) for a in (x, x[shuffled])), torch.from_numpy(y)
+    by_class, mixed = (metrics._kid_resampled(a, y, 200, 0).std() for a in orders)
     assert by_class == pytest.approx(mixed, rel=0.3)
 
 
@@ -328,38 +329,16 @@ def test_precision_recall_golden(case):
     assert recall.value == pytest.approx(case["exact"]["recall"], abs=1e-12)
 
 
-@pytest.mark.parametrize("tile", [1, 999, 2**23])
-def test_precision_recall_memory_is_bounded_and_does_not_matter(monkeypatch, tile):
-    n, m, sizes = 83, 61, []
-    x, y = gaussian(n, 6, 1, shift=0.5), gaussian(m, 6, 2)
-    original = metrics._squared_distances
-
-    def watched(a, b):
-        sizes.append(len(a) * len(b))
-        return original(a, b)
-
-    monkeypatch.setattr(metrics, "_squared_distances", watched)
-    monkeypatch.setattr(metrics, "TILE", tile)
-    got = [score.value for score in precision_recall(x, y)]
-    assert got == pytest.approx(brute_precision_recall(x, y, 3))
-    assert sum(sizes) == n * n + m * m + 2 * n * m
-    assert max(sizes) <= max(tile, n)  # a row at least
-
-
 def test_recall_jackknife_leaves_groups_out_as_brute_force_does():
-    """Every row of `_covered` against recall computed from the remaining samples alone."""
+    """Every group in turn: recall computed from the remaining samples alone."""
     x, y = gaussian(103, 5, 1, shift=0.5), gaussian(80, 5, 2)
-    sizes = [11, 11, 11, 10, 10, 10, 10, 10, 10, 10]
-    tx, ty = torch.from_numpy(x), torch.from_numpy(y)
-    got = metrics._covered(ty, tx, metrics._radii(tx, sizes, 3), sizes).double().mean(1).tolist()
-    edges = np.cumsum([0, *sizes])
-    kept = [np.delete(x, np.s_[a:b], axis=0) for a, b in itertools.pairwise(edges)]
-    expected = [brute_precision_recall(part, y, 3)[1] for part in [x, *kept]]
-    assert got == pytest.approx(expected, abs=1e-12)
-    assert len(set(got)) > 3, "the groups make no difference: nothing was tested"
-    score = metrics._jackknife(np.array(got))
-    squares = [(value - np.mean(got[1:])) ** 2 for value in got[1:]]
-    assert score == pytest.approx((got[0], np.sqrt(9 / 10 * np.sum(squares))))
+    groups = metrics._groups(103, 10, np.random.default_rng(0))
+    kept = [x, *(np.delete(x, rows, axis=0) for rows in groups)]
+    values = np.array([brute_precision_recall(part, y, 3)[1] for part in kept])
+    assert len(set(values)) > 3, "the groups make no difference: nothing was tested"
+    squares = [(value - values[1:].mean()) ** 2 for value in values[1:]]
+    expected = (values[0], np.sqrt(9 / 10 * np.sum(squares)))
+    assert precision_recall(x, y)[1] == pytest.approx(expected, abs=1e-12)
 
 
 def test_precision_and_recall_se_are_the_true_spread():
@@ -431,6 +410,36 @@ def test_evaluate_computes_what_is_asked_for(pair, monkeypatch):
         ("fid", fid(x, reference.statistics, se="delta", strata=strata)),
         ("diagonal_fid", diagonal_fid(x, reference.statistics, strata)),
     ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_scores_on_a_gpu_are_those_of_the_cpu():
+    x, y = (gaussian(n, 32, n, 0.02 * n / 900).astype(np.float32) for n in (900, 1100))
+    features = Extracted(x, None)
+    reference = SimpleNamespace(statistics=statistics(y), features=y)
+    options = Options(kid_subset_size=100, fid_se="delta")
+    asked = ("fid", "kid", "precision", "recall")
+    cpu, gpu = (
+        evaluate(features, reference, metrics=asked, options=options, device=device)
+        for device in ("cpu", "cuda")
+    )
+    for name in asked:
+        assert gpu[name].value == pytest.approx(cpu[name].value, rel=1e-9, abs=1e-12)
+        # The kernel sums of the KID's error are of float32 products.
+        assert gpu[name].se == pytest.approx(cpu[name].se, rel=1e-4 if name == "kid" else 1e-9)
+
+
+def test_every_long_computation_is_told_the_device(pair, monkeypatch):
+    told = []
+
+    def notes(*args, device, **options):
+        told.append(device)
+        return (Score(0, 0), Score(0, 0)) if "k" in options else Score(0, 0)
+
+    for name in ("fid", "kid", "precision_recall"):
+        monkeypatch.setattr(scoring, name, notes)
+    evaluate(*pair, metrics=("fid", "kid", "precision", "recall"), device="a GPU")
+    assert told == ["a GPU"] * 3
 
 
 def test_distances_are_better_when_lower():
