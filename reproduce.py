@@ -18,7 +18,8 @@ from report.render import render
 
 def main(cfg: Config) -> None:
     if cfg.dry:
-        print(dry_run(cfg))
+        for line in dry_run(cfg):
+            print(line, flush=True)
         return
     results = stored_results(cfg) if cfg.render_only else perform(cfg)
     if results is not None:

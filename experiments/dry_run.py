@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,25 +11,37 @@ from typing import Any, NamedTuple
 import torch
 
 from experiments.cells import Cell, Column
-from experiments.config import Config, load_backbone, pick_device, settings_of, takes_option
+from experiments.check.machine import (
+    MACHINES,
+    Speed,
+    device_name,
+    matching_speed,
+    mode_named,
+    read_machine,
+    record_path,
+)
+from experiments.config import Config, load_backbone, settings_of, takes_option
+from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
+from files.places import ROOT
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
 
 
-def dry_run(cfg: Config) -> str:
-    """The dry run of a config's experiment in lines of text.
+def dry_run(cfg: Config) -> Iterator[str]:
+    """The dry run of a config's experiment, line by line: all that is counted before any timing.
 
     A model whose checkpoint is not there is timed with random weights, where its loader can.
     """
     experiment = Experiment.of(cfg)
     backbone = _timed_backbone(cfg)
     settings = settings_of(cfg, backbone, experiment.spacing, experiment.names)
-    head = f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
-    return "\n".join([head, *report(experiment.columns(settings), backbone)])
+    yield f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
+    mode = mode_named(bool(cfg.model.get("channels_last")), bool(cfg.model.get("compile")))
+    yield from report(experiment.columns(settings), backbone, mode)
 
 
 def _timed_backbone(cfg: Config) -> Backbone:
@@ -115,21 +127,24 @@ def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     return each, size
 
 
-def report(columns: Sequence[Column], backbone: Backbone) -> list[str]:
-    """What the columns cost, in lines of text."""
+def report(columns: Sequence[Column], backbone: Backbone, mode: str = "eager") -> Iterator[str]:
+    """What the columns cost, line by line; `mode` is what is done to the network (`Speed`)."""
     costs = [count(column, backbone.media.stored_bytes) for column in columns]
     total = Cost(*map(sum, zip(*costs, strict=True)))
     cells = sum(len(column.cells) for column in columns)
     saved = 100 * (1 - total.tree / total.alone)
-    return [
+    yield (
         f"{'steps':>6}{'samples':>9}  {'calls alone':>14}{'as one tree':>14}{'still to do':>14}"
-        "  cells: shards done",
-        *(_line(column, cost) for column, cost in zip(columns, costs, strict=True)),
+        "  cells: shards done"
+    )
+    for column, cost in zip(columns, costs, strict=True):
+        yield _line(column, cost)
+    yield (
         f"{cells} cells, {total.alone:,} image calls, {total.tree:,} as trees that share "
-        f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do",
-        *_time(total, backbone, columns[0].size.batch_size),
-        *_disk(total, columns[0].cells[0].folder),
-    ]
+        f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do"
+    )
+    yield from _disk(total, columns[0].cells[0].folder)
+    yield from _time(total, backbone, mode, columns[0].size.batch_size)
 
 
 def _line(column: Column, cost: Cost) -> str:
@@ -144,40 +159,64 @@ def _line(column: Column, cost: Cost) -> str:
     )
 
 
-def _time(total: Cost, backbone: Backbone, batch_size: int) -> list[str]:
-    """Hours from a calibration, and memory where the model can estimate it."""
-    seconds, measured = calibrate(backbone, batch_size)
-    what = "random weights" if backbone.sha256 == "untrained" else "the model"
-    lines = [
-        f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
-        f"{_device_name(backbone.device)})",
+def _time(total: Cost, backbone: Backbone, mode: str, batch_size: int) -> Iterator[str]:
+    """Hours from the machine's record or a calibration; memory where the model can estimate it."""
+    known = yield from _known_speed(backbone, mode, batch_size)
+    if known is not None:
+        seconds = known.seconds
+    else:
+        seconds, measured = calibrate(backbone, batch_size)
+        what = "random weights" if backbone.sha256 == "untrained" else "the model"
+        yield (
+            f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
+            f"{device_name(backbone.device)})"
+        )
+    yield (
         f"still to do: {_hours(total.missing * seconds)} of one such device, "
-        f"all of it: {_hours(total.tree * seconds)}; several share it evenly",
-    ]
+        f"all of it: {_hours(total.tree * seconds)}; several share it evenly"
+    )
     if backbone.memory is not None:
-        lines.append(
+        yield (
             f"memory while sampling: about {_bytes(backbone.memory(batch_size))} on the device with "
             f"batch {batch_size} (estimated from the largest tensors)"
         )
-    return lines
 
 
-def _disk(total: Cost, folder: Path) -> list[str]:
+def _known_speed(
+    backbone: Backbone, mode: str, batch_size: int
+) -> Generator[str, None, Speed | None]:
+    """The speed that `python -m scripts.check` measured on this device; says in which file it is."""
+    path = record_path(MACHINES, device_name(backbone.device))
+    if not path.is_file():
+        return None
+    try:
+        record = read_machine(path)
+    except ValueError as error:
+        yield str(error)
+        return None
+    speed = matching_speed(record["speeds"], backbone, mode, batch_size)
+    if speed is not None:
+        yield (
+            f"{1000 * speed.seconds:.3g} ms an image call on {record['device']}, batch "
+            f"{speed.batch}, {mode}: by {_shown(path)} of {record['date']}"
+        )
+    return speed
+
+
+def _shown(path: Path) -> Path:
+    """The path within the repository, where it is in it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def _disk(total: Cost, folder: Path) -> Iterator[str]:
     folder = folder.absolute()
     free = shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
-    lines = [
+    yield (
         f"bytes written: {_bytes(total.written)}, {_bytes(total.unwritten)} of them still to come; "
         f"free here: {_bytes(free)}"
-    ]
+    )
     if total.unwritten > free:
-        lines.append("the disk is too small for that: link runs/ to a larger one")
-    return lines
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"{torch.get_num_threads()} CPU threads"
+        yield "the disk is too small for that: link runs/ to a larger one"
 
 
 def _hours(seconds: float) -> str:

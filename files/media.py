@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from files.images import export_png, load_samples, write_npz
 from files.videos import film_strip, middle_frame, write_mp4
@@ -90,6 +89,8 @@ class Videos:
 
     def is_intact(self, folder: Path, shard: Shard) -> bool:
         """Whether every video of a shard is there with the size that it was written with."""
+        from tqdm import tqdm
+
         for name, size in zip(shard["names"].tolist(), shard["bytes"].tolist(), strict=True):
             path = folder / "videos" / name
             if not path.is_file() or path.stat().st_size != size:

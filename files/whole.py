@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
-from tqdm import tqdm
-
 # What NumPy and zipfile raise for a damaged .npz; a RuntimeError for one that seems encrypted.
 UNREADABLE = (KeyError, ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
@@ -62,6 +60,8 @@ def check_space(path: Path, needed: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
     if needed > free:
+        from tqdm import tqdm
+
         need, have = (tqdm.format_sizeof(n, "B", 1024) for n in (needed, free))
         raise OSError(errno.ENOSPC, f"{path} needs {need} more on the disk, {have} are free")
 

@@ -1,9 +1,11 @@
-"""Shared fixtures: the golden numbers recorded from guided-diffusion."""
+"""Shared fixtures: the golden numbers recorded from guided-diffusion.
+
+Imports nothing that the wheel's tests do not need: these run with the oldest versions and no more.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -14,9 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from files.openmp import short_spins
+
 # Before NumPy and torch start their threads: two processes of two threads each on two cores are slower
 # than one, and a process compares to the last bit only with one of as many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.update(short_spins(os.environ))
 
 import numpy as np
 import pytest
@@ -24,13 +29,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from experiments.config import composed, reported, run_command
+from experiments.check.golden import (
+    GOLDEN,
+    golden_config,
+    golden_json,  # noqa: F401  (for the tests, which find all that is recorded here)
+    golden_network,
+)
 from models.adm.cards import layout_digest
-from models.adm.networks import AttentionBlock, Classifier, UNet
+from models.adm.networks import UNet
 from sampling import Schedule
 from sampling.denoise import Clip, NetworkDenoiser, Reading
 
-GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,20 +48,6 @@ def bound(network, schedule=None, clip=False, gradient=None, condition=None) -> 
     reading = Reading(limit=Clip() if clip else None)
     schedule = Schedule.linear() if schedule is None else schedule
     return NetworkDenoiser(network, schedule, reading, condition, gradient)
-
-
-def golden_json(name: str):
-    return json.loads((GOLDEN / f"{name}.json").read_text())
-
-
-def golden_weights(tensors: dict[str, torch.Tensor], model: str) -> dict[str, torch.Tensor]:
-    """The stored weights of one tiny network; int8 tensors mean value / 256."""
-    prefix = f"{model}/sd/"
-    return {
-        key.removeprefix(prefix): value.float() / 256 if value.dtype == torch.int8 else value
-        for key, value in tensors.items()
-        if key.startswith(prefix)
-    }
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +63,6 @@ def trajectories() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def golden_schedules():
     return np.load(GOLDEN / "schedules.npz")
-
-
-def golden_config(name: str) -> tuple[str, dict[str, Any]]:
-    """Kind and network options of one tiny network."""
-    config = dict(golden_json("unet_forward")["models"][name]["config"])
-    kind = config.pop("kind")
-    if kind == "classifier":
-        assert config.pop("pool") == "attention"
-        config["num_labels"] = config.pop("out_channels")
-    else:
-        del config["image_size"], config["num_heads_upsample"]
-    return kind, config
 
 
 def recorded_options(entry: dict[str, Any]) -> dict[str, Any]:
@@ -98,17 +81,6 @@ def recorded_options(entry: dict[str, Any]) -> dict[str, Any]:
             options[name] = config[f"classifier_{names.get(name, name)}"]
     shape = {"channel_mult": "channel_mult", "attention_ds": "attention_downsample_factors"}
     return options | {name: derived[theirs] for name, theirs in shape.items()}
-
-
-def golden_network(name: str, tensors: dict[str, torch.Tensor]) -> UNet | Classifier:
-    kind, config = golden_config(name)
-    net = Classifier(**config) if kind == "classifier" else UNet(**config)
-    net.load_state_dict(golden_weights(tensors, name))
-    if name == "plain":  # recorded with more heads on the way up, which no published model has
-        for block in net.output_blocks.modules():
-            if isinstance(block, AttentionBlock):
-                block.heads = 4
-    return net.eval()
 
 
 @pytest.fixture(scope="session")
@@ -177,6 +149,8 @@ FEW = ["metrics.options.kid_subset_size=50", "metrics.options.bootstrap=5"]
 @pytest.fixture
 def command(script, monkeypatch, tmp_path):
     """Run a command in-process in an empty folder: (exit status, stdout, stderr)."""
+    from experiments.config import run_command
+
     monkeypatch.chdir(tmp_path)
 
     def call(module, *overrides):
@@ -192,6 +166,7 @@ def command(script, monkeypatch, tmp_path):
 @pytest.fixture
 def script(monkeypatch, capsys):
     """Call the main function of a script with words: (exit status, stdout, stderr)."""
+    from experiments.config import reported
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
@@ -222,6 +197,8 @@ def refused(outcome: tuple[int, str, str], said: str) -> None:
 
 def alone(module: ModuleType, *words: str, cwd: Path) -> None:
     """Run a command in this process, which has as many threads as those that it starts."""
+    from experiments.config import composed
+
     with contextlib.chdir(cwd):
         module.main(composed(Path(module.__file__).stem, *words))
 

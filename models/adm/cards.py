@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from models.adm.networks import Classifier, UNet
 from models.weights import check_fit, read_weights
@@ -81,6 +80,8 @@ def read_card(name: str | Path) -> Card:
     Raises FileNotFoundError with the known names, or ValueError for a file that is no complete
     card or whose network has another layout than it says.
     """
+    import yaml
+
     if name in _published():
         return _published()[str(name)]
     path = Path(name)
@@ -102,6 +103,8 @@ def read_card(name: str | Path) -> Card:
 
 @cache
 def _published() -> dict[str, Card]:
+    import yaml  # not above: the networks need no cards
+
     cards = yaml.safe_load(PUBLISHED.read_text())["cards"]
     return {name: _card(name, **entries) for name, entries in cards.items()}
 

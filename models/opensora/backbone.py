@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from files.whole import file_sha256
 from models.backbone import Backbone
 from models.hub import hub_file, remedied
 from models.opensora.stdit2 import STDiT2
-from models.opensora.text import TextCache
 from models.weights import dtype_named, load_weights, randomize, state_digest
 from sampling import Schedule
+
+if TYPE_CHECKING:
+    from models.opensora.text import TextCache
 
 FPS_OF_IMAGES = 120  # what the network is told of a single frame
 FRAME_INTERVAL = 3  # of the training's frames every third: 24 a second are saved as 8
@@ -61,6 +63,9 @@ def load(
     texts, guided = tuple(prompts), guidance_scale != 1
     cache = None
     if encode and not untrained:
+        # Imported here because it takes diffusers and more, which the network itself needs not.
+        from models.opensora.text import TextCache
+
         cache = TextCache(Path(text_cache), text_encoder)
         cache.fill(texts, device)  # before the network is in memory
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
@@ -168,7 +173,7 @@ def load_vae(id: str, dtype: torch.dtype, device: torch.device | str) -> tuple[A
 
 
 def condition(
-    net: STDiT2, cache: TextCache | None, texts: list[str], video: Video, guided: bool
+    net: STDiT2, cache: "TextCache | None", texts: list[str], video: Video, guided: bool
 ) -> dict[str, Tensor]:
     """What STDiT2 takes besides x and t: texts first, then as often the learned empty caption.
 

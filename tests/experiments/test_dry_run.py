@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from conftest import write_standin
 from test_generate import CountingNetwork, backbone, cell, make
 
 from experiments import dry_run
 from experiments.cells import Column
+from experiments.check.machine import Machine, Speed, parameters_of
 from models.adm.backbone import load
+from models.backbone import ImageNetwork
 
 
 def column(folder, *names, n=50) -> Column:
@@ -97,3 +100,66 @@ def test_an_untrained_network_can_be_timed_with_guidance(tmp_path, unet_forward)
     seconds, batch = dry_run.calibrate(model, 2)
     assert (seconds > 0, batch) == (True, 2)
     assert model.sha256 == "untrained"
+
+
+# --- speeds that `python -m scripts.check` has measured --------------------------------------------
+
+
+def test_all_is_counted_before_anything_is_timed(tmp_path):
+    network = CountingNetwork()
+    lines = dry_run.report([column(tmp_path, "skipped")], backbone(network))
+    counted = [next(lines) for _ in range(4)]
+    assert "image calls" in counted[2] and "bytes written" in counted[3]
+    assert network.calls == 0
+    assert "calibration" in next(lines) and network.calls > 0
+
+
+class Net(torch.nn.Module):
+    """Of one parameter, and counted."""
+
+    calls = 0
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(7))
+
+    def forward(self, x, t, y):
+        self.calls += 1
+        return torch.cat([x, x], 1)
+
+
+def timed(tmp_path, monkeypatch, text=None, **changes):
+    """The last lines of a dry run beside a record of one speed, and the calls that it made."""
+    net = Net()
+    model = backbone(ImageNetwork(net))
+    speed = Speed("x", parameters_of(net), model.shape, "fp32", "eager", 8, 3.6)
+    machine = Machine(torch.device("cpu"), tmp_path / "machines")
+    machine.speeds.append(speed._replace(**changes))
+    machine.save()
+    if text is not None:
+        machine.path.write_text(text)
+    monkeypatch.setattr(dry_run, "MACHINES", tmp_path / "machines")
+    lines = list(dry_run.report([column(tmp_path, "skipped", n=100)], model))
+    return lines[4:], net.calls, machine
+
+
+def test_a_machines_record_takes_the_place_of_a_calibration(tmp_path, monkeypatch):
+    (speed, hours), calls, machine = timed(tmp_path, monkeypatch)
+    assert calls == 0
+    assert f"3.6e+03 ms an image call on {machine.facts['device']}, batch 8" in speed
+    assert f"by {machine.path} of {machine.facts['date']}" in speed
+    assert "still to do: 1.0 hours" in hours  # 10 steps of 100 images, 3.6 s each
+
+
+@pytest.mark.parametrize(
+    "changes", [{"parameters": 8}, {"precision": "bf16"}, {"mode": "compiled"}, {"batch": 17}]
+)
+def test_another_network_precision_or_mode_is_calibrated(tmp_path, monkeypatch, changes):
+    (speed, _), calls, _ = timed(tmp_path, monkeypatch, **changes)
+    assert speed.startswith("calibration: ") and calls > 0
+
+
+def test_a_damaged_record_is_named_and_the_network_calibrated(tmp_path, monkeypatch):
+    (damaged, speed, _), calls, machine = timed(tmp_path, monkeypatch, text='{"speeds": [')
+    assert f"{machine.path} is damaged" in damaged and "python -m scripts.check" in damaged
+    assert speed.startswith("calibration: ") and calls > 0

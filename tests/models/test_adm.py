@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import golden_json, golden_network, recorded_options
 
+from experiments.check.golden import adm_tolerance
 from models.adm.cards import KINDS
 from models.adm.networks import Classifier, timestep_embedding
 
@@ -38,9 +39,9 @@ def test_forward_equals_the_original(name, case, unet_forward):
     labels = [unet_forward[f"{name}/{case}/y"]] if f"{name}/{case}/y" in unet_forward else []
     with torch.no_grad():
         out = net(x, t, *labels)
-    tolerance = 3e-3 if case == "b_small_x" else 5e-4
-    tolerance = 1e-5 if name == "clf" else tolerance
-    torch.testing.assert_close(out, unet_forward[f"{name}/{case}/out"], rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        out, unet_forward[f"{name}/{case}/out"], rtol=0, atol=adm_tolerance(name, case)
+    )
 
 
 def test_the_embedding_is_cosine_first_with_divisor_half():

@@ -2,56 +2,31 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, golden_json
-from safetensors.torch import load_file
+from conftest import golden_json
 
+from experiments.check.golden import (
+    STDIT2_TOLERANCE,
+    golden_stdit2,
+    golden_tensors,
+    stdit2_arguments,
+    stdit2_cases,
+)
 from models.opensora import stdit2
 from models.opensora.stdit2 import Block, RMSNorm, RotaryEmbedding, STDiT2, scalar_features
 
-FORWARD = golden_json("opensora_stdit2_forward")
-OPTIONS = ["hidden_size", "depth", "num_heads", "patch_size", "in_channels", "mlp_ratio"]
-OPTIONS += ["pred_sigma", "caption_channels", "model_max_length", "qk_norm", "input_sq_size"]
-TOLERANCE = 2e-5  # recorded: float32 against float64 2.4e-6; a mistake costs 1e-4 to 5
+CASES = stdit2_cases()
 
 
-@functools.cache
 def tensors(name: str) -> dict[str, torch.Tensor]:
-    return load_file(GOLDEN / f"opensora_{name}.safetensors")
-
-
-def golden_stdit2(config: str) -> STDiT2:
-    """One of the recorded tiny networks."""
-    options = {key: FORWARD["configs"][config][key] for key in OPTIONS}
-    net = STDiT2(**{**options, "patch_size": tuple(options["patch_size"])})
-    prefix = f"{config}/param/"
-    recorded = tensors("stdit2_forward")
-    net.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
-    )
-    return net.eval()
-
-
-def arguments(case: str) -> dict[str, torch.Tensor]:
-    prefix = f"{case}/in/"
-    recorded = tensors("stdit2_forward")
-    found = {k.removeprefix(prefix): v for k, v in recorded.items() if k.startswith(prefix)}
-    if "x_mask" in found and found["x_mask"].all():  # which is none
-        del found["x_mask"]
-    return found
-
-
-# The others go on from frames that are there already (`x_mask`), which no command here does.
-CASES = [case for case in FORWARD["cases"] if "x_mask" not in arguments(case)]
+    return golden_tensors(f"opensora_{name}")
 
 
 def error(net: STDiT2, case: str) -> float:
     with torch.no_grad():
-        out = net(**arguments(case))
+        out = net(**stdit2_arguments(case))
     want = tensors("stdit2_forward")[f"{case}/out"]
     assert out.shape == want.shape and out.dtype == torch.float32
     return float((out - want).abs().max())
@@ -74,7 +49,7 @@ def test_the_published_layout():
 
 @pytest.mark.parametrize("case", CASES)
 def test_forward(case):
-    assert error(golden_stdit2(case[0]), case) <= TOLERANCE
+    assert error(golden_stdit2(case[0]), case) <= STDIT2_TOLERANCE
 
 
 @pytest.mark.parametrize("case", ["c1_odd_nonsquare", "c4_cfg_batch_repeat"])
@@ -90,7 +65,7 @@ def test_intermediates(case):
 
         module.register_forward_hook(keep)
     with torch.no_grad():
-        net(**arguments(f"A/{case}"))
+        net(**stdit2_arguments(f"A/{case}"))
     compared = 0
     for key, want in recorded.items():
         if not key.startswith(f"A/{case}/"):
@@ -102,7 +77,7 @@ def test_intermediates(case):
         got = seen[name]
         if name == "csize_embedder#0":  # height, then width: two calls here, one there
             got = torch.cat([got, seen["csize_embedder#1"]], dim=1)
-        torch.testing.assert_close(got.reshape(want.shape), want, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(got.reshape(want.shape), want, rtol=0, atol=STDIT2_TOLERANCE)
         compared += 1
     assert compared >= 20
 
@@ -224,7 +199,7 @@ def test_mistakes_are_caught(mistake, monkeypatch):
     monkeypatch.setattr(f"models.opensora.stdit2.{where}", wrong)
     cases = [case for case in CASES if case.startswith("A/")]
     net = golden_stdit2("A")
-    assert max(error(net, case) for case in cases) > 5 * TOLERANCE
+    assert max(error(net, case) for case in cases) > 5 * STDIT2_TOLERANCE
 
 
 def test_the_epsilon_of_the_norm_shows_in_config_b(monkeypatch):
@@ -243,7 +218,7 @@ def test_rope_norm_and_position_embedding(dtype):
     recorded = tensors("small_pieces")
     cast = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
-    def is_recorded(got, name, tolerance=TOLERANCE):
+    def is_recorded(got, name, tolerance=STDIT2_TOLERANCE):
         atol = tolerance if dtype == "fp32" else 0
         torch.testing.assert_close(got, recorded[f"{name}{dtype}"], rtol=0, atol=atol)
 
@@ -266,7 +241,7 @@ def test_scalar_features():
 
 def test_bfloat16_rounds_the_timestep_as_the_original_does():
     net = golden_stdit2("A")
-    given = arguments("A/c1_odd_nonsquare")
+    given = stdit2_arguments("A/c1_odd_nonsquare")
     with torch.no_grad():
         half = net.bfloat16()(**given)
         rounded = golden_stdit2("A")(**{**given, "timestep": given["timestep"].bfloat16().long()})

@@ -1,0 +1,23 @@
+"""Which device this process computes on."""
+
+import torch
+
+from experiments.workers import local_rank
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU of this process (its local rank) if there is one, else the CPU.
+
+    Also switches TF32 off, which by default rounds a GPU's float32 convolutions to 10 bits of
+    mantissa: networks and Inception would then differ from the numbers they are checked against.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    if name != "auto":
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError):
+            raise ValueError(f"device={name} is not available here: use auto or cpu") from None
+    if torch.cuda.is_available():
+        # Where SLURM gives each process its own GPU, that is the only one it sees.
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+    return torch.device("cpu")
