@@ -8,3 +8,9 @@
 - `table`: records by sampler and step count; `sheets`: pictures kept with them
 - `gate`: do we score a published batch as its authors do?  `vbench`: VBench's scores of videos
 """
+
+import os
+
+from files.openmp import short_spins
+
+os.environ.update(short_spins(os.environ))  # before torch is imported

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.cifar10.networks import CifarClassifier
 from models.digits.networks import DigitsClassifier
 from models.weights import read_weights, state_digest
 
@@ -29,7 +30,7 @@ Images = NDArray[np.uint8]
 File = Path | str | None
 
 URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
-DIGITS_WEIGHTS = Path(__file__).parents[1] / "models" / "digits" / "classifier.safetensors"
+MODELS = Path(__file__).parents[1] / "models"
 CLEAN_MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
 CLEAN_FILE = "inception-2015-12-05.pt"
 
@@ -101,44 +102,70 @@ class Extractor(ABC):
         return Extracted(**seen)
 
 
-class DigitsExtractor(Extractor):
-    """The embedded digits classifier: 64 features, 10 logits.
+class ClassifierExtractor(Extractor):
+    """The classifier of a small model that is trained here: 64 features, 10 logits.
 
-    Takes uint8 [N, 28, 28, 1], or the same grey image in three channels.  Raises
-    FileNotFoundError without its weights, ValueError for any other images.
+    Takes uint8 [N, size, size, channels].  Raises FileNotFoundError without its weights, ValueError
+    for any other images.
     """
 
-    name = "digits"
     batch_size = 500
     num_features = 64
     knows_labels = True
+    network: type[nn.Module]
+    size: int
 
     def __init__(self, weights: File = None, device: str = "cpu"):
-        path = Path(weights or DIGITS_WEIGHTS)
-        remedy = "make it with `python -m scripts.train classifier`"
+        path = Path(weights or MODELS / self.name / "classifier.safetensors")
+        remedy = f"make it with `python -m scripts.train model={self.name} what=classifier`"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: {remedy}")
-        net = DigitsClassifier()
+        net = self.network()
         try:
             net.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError):
             raise ValueError(
-                f"{path} does not hold the digits classifier or is damaged: {remedy}"
+                f"{path} does not hold the {self.name} classifier or is damaged: {remedy}"
             ) from None
         self.net = net.eval().to(device)
         super().__init__(state_digest(self.net.state_dict()), device)
 
     def checked(self, images: Images) -> Images:
         images = super().checked(images)
-        if images.shape[1:3] != (28, 28):
-            raise ValueError(f"digits features need 28 x 28 images, got {images.shape[1:]}")
-        if images.shape[3] == 3 and not (images == images[..., :1]).all():
-            raise ValueError("digits features need grey images, got colours")
-        return images[..., :1]
+        if images.shape[1:3] != (self.size, self.size):
+            raise ValueError(
+                f"{self.name} features need {self.size} x {self.size} images, "
+                f"got {images.shape[1:]}"
+            )
+        return images
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         features, logits = self.net(x.float() / 127.5 - 1)
         return {"features": features, "logits": logits}
+
+
+class DigitsExtractor(ClassifierExtractor):
+    """The embedded digits classifier.
+
+    Takes uint8 [N, 28, 28, 1], or the same grey image in three channels.
+    """
+
+    name, network, size = "digits", DigitsClassifier, 28
+
+    def checked(self, images: Images) -> Images:
+        images = super().checked(images)
+        if images.shape[3] == 3 and not (images == images[..., :1]).all():
+            raise ValueError("digits features need grey images, got colours")
+        return images[..., :1]
+
+
+class CifarExtractor(ClassifierExtractor):
+    """The CIFAR-10 classifier.  Takes uint8 [N, 32, 32, 3], or grey images of that size."""
+
+    name, network, size = "cifar10", CifarClassifier, 32
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return super().forward(x.expand(-1, 3, -1, -1))
 
 
 class PixelExtractor(Extractor):
@@ -292,6 +319,7 @@ class ClipExtractor(Extractor):
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "digits": DigitsExtractor,
+    "cifar10": CifarExtractor,
     "pixels": PixelExtractor,
     "inception": InceptionExtractor,
     "torch_fidelity": TorchFidelityExtractor,

@@ -41,6 +41,7 @@ class Protocol:
             "reference": reference and reference.name,
             "reference_n": reference and reference.n,
             "reference_digest": reference and reference.digest[:12],
+            "precision": cell and precision(cell["config"]),
             **self.more,
             "metrics": sorted(metrics),
             "options": self.options,
@@ -67,6 +68,11 @@ def make_record(
     }
 
 
+def precision(config: Mapping[str, Any]) -> str:
+    """What the network computed in, by the config of its samples: fp32 where that does not say."""
+    return str(config["model"].get("precision", "fp32"))
+
+
 def score(record: Record, metric: str, of: str = "scores") -> Score | None:
     """The score of that name, or None; `of="floor"` for the real-vs-real floor."""
     values = (record[of] or {}).get(metric)
@@ -89,12 +95,19 @@ COMPARABLE = (
 
 
 def protocol(record: Record) -> Record:
-    """What must agree for a stored record to stand for a new evaluation of the same samples."""
-    return {key: record[key] for key in record if key not in ("scores", "floor", "run")}
+    """What must agree for a stored record to stand for a new evaluation of the same samples.
+
+    Their precision is in `cell`; records did not always repeat it.
+    """
+    left_out = ("scores", "floor", "run", "precision")
+    return {key: record[key] for key in record if key not in left_out}
 
 
 def check_comparable(records: Sequence[Record]) -> None:
-    """Raise ValueError unless a table's records were scored alike, all of a column with one N."""
+    """Raise ValueError unless a table's records compare.
+
+    They were scored alike, of samples in one precision, and all of a column with one N.
+    """
     first = records[0]
     sizes: dict[int, int] = {}
     for record in records:
@@ -106,12 +119,25 @@ def check_comparable(records: Sequence[Record]) -> None:
                     f"{first['steps']} steps, {here} in row {record['row']} at {record['steps']}; "
                     "evaluate them anew with one metrics= and reference="
                 )
+        here, there = _precision_of(record), _precision_of(first)
+        if here != there:
+            raise ValueError(
+                f"a table never mixes precisions: samples are in {there} in row {first['row']} at "
+                f"{first['steps']} steps, in {here} in row {record['row']} at {record['steps']}; "
+                f"sample them anew with model.precision={there}"
+            )
         n = sizes.setdefault(record["steps"], record["n"])
         if record["n"] != n:
             raise ValueError(
                 f"a column never mixes numbers of samples: {n} and {record['n']} at "
                 f"{record['steps']} steps"
             )
+
+
+def _precision_of(record: Record) -> str | None:
+    """None of samples that came from elsewhere."""
+    cell = record.get("cell")
+    return precision(cell["config"]) if cell else None
 
 
 def check_same_kind(stored: Record, protocol: str, config: Mapping[str, Any]) -> None:
@@ -131,7 +157,12 @@ def check_same_kind(stored: Record, protocol: str, config: Mapping[str, Any]) ->
 
 def _kind(protocol: str, config: Mapping[str, Any]) -> dict[str, Any]:
     shared = {key: config.get(key) for key in ("guidance", "spacing", "seed", "label")}
-    return {"protocol": protocol, "checkpoint": config["model"]["sha256"], **shared}
+    return {
+        "protocol": protocol,
+        "checkpoint": config["model"]["sha256"],
+        "precision": precision(config),
+        **shared,
+    }
 
 
 # --- Files ----------------------------------------------------------------------------

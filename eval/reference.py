@@ -27,7 +27,8 @@ class Reference:
     The features are kept because KID, precision and recall need them; the statistics are
     stored beside them because they may describe a larger set (as guided-diffusion's do).
     `spatial` are the statistics for sFID, `manifold` the features for precision and recall where
-    an extractor has them.  `extractor` and `weights` are the extractor's name and the digest of
+    an extractor has them; `labels` int64 [n] are the images', where these are to be drawn from by
+    class (a floor).  `extractor` and `weights` are the extractor's name and the digest of
     its weights; `source` is the SHA-256 of the file that the images came in, if it was one.
     """
 
@@ -39,6 +40,7 @@ class Reference:
     logits: NDArray[np.float32] | None
     spatial: Statistics | None = None
     manifold: NDArray[np.float32] | None = None
+    labels: NDArray[np.int64] | None = None
     source: str = ""
 
     @property
@@ -90,6 +92,7 @@ class Reference:
             "cov": s.cov,
             "statistics_n": np.array(s.n, dtype=np.int64),
             "manifold": self.manifold,
+            "labels": self.labels,
             "spatial_mean": None if spatial is None else spatial.mean,
             "spatial_cov": None if spatial is None else spatial.cov,
         }
@@ -106,6 +109,7 @@ def build_reference(
     extractor: Extractor,
     *,
     published: PublishedStatistics | None = None,
+    labels: NDArray[np.int64] | None = None,
     source: str = "",
 ) -> Reference:
     """The reference made of images uint8 [N, H, W, C].  Raises ValueError as the extractor.
@@ -124,6 +128,7 @@ def build_reference(
         seen.logits,
         spatial=whole.spatial,
         manifold=seen.manifold,
+        labels=labels,
         source=source,
     )
 
@@ -170,4 +175,5 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:
         logits=arrays.get("logits"),
         spatial=spatial,
         manifold=arrays.get("manifold"),
+        labels=arrays.get("labels"),
     )

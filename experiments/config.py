@@ -28,14 +28,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.preprocessing import Preprocessing
 from experiments.cells import Settings
+from experiments.devices import pick_device
 from experiments.evaluate import Evaluator, ReferenceSource
 from experiments.tracking import Tracker, WandbTracker
-from experiments.workers import local_rank
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
+from models.weights import has_bf16
 from sampling.options import check_options
 
 CONFIGS = str(ROOT / "configs")
@@ -73,12 +74,15 @@ def _register() -> None:
     """What configs may say, and the models that need no file: one for every ADM card.
 
     ${repository:} is its folder, ${downloads_folder:} that of downloads, ${file_name:URL} a URL's
-    last part.
+    last part.  ${bf16_or_fp32:DEVICE} is the precision in which a device is fastest, and
+    ${fp32_suffix:PRECISION} marks the results of one that is not.
     """
     resolvers: dict[str, Callable[..., str]] = {
         "repository": lambda: str(ROOT),
         "downloads_folder": lambda: str(downloads()),
         "file_name": lambda url: url.rsplit("/", 1)[-1],
+        "bf16_or_fp32": lambda device: "bf16" if has_bf16(pick_device(device)) else "fp32",
+        "fp32_suffix": lambda precision: "_fp32" if precision == "fp32" else "",
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -207,24 +211,6 @@ def config_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process (its local rank) if there is one, else the CPU.
-
-    Also switches TF32 off, which by default rounds a GPU's float32 convolutions to 10 bits of
-    mantissa: networks and Inception would then differ from the numbers they are checked against.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    if name != "auto":
-        try:
-            return torch.empty(0, device=name).device
-        except (RuntimeError, AssertionError):
-            raise ValueError(f"device={name} is not available here: use auto or cpu") from None
-    if torch.cuda.is_available():
-        # Where SLURM gives each process its own GPU, that is the only one it sees.
-        return torch.device("cuda", local_rank() % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
 def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
     """The model of configs/model, steered as configs/guidance says, with the config's prompts.
 
@@ -309,7 +295,13 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
+        store_floor=bool(config.get("store_floor")),
     )
+
+
+def function_of(config: DictConfig) -> Callable[..., Any]:
+    """The function that a part of a config describes: its `_target_`, with the rest as arguments."""
+    return cast(Callable[..., Any], hydra.utils.instantiate(config, _partial_=True))
 
 
 def images_of(config: DictConfig) -> Samples:

@@ -39,7 +39,8 @@ class ReferenceSource:
 
     `images` and `floor` load the two disjoint sets; `batch` is the file of a published one, with
     the statistics of `statistics_n` images, and `remedy` says how to get it.  Features are stored
-    in `folder`, if that is given.  `preprocess` is how samples are brought to the images' size.
+    in `folder`, if that is given, and with `store_floor` those of the floor, too: then tables need no
+    real images.  `preprocess` is how samples are brought to the images' size.
     """
 
     name: str
@@ -50,6 +51,12 @@ class ReferenceSource:
     statistics_n: int | None
     folder: Path | None
     preprocess: Preprocessing | None
+    store_floor: bool = False
+
+    @property
+    def floor_name(self) -> str:
+        """What the stored features of the floor are called."""
+        return f"{self.name}_floor"
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class Evaluator:
         self.options = Options.of(self.stated)
         options = {key: value for key, value in metrics.items() if key not in SCORING}
         self.extractor = extractor_named(metrics["extractor"], str(device), **options)
+        # Scores are computed in float64, which a CPU and CUDA have and others lack.
+        self.device = str(device) if device.type == "cuda" else "cpu"
         self.source = source
         self._floor = cache(self._real_floor)
 
@@ -125,7 +134,7 @@ class Evaluator:
         if self.source is None:
             return None
         sha256 = file_sha256(self.batch) if self.batch else ""
-        stored = self._stored_reference(self.source, sha256)
+        stored = self._stored_reference(self.source, self.source.name, sha256)
         if stored is not None:
             return stored
         real = self.source.images()
@@ -136,10 +145,12 @@ class Evaluator:
             reference.save(self.source.folder)
         return reference
 
-    def _stored_reference(self, source: ReferenceSource, sha256: str) -> Reference | None:
+    def _stored_reference(
+        self, source: ReferenceSource, name: str, sha256: str
+    ) -> Reference | None:
         if source.folder is None:
             return None
-        for path in sorted(source.folder.glob(f"{source.name}-{self.extractor.name}-*")):
+        for path in sorted(source.folder.glob(f"{name}-{self.extractor.name}-*")):
             reference = Reference.load(path)
             same = (reference.weights, reference.source) == (self.extractor.digest, sha256)
             n = source.statistics_n if self.published else None
@@ -152,6 +163,10 @@ class Evaluator:
         """Features and labels of the real images that are not in the reference."""
         if self.source is None or self.source.floor is None:
             return None
+        if self.source.store_floor:
+            stored = self._stored_reference(self.source, self.source.floor_name, "")
+            if stored is not None:
+                return Extracted(stored.features, stored.logits), stored.labels
         real = self.source.floor()
         return self.extractor(real.images), real.labels
 
@@ -171,6 +186,7 @@ class Evaluator:
             metrics=self.scores,
             labels=labels if balanced else None,
             options=self.options,
+            device=self.device,
         )
 
     # --- what cannot end well is refused before the work ------------------------------------------
@@ -253,6 +269,7 @@ class Evaluator:
             metrics=self.scores,
             strata=labels if balanced else None,
             options=self.options,
+            device=self.device,
         )
         facts = self._protocol(subject).facts(scores, n, manifest and origin(manifest))
         return make_record(facts, scores, self.floor(n, balanced), _run(manifest))

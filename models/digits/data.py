@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from files.places import downloads
 from sampling.options import check_choice
 
 HERE = Path(__file__).parent
@@ -15,13 +16,21 @@ NUM_CLASSES = 10
 HELD_OUT_STRIDE = 10  # every 10th image is held out from all training
 
 
-def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def load_images(
+    split: str = "all", source: str = "mnist10k"
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Real digits: images uint8 [N, 28, 28] and labels int64 [N] of the embedded MNIST subset.
 
     Splits: `all` (10,000), `train` (9,000), `held_out` (the other 1,000), and the two
     disjoint, class-balanced sets `reference` (4,300: what scores compare with) and `floor`
-    (4,300: the real images that play the perfect sampler).  Raises ValueError for another split.
+    (4,300: the real images that play the perfect sampler).  With source=mnist60k, `train` and
+    `held_out` are 60,000 and 1,000 of the full MNIST, which torchvision fetches once.  Raises
+    ValueError for another split or source, FileNotFoundError for what cannot be fetched.
     """
+    check_choice("source", source, ("mnist10k", "mnist60k"))
+    if source == "mnist60k":
+        check_choice("split", split, ("train", "held_out"))
+        return _full_mnist(split)
     with np.load(HERE / "mnist10k.npz") as file:
         images, labels = file["images"], file["labels"].astype(np.int64)
     index = np.arange(len(images))
@@ -35,6 +44,19 @@ def load_images(split: str = "all") -> tuple[NDArray[np.uint8], NDArray[np.int64
     }
     check_choice("split", split, splits)
     return images[splits[split]], labels[splits[split]]
+
+
+def _full_mnist(split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    from torchvision.datasets import MNIST
+
+    try:
+        stored = MNIST(str(downloads() / "mnist"), train=split == "train", download=True)
+    except (RuntimeError, OSError) as error:
+        raise FileNotFoundError(
+            f"cannot download MNIST ({error}): use training.images.source=mnist10k"
+        ) from None
+    n = len(stored.data) if split == "train" else 1000
+    return stored.data.numpy()[:n], stored.targets.numpy()[:n].astype(np.int64)
 
 
 def _balanced(labels: NDArray[np.int64], among: NDArray[np.bool_]) -> NDArray[np.bool_]:

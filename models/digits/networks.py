@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.adm.networks import UNet
 from models.digits.data import NUM_CLASSES, to_model_range
+from models.patched import PatchUNet, patched_unet
 from sampling import Schedule
 
 UNET = {
@@ -24,29 +24,9 @@ UNET = {
 }
 
 
-class PatchUNet(nn.Module):
-    """An ADM U-Net that sees `patch` x `patch` pixels as channels of one position.
-
-    Pixel-unshuffling only permutes pixels, so the diffusion is unchanged, while a CPU does
-    far less memory traffic per call.  Where the U-Net's down-sampling needs it, the image is
-    padded with zeros inside the network and the output cropped.
-
-    forward: x [B, 1, H, W], t [B], y [B] -> [B, 2, H, W], eps then variance values.
-    """
-
-    def __init__(self, patch: int, **unet_options: Any):
-        super().__init__()
-        self.patch = patch
-        self.multiple = patch * 2 ** (len(unet_options["channel_mult"]) - 1)
-        self.unet = UNet(in_channels=patch**2, **unet_options)
-
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        height, width = x.shape[-2:]
-        right, bottom = -width % self.multiple, -height % self.multiple
-        x = F.pad(x, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
-        out = self.unet(F.pixel_unshuffle(x, self.patch), t, y)
-        out = torch.cat([F.pixel_shuffle(half, self.patch) for half in out.chunk(2, 1)], 1)
-        return out[..., bottom // 2 : bottom // 2 + height, right // 2 : right // 2 + width]
+def unet(**options: Any) -> PatchUNet:
+    """The embedded U-Net, or one with other options."""
+    return patched_unet(UNET, options)
 
 
 class ExactNetwork:
@@ -95,3 +75,13 @@ class DigitsClassifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.body(x)
         return features, self.head(self.dropout(features))
+
+
+def distorted(x: Tensor) -> Tensor:
+    """Each digit turned by up to 0.2 rad, scaled by up to 10% and moved by up to 2 pixels."""
+    u = 2 * torch.rand(4, len(x), device=x.device) - 1
+    angle, scale, move = 0.2 * u[0], 1 + 0.1 * u[1], 2 * u[2:] / 14  # 14 pixels: half a side
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    theta = torch.stack([cos, -sin, move[0], sin, cos, move[1]], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x + 1, grid, align_corners=False) - 1  # outside is background, -1

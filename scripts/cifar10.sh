@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Train the CIFAR-10 model and measure it: what models/cifar10 and results/cifar10 were made with.
+#
+#   bash scripts/cifar10.sh                  # on a GPU: minutes
+#   STEPS=50 N=200 bash scripts/cifar10.sh   # a rehearsal
+#
+# SOURCE=jpeg takes the images of cifar10-jpeg.npz in the downloads folder; without it torchvision
+# fetches the originals.  Weights and references end in OUT, tables and figures in RESULTS.
+# TRAINING and SAMPLING are more settings for the two commands, such as compile=true; PARTS
+# processes evaluate at once.  What is done already is not done again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+PYTHON=${PYTHON:-python3} PARTS=${PARTS:-1}
+STEPS=${STEPS:-6500} N=${N:-5000} BATCH=${BATCH:-2500}
+SOURCE=${SOURCE:-original} OUT=${OUT:-runs/train/cifar10} RESULTS=${RESULTS:-results/cifar10}
+
+say() { echo "[$(date +%T)] $*"; }
+
+train() {
+  "$PYTHON" -m scripts.train model=cifar10 training.images.source="$SOURCE" \
+    reference.images.source="$SOURCE" out="$OUT" "$@" ${TRAINING:-}
+}
+
+reproduce() { # EXPERIMENT NAME SETTING...
+  local experiment=$1 name=$2
+  shift 2
+  "$PYTHON" reproduce.py experiment="$experiment" model=cifar10 seed=0 num_samples="$N" \
+    model.checkpoint="$OUT/unet-$STEPS" metrics.weights="$OUT/classifier.safetensors" \
+    reference.folder="$OUT" reference.images.source="$SOURCE" \
+    batch_size="$BATCH" shard_size="$BATCH" out="$RESULTS/$name" "$@" ${SAMPLING:-}
+}
+
+everything() { # SETTING...
+  reproduce table1_small table1 "$@"
+  reproduce figure4_small figure4 'steps=[10,25,50,100]' "$@"
+  reproduce study study 'steps=[5,10,25]' "$@"
+}
+
+if [ ! -e "$OUT/classifier.safetensors" ]; then
+  say "classifier and references"
+  train what=classifier
+fi
+say "U-Net"
+train training.unet.steps="$STEPS"
+say "samples"
+everything stage=sample
+say "scores"
+for ((part = 0; part < PARTS; part++)); do
+  everything stage=evaluate part="$part" parts="$PARTS" &
+done
+wait
+say "tables and figures"
+everything
+say "done"
