@@ -1,30 +1,42 @@
 # `make help` lists the targets.  Every target that needs Python first makes .venv, once.
 MODEL ?=
 PYTHON ?= python3
+# The versions of requirements.lock; make setup INSTALL='-e .[all]' takes the newest that fit.
+INSTALL ?= -r requirements.txt
 ARGS ?=
 PY := .venv/bin/python
-# MODEL is the experiment's own unless given.  MODEL=digits picks those of a laptop's size, where there are any.
+# MODEL is the experiment's own unless given.  The models in the repository pick those of a laptop's
+# size, where there are any.
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
-SMALL = $(if $(filter digits,$(MODEL)),_small)
-SMALL_UNLESS_OTHER = $(if $(filter-out digits,$(MODEL)),,_small)
+SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
+SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 	@echo
-	@echo "MODEL=digits picks a model that needs no download; without it tables and figures are of"
+	@echo "MODEL=digits or cifar10 picks a model that needs no download; without it tables and figures are of"
 	@echo "the paper's own models.  ARGS='seed=1 out=runs/seed1' overrides any setting, and"
 	@echo "ARGS=dry=true prints what would be done and what it would cost."
 
 setup: .venv/installed ## make .venv and install everything into it (once)
 
-.venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed; try make setup PYTHON=python3.11")'
+# As pyproject.toml says, but before anything is fetched.
+FITS = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+NEEDED = error: Python 3.11, 3.12 or 3.13 is needed (Hydra does not start on 3.14), and $(PYTHON) is none
+
+.venv/installed: requirements.txt requirements.lock pyproject.toml
+	@$(PYTHON) -c '$(FITS)' || { \
+	    for other in python3.13 python3.12 python3.11; do \
+	        $$other -c '$(FITS)' 2>/dev/null || continue; \
+	        echo "$(NEEDED): try make setup PYTHON=$$other"; exit 2; \
+	    done; \
+	    echo "$(NEEDED): install Python 3.13, then make setup PYTHON=python3.13"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --upgrade pip
-	$(PY) -m pip install -r requirements.txt
+	$(PY) -m pip install $(INSTALL)
 	@touch $@
 
 lint: .venv/installed ## ruff and mypy
@@ -123,17 +135,21 @@ report: .venv/installed ## one web page of all results, without server or networ
 	$(PY) -m scripts.report
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
-	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER),table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER) $(OF_MODEL) model.precision=bf16 render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
 	$(PY) -m scripts.study
 
-train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train_digits
-	$(PY) -m scripts.train classifier
-	$(PY) -m scripts.train unet
+train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits
+	$(PY) -m scripts.train model=digits what=classifier
+	$(PY) -m scripts.train model=digits
 
-bench: .venv/installed ## overheads of loop, noise and shards; FID and precision/recall at full size
+bench: .venv/installed ## beside a busy process; overheads of loop, noise and shards; evaluation at full size
 	$(PY) -m scripts.bench
+
+check: .venv/installed ## is this machine right, and how fast? 3 minutes, on a GPU 8, into results/machines
+	$(PY) -m scripts.check $(ARGS)
 
 clean: ## remove .venv and caches; keeps runs/ and results/
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

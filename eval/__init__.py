@@ -11,6 +11,6 @@
 
 import os
 
-from files.openmp import short_spins
+from files.threads import thread_defaults
 
-os.environ.update(short_spins(os.environ))  # before torch is imported
+os.environ.update(thread_defaults(os.environ))  # before torch is imported

@@ -6,5 +6,12 @@
 - `experiment`: an `Experiment` (columns x scorer x renderer), and one command's share of its work;
   `scorers`: images by a protocol, videos by `vbench`; `tune`: the search for Mix++'s window
 - `dry_run`: what it would cost; `progress`: how far it is; `tracking`: Weights & Biases
-- `workers`: which of several processes this is
+- `workers`: which of several processes this is; `devices`: what it computes on
+- `check/`: whether a machine is right, and how fast it is
 """
+
+import os
+
+from files.threads import thread_defaults
+
+os.environ.update(thread_defaults(os.environ))  # before torch is imported

@@ -24,6 +24,9 @@ LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems 
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
 # would not be found.
 FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
+# Options that a loader got later, with what held before: a config that says no more than that stays
+# the config that it was.
+LATER_OPTIONS = {"models.digits.load": {"precision": "fp32"}}
 
 
 @dataclass(frozen=True)
@@ -204,6 +207,9 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
     identity = {key: v for key, v in model.items() if key not in left_out}
     loader = identity["_target_"]
+    for key, value in LATER_OPTIONS.get(loader, {}).items():
+        if identity.get(key) == value:
+            del identity[key]
     identity["_target_"] = FORMER_LOADERS.get(loader, loader)
     for key in ("checkpoint", "id", "text_encoder", "vae"):
         if key in identity:

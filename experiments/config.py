@@ -225,6 +225,8 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
     takes = list(inspect.signature(loader).parameters)
     if device.type == "cpu" and options.get("precision") == "fp16":
         print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
+    elif options.get("precision") == "bf16" and not has_bf16(device):
+        print("bf16 is slow on this device: model.precision=fp32 is faster")
     guidance = plain(cfg.guidance)
     if guidance.pop("name") != "none":
         if "guidance" not in takes:

@@ -31,13 +31,15 @@ from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
 from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
 from models.backbone import Backbone
+from models.weights import has_bf16
 from sampling.options import check_choice, check_options
 
 STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
 RENDERERS = ("table", "cutoffs", "pictures", "none")
 REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
-OF_THE_COMMAND = ("label", "prompts")  # what the command's own settings of that name default to
+# What the settings of that name, of the command or its model, default to.
+OF_THE_COMMAND = ("label", "prompts", "precision", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ class Work:
         self.experiment = experiment = Experiment.of(cfg)
         self.rank, self.world = share(cfg.part, cfg.parts)
         self.backbone = load_backbone(cfg)
+        asked = cfg.experiment.get("precision"), cfg.model.get("precision")
+        if asked == ("fp32", "fp32") and not has_bf16(self.backbone.device) and first_process():
+            print(f"bf16 would be slow on this device: sampling in fp32, into {self.out}")
         settings = settings_of(cfg, self.backbone, experiment.spacing, experiment.names)
         self.columns = experiment.columns(settings)
         self.scorer = scorer_of(cfg, experiment, self.columns)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from eval.records import Record
+from eval.records import Record, precision
 from eval.vbench import DIMENSIONS, aggregate, read_results
 from experiments.folder import origin, read_manifest
 from files.places import downloads
@@ -139,6 +139,7 @@ def vbench_record(run: Path) -> Record:
         "reference": None,
         "reference_n": None,
         "reference_digest": None,
+        "precision": precision(manifest["config"]),
         "metrics": ["quality", "semantic", "total"],
         "options": {"static_filter": facts["static_filter"]},
         "cell": origin(manifest),

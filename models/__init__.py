@@ -5,7 +5,7 @@
     stable_diffusion/  Stable Diffusion 1.x, 2.x and XL, text to image
     opensora/          Open-Sora 1.1, text to video
 
-Shared: weights.py (files of weights, digests), hub.py (the Hugging Face hub), variance.py (how
-uncertain a network's x0 is), training.py (losses, averages).  A `Backbone` bound to labels, `given(labels)`, is what `sampling`
-calls.
+Shared: patched.py (small U-Nets on patches of pixels), weights.py (files of weights, digests),
+hub.py (the Hugging Face hub), variance.py (how uncertain a network's x0 is), training.py (losses,
+averages).  A `Backbone` bound to labels, `given(labels)`, is what `sampling` calls.
 """

@@ -24,6 +24,17 @@ def dtype_named(precision: str) -> torch.dtype:
     return PRECISIONS[precision]
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 itself, not by a detour that costs more than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    # Older versions of torch do not tell.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16"))
+
+
 def load_weights(
     net: nn.Module, path: Path, device: torch.device | str = "cpu", remedy: str = "restore it"
 ) -> None:

@@ -1,7 +1,9 @@
 """What the loop, the noise, shards and several processes cost or bring; and evaluation.
 
     make bench
+    python -m scripts.bench busy                # beside another busy process, which OpenMP must bear
     python -m scripts.bench loop                # against the bare network calls
+    python -m scripts.bench table               # sampling a column of the digits' table, in fp32 and bf16
     python -m scripts.bench generation          # shards on disk, and two processes against one
     python -m scripts.bench evaluation          # 50,000 x 2048 features against 10,000
     python -m scripts.bench evaluation 50000    # ... against 50,000
@@ -11,34 +13,55 @@ timings on a shared machine drift.
 """
 
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from eval.metrics import fid, frechet_distance, precision_recall
+from eval.metrics import Floats, fid, frechet_distance, precision_recall
 from eval.metrics import statistics as statistics_of
 from experiments.cells import Cell, Size
 from experiments.config import parser
 from experiments.generate import generate
+from files.threads import thread_defaults
+from models.backbone import Backbone
 from models.digits.backbone import load
-from sampling import SampleNoise, Schedule, run, sample_labels, skipped
+from models.weights import has_bf16
+from sampling import (
+    SampleNoise,
+    Schedule,
+    count_calls,
+    ddim,
+    ddpm,
+    mix,
+    run,
+    run_tree,
+    sample_labels,
+    skipped,
+)
 from sampling import timesteps as grid_of
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
 SIZE = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
 SCHEDULE, GRID = Schedule.linear(), grid_of(1000, STEPS)
+OPENMP_SPINS = "300000"  # libgomp's own default where neither variable is set
 
 
 def interleaved(
-    sides: dict[str, Callable[[], object]], rounds: int = ROUNDS
+    sides: Mapping[str, Callable[[], object]], rounds: int = ROUNDS
 ) -> dict[str, list[float]]:
     """Seconds of every side, `rounds` times in turn, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -56,6 +79,65 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> str:
     """Median and quartiles of a / b in percent."""
     low, middle, high = 100 * np.quantile(np.divide(a, b), [0.25, 0.5, 0.75])
     return f"{middle:.1f}% [{low:.1f}, {high:.1f}]"
+
+
+def busy() -> None:
+    """A call of the network on all threads, alone and beside one other busy process.
+
+    Ours and OpenMP's own way of waiting, each in a process of its own: it is read once, at start.
+    """
+    ours = thread_defaults({})["GOMP_SPINCOUNT"]
+    names = {"OpenMP's own": OPENMP_SPINS, f"GOMP_SPINCOUNT={ours}": ours}
+    workers = {name: spawn(_call_on_demand, GOMP_SPINCOUNT=spins) for name, spins in names.items()}
+    threads = [pipe.recv() for pipe, _ in workers.values()]
+    sides = {name: partial(_ask, pipe) for name, (pipe, _) in workers.items()}
+    print(f"digits, batch {BATCH}, {threads[0]} threads, median of 7 interleaved rounds")
+    _print_calls("with nothing else to do", interleaved(sides, rounds=7))
+    _, other = spawn(_keep_busy)
+    _print_calls("beside one other busy process", interleaved(sides, rounds=7))
+    other.terminate()
+    for pipe, worker in workers.values():
+        pipe.send(None)
+        worker.join()
+
+
+def _print_calls(title: str, seconds: dict[str, list[float]]) -> None:
+    first = next(iter(seconds.values()))
+    print(f"  {title}")
+    for name, values in seconds.items():
+        call = 1000 * statistics.median(values) / BATCH
+        print(f"    {name:<22}{call:8.3f} ms an image call   {ratio(values, first)}")
+
+
+def spawn(target: Callable[[Any], None], **environment: str) -> tuple[Connection, BaseProcess]:
+    """A new process that runs `target` at the other end of a pipe, with more in its environment."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=target, args=(there,), daemon=True)
+    with patch.dict(os.environ, environment):
+        process.start()
+    return here, process
+
+
+def _ask(pipe: Connection) -> None:
+    pipe.send(True)
+    pipe.recv()
+
+
+@torch.no_grad()
+def _call_on_demand(pipe: Connection) -> None:
+    """Say the number of threads; then, as often as asked, call the network once."""
+    backbone = undivided()
+    x, y = SampleNoise(0, range(BATCH), backbone.shape).start(), sample_labels(0, range(BATCH), 10)
+    pipe.send(torch.get_num_threads())
+    while pipe.recv():
+        backbone.network(x, 500, y)
+        pipe.send(True)
+
+
+def _keep_busy(pipe: Connection) -> None:
+    while True:
+        pass
 
 
 @torch.no_grad()
@@ -90,6 +172,41 @@ def loop() -> None:
         print(f"  {name:<22}{call:8.4f} ms an image call   {share} of the network")
 
 
+def undivided() -> Backbone:
+    """The digits in fp32 with all threads at each operation, not at slices of the batch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    backbone = load()
+    torch.set_num_threads(threads)
+    return backbone
+
+
+def table() -> None:
+    """The samplers of Table 1 at 10 steps as one tree: as it was in fp32, and as it is."""
+    grid = grid_of(1000, 10)
+    plans = [ddpm(SCHEDULE, grid), ddim(SCHEDULE, grid), skipped(SCHEDULE, grid)]
+    plans.append(mix(SCHEDULE, grid, cutoff=291))
+    y = sample_labels(0, range(BATCH), 10)
+
+    def sampled(backbone: Backbone) -> None:
+        run_tree(backbone.given(y), plans, SampleNoise(0, range(BATCH), backbone.shape))
+
+    before = "fp32, threads in operations"
+    backbones = {before: undivided()} | {
+        f"{precision}, threads on slices": load(precision=precision, channels_last=True)
+        for precision in ("fp32", "bf16")
+    }
+    if not has_bf16(torch.device("cpu")):
+        print("this CPU has no bf16: experiment=table1_small takes fp32 here")
+    seconds = interleaved({name: partial(sampled, b) for name, b in backbones.items()}, rounds=7)
+    print(
+        f"digits, batch {BATCH}, {torch.get_num_threads()} threads, median of 7 interleaved rounds"
+    )
+    for name, values in seconds.items():
+        call = 1000 * statistics.median(values) / BATCH / count_calls(plans)
+        print(f"  {name:<30}{call:8.4f} ms an image call   {ratio(values, seconds[before])}")
+
+
 def cell_in(folder: Path) -> Cell:
     return Cell(skipped(SCHEDULE, GRID), folder, {"label": None, "seed": 0}, SIZE)
 
@@ -119,13 +236,7 @@ def generation() -> None:
 
 def processes() -> None:
     """Two single-threaded processes against one, start-up left out."""
-    context = multiprocessing.get_context("spawn")
-    pipes, workers = [], []
-    for _ in range(2):
-        here, there = context.Pipe()
-        workers.append(context.Process(target=_worker, args=(there,), daemon=True))
-        workers[-1].start()
-        pipes.append(here)
+    pipes, workers = zip(*(spawn(_generate_on_demand) for _ in range(2)), strict=True)
     with tempfile.TemporaryDirectory() as scratch:
         folders = (Path(scratch, str(k)) for k in range(1000))
 
@@ -146,7 +257,7 @@ def processes() -> None:
     )
 
 
-def _worker(pipe: Any) -> None:
+def _generate_on_demand(pipe: Connection) -> None:
     torch.set_num_threads(1)
     backbone = load()
     while task := pipe.recv():
@@ -180,6 +291,7 @@ def evaluation(references: int) -> None:
         print(f"  {name:<30}{statistics.median(times):8.2f} s   {values[name]:.9f}")
     ours, theirs = values.values()
     print(f"  they differ by {abs(ours - theirs) / theirs:.1e} relative; {score.value:.6f} above")
+    balls(x[:10_000], y[: references // 5])
     start = time.perf_counter()
     precision, recall = precision_recall(x, y)
     print(
@@ -189,18 +301,56 @@ def evaluation(references: int) -> None:
     )
 
 
+def balls(x: Floats, y: Floats) -> None:
+    """Precision and recall with the float32 filter against all products in float64."""
+    sides = {
+        "float64 products": lambda: float64_shares(torch.from_numpy(x), torch.from_numpy(y)),
+        "float32 filter (ours)": lambda: [score.value for score in precision_recall(x, y)],
+    }
+    shares = [call() for call in sides.values()]
+    seconds = interleaved(sides, rounds=3)
+    print(f"precision and recall of {len(x):,} against {len(y):,}, median of 3 interleaved rounds")
+    for name, times in seconds.items():
+        share = ratio(times, seconds["float64 products"])
+        print(f"  {name:<30}{statistics.median(times):8.2f} s   {share}")
+    print(f"  the same counts: {shares[0] == shares[1]}")
+
+
+def float64_shares(x: Tensor, y: Tensor, k: int = 3) -> list[float]:
+    """Precision and recall, plainly: every distance in float64, tile by tile, and no errors."""
+
+    def tiles(a: Tensor, b: Tensor) -> Iterator[Tensor]:
+        a, b = a.double(), b.double()
+        for rows in a.split(2**23 // len(b)):
+            tile = torch.addmm(b.square().sum(1)[None], rows, b.T, alpha=-2)
+            yield tile.add_(rows.square().sum(1)[:, None]).clamp_(min=0)
+
+    def share(points: Tensor, centres: Tensor) -> float:
+        # The nearest point of each is itself.
+        near = [tile.topk(k + 1, largest=False).values[:, -1] for tile in tiles(centres, centres)]
+        radii = torch.cat(near)
+        hits = [(tile <= radii).any(dim=1) for tile in tiles(points, centres)]
+        return float(torch.cat(hits).double().mean())
+
+    return [share(x, y), share(y, x)]
+
+
 def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
     command = parser(__doc__)
-    what = ("loop", "generation", "evaluation")
+    what = ("busy", "loop", "table", "generation", "evaluation")
     command.add_argument("what", nargs="?", choices=what, help="default: all")
     command.add_argument("references", nargs="?", type=int, default=10_000)
     args = command.parse_args()
+    if args.what in (None, "busy"):
+        busy()
     if args.what in (None, "loop"):
         loop()
+    if args.what in (None, "table"):
+        table()
     if args.what in (None, "generation"):
         generation()
     if args.what in (None, "evaluation"):

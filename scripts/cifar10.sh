@@ -2,7 +2,7 @@
 # Train the CIFAR-10 model and measure it: what models/cifar10 and results/cifar10 were made with.
 #
 #   bash scripts/cifar10.sh                  # on a GPU: minutes
-#   STEPS=50 N=200 bash scripts/cifar10.sh   # a rehearsal
+#   STEPS=50 N=200 bash scripts/cifar10.sh   # a rehearsal, which a CPU can do
 #
 # SOURCE=jpeg takes the images of cifar10-jpeg.npz in the downloads folder; without it torchvision
 # fetches the originals.  Weights and references end in OUT, tables and figures in RESULTS.
@@ -42,13 +42,15 @@ if [ ! -e "$OUT/classifier.safetensors" ]; then
 fi
 say "U-Net"
 train training.unet.steps="$STEPS"
-say "samples"
-everything stage=sample
-say "scores"
-for ((part = 0; part < PARTS; part++)); do
-  everything stage=evaluate part="$part" parts="$PARTS" &
-done
-wait
+if [ "$PARTS" -gt 1 ]; then
+  say "samples"
+  everything stage=sample
+  say "scores"
+  for ((part = 0; part < PARTS; part++)); do
+    everything stage=evaluate part="$part" parts="$PARTS" &
+  done
+  wait
+fi
 say "tables and figures"
 everything
 say "done"

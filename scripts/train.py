@@ -41,7 +41,8 @@ def main(cfg: Config) -> None:
 
 
 def training_set(cfg: Config, split: str, device: Any) -> TrainingSet:
-    return TrainingSet.of(*function_of(cfg.training.images)(split=split), device)
+    images, labels = function_of(cfg.training.images)(split=split)
+    return TrainingSet.of(images, labels, device)
 
 
 def unet(cfg: Config, device: Any, out: Path) -> None:

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from files.openmp import short_spins
+from files.threads import thread_defaults
 
 # Before NumPy and torch start their threads: two processes of two threads each on two cores are slower
 # than one, and a process compares to the last bit only with one of as many threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.update(short_spins(os.environ))
+os.environ.update(thread_defaults(os.environ))
 
 import numpy as np
 import pytest

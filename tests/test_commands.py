@@ -15,8 +15,10 @@ from PIL import Image
 import evaluate
 import reproduce
 import sample
+from experiments import config as configuration
+from experiments import experiment
 from experiments.cells import Settings
-from experiments.config import pick_device
+from experiments.config import composed, load_backbone, pick_device, settings_of
 from experiments.folder import read_manifest
 from models.adm.backbone import load
 
@@ -105,7 +107,7 @@ MISTAKES = {
     "seed=-1": "seed must be an integer in 0..2^64 - 1",
     "num_samples=0": "num_samples must be at least 1",
     "format=jpeg": "unknown format 'jpeg': choose npz or png",
-    "model.checkpoint=none": "no digits checkpoint 'none': use unet-1000",
+    "model.checkpoint=none": "no checkpoint 'none': use unet-1000",
     "out=/dev/null/x": "choose another out=DIR",
     "device=cuda:99": "device=cuda:99 is not available here",
 }
@@ -248,7 +250,7 @@ def test_table1_from_nothing_then_no_work_then_from_records(command, tmp_path):
 def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
     done(table(command, "experiment=figure4_small", "experiment.cutoffs=[0,500,1000]"))
     assert (tmp_path / "out" / "figure.png").stat().st_size > 0
-    assert table(command, "out=t")[0] == 0
+    done(table(command, "model.precision=fp32", "out=t"))
     by_cutoff = {r["row"]: r for r in json.loads((tmp_path / "out/records.json").read_text())}
     by_row = {r["row"]: r for r in json.loads((tmp_path / "t/records.json").read_text())}
     assert by_cutoff["cutoff 0"]["scores"] == by_row["Skipped-Step"]["scores"]
@@ -258,7 +260,11 @@ def test_figure4_at_both_ends_is_skipped_step_and_ddim(command, tmp_path):
 def test_a_table_of_another_kind_is_not_overwritten(command, tmp_path):
     assert table(command)[0] == 0
     text = (tmp_path / "out" / "table.md").read_text()
-    for word, said in (("seed=1", "seed is 0 there, 1 here"), ("label=null", "label is balanced")):
+    for word, said in (
+        ("seed=1", "seed is 0 there, 1 here"),
+        ("label=null", "label is balanced"),
+        ("model.precision=fp16", "there, fp16 here"),
+    ):
         outcome = table(command, word)
         refused(outcome, said)
         refused(outcome, "choose another out=DIR")
@@ -318,6 +324,27 @@ def test_stages_of_a_table_in_the_order_of_a_cluster(command, tmp_path):
     assert not (tmp_path / "out").exists()
     done(table(command, "stage=render"))
     assert (tmp_path / "out" / "table.md").is_file()
+
+
+def test_a_precision_is_another_config_and_fp32_the_one_that_it_was():
+    """As a committed record has it, made when digits had no choice of precision."""
+    records = json.loads((ROOT / "results/digits/study/records.json").read_text())
+    record = next(r for r in records if (r["row"], r["steps"]) == ("DDIM", 5))
+    stated = record["cell"]["config"]
+    assert "precision" not in stated["model"]
+    for precision, more in (("fp32", {}), ("bf16", {"precision": "bf16"})):
+        words = ["experiment=study", f"model.precision={precision}"]
+        cfg = composed("reproduce", *words)
+        settings = settings_of(cfg, load_backbone(cfg), "even", "id")
+        config = settings.cell("DDIM", {"name": "ddim", "eta": 0.0}, 5, 4).config
+        assert config == {**stated, "model": {**stated["model"], **more}}
+
+
+def test_a_machine_without_bf16_is_told_of_fp32(command, monkeypatch):
+    for module in (configuration, experiment):
+        monkeypatch.setattr(module, "has_bf16", lambda device: False)
+    said = "bf16 would be slow on this device: sampling in fp32, into out"
+    assert said in done(table(command, "stage=sample"))
 
 
 def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, unet_forward):

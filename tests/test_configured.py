@@ -15,6 +15,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from experiments import config as configuration
 from experiments.config import composed, options_of, plain
 from sampling import Schedule, timesteps
 
@@ -40,6 +41,28 @@ sampler:
   unipc: { name: unipc, solver_order: 2, solver_type: bh2, lower_order_final: true }
   sa_solver: { name: sa_solver, predictor_order: 2, corrector_order: 2, lower_order_final: true }
   heun: { name: heun }
+
+training:
+  digits: # models/digits/CARD.md
+    images: { _target_: models.digits.load_images, source: mnist10k }
+    network: { _target_: models.digits.networks.unet }
+    unet: { steps: 6500, batch: 128, lr: 0.001, warmup: 300, weight_decay: 0.01, dropout: 0.0,
+            ema: 0.999, flip: false, loss: simple, precision: fp32, seed: 0 }
+    saving: { keep: [1000, 3000], log_every: 200, save_every: 250, weights: fp32 }
+    classifier: { _target_: models.digits.networks.DigitsClassifier }
+    augment: { _target_: models.digits.networks.distorted }
+    classifier_recipe: { epochs: 20, batch: 128, lr: 0.002, weight_decay: 0.05, precision: fp32,
+                         seed: 0 }
+  cifar10: # models/cifar10/CARD.md
+    images: { _target_: models.cifar10.load_images, source: original }
+    network: { _target_: models.cifar10.networks.unet }
+    unet: { steps: 6500, batch: 512, lr: 0.001, warmup: 300, weight_decay: 0.01, dropout: 0.1,
+            ema: 0.999, flip: true, loss: simple, precision: bf16, seed: 0 }
+    saving: { keep: [], log_every: 500, save_every: 2000, weights: fp16 }
+    classifier: { _target_: models.cifar10.networks.CifarClassifier }
+    augment: { _target_: models.cifar10.networks.shifted }
+    classifier_recipe: { epochs: 60, batch: 512, lr: 0.003, weight_decay: 0.05, precision: bf16,
+                         seed: 0 }
 
 guidance:
   none: { name: none }
@@ -67,7 +90,11 @@ model:
   adm_lsun_horse: { <<: *adm, name: adm_lsun_horse, card: adm_lsun_horse, precision: fp16,
                     checkpoint: DL/lsun_horse.pt, reference: adm_lsun_horse256 }
   digits: { name: digits, _target_: models.digits.load, checkpoint: unet-6500, clip: true,
+            precision: fp32, channels_last: true, compile: false,
             metrics: digits, reference: digits }
+  cifar10: { name: cifar10, _target_: models.cifar10.load, checkpoint: unet-6500, clip: true,
+             precision: bf16, channels_last: false, compile: false,
+             metrics: cifar10, reference: cifar10_jpeg }
   # StableDiffusionPipeline's guidance_scale, and StableDiffusionXLPipeline's
   sd: &sd { name: sd, _target_: models.stable_diffusion.load, id: I, revision: null, variant: null,
             guidance_scale: 7.5, negative_prompt: null, image_size: null, set_alpha_to_one: true,
@@ -93,6 +120,8 @@ command:
             model: digits, sampler: mix, guidance: none, metrics: digits, reference: digits }
   evaluate: { samples: S, num_samples: null, labels: auto, prompts: null, out: null, device: auto,
               metrics: digits, reference: digits }
+  train: { what: unet, device: auto, stop_after: null, compile: false, model: digits,
+           metrics: digits, reference: digits }
   reproduce: { steps: null, num_samples: null, seed: 0, dry: false, render_only: false, stage: all,
                only: null, batch_size: 64, shard_size: 256, device: auto, part: 0, parts: 1,
                guidance: none }
@@ -125,10 +154,12 @@ experiment:
       renderer: table, steps: [1000, 500, 100, 50, 25], num_samples: 50000, spacing: even,
       label: null, metrics: [fid, is, sfid, precision, recall], rows: *paper }
   table1_small: &table1_small
-    { <<: *table1, steps: [100, 50, 25, 10], num_samples: 500,
+    { <<: *table1, steps: [100, 50, 25, 10], num_samples: 500, precision: bf16,
+      model.precision: bf16, batch_size: 128,
       metrics: &all [fid, is, kid, precision, recall, label_agreement] }
-  table1_full: { <<: *table1_small, steps: [1000, 500, 100, 50, 25],
-                 num_samples: [200, 200, 1000, 1000, 1000] }
+  table1_full:
+    { <<: *table1, steps: [1000, 500, 100, 50, 25], num_samples: [200, 200, 1000, 1000, 1000],
+      precision: fp32, batch_size: 128, metrics: *all }
   table2: { <<: *table1, model: adm_lsun_bedroom, reference: adm_lsun_bedroom256,
             metrics: [fid, precision, recall, sfid, is] }
   table3: { <<: *captions, metrics of: torch_fidelity, metrics: [is, fid],
@@ -198,7 +229,7 @@ for name in EXPECTED["experiment"]:
     if name.endswith(("_small", "_full")):  # the sizes of a laptop
         EXPECTED["experiment"][name] |= EXPECTED["shared"]["small"]
 
-GROUPS = ("model", "metrics", "reference", "guidance", "logger", "sampler", "experiment")
+GROUPS = ("model", "training", "metrics", "reference", "guidance", "logger", "sampler", "experiment")
 UNSET = {"sd": ["model.id=I"], "adm": ["model.card=C", "model.checkpoint=F"]}
 COMMANDS = EXPECTED["command"]
 
@@ -222,7 +253,7 @@ def changes(prefix: str, ours: dict[str, Any], stated: dict[str, Any]) -> dict[s
     }
 
 
-@pytest.mark.parametrize("group", ["sampler", "guidance", "model", "experiment"])
+@pytest.mark.parametrize("group", ["sampler", "guidance", "model", "training", "experiment"])
 def test_every_config_has_its_line(group):
     assert set(options_of(group)) == set(EXPECTED[group])
 
@@ -235,24 +266,34 @@ def test_samplers_and_guidance(group, name):
 
 
 @pytest.mark.parametrize("name", EXPECTED["model"])
-def test_models(name):
+def test_models(name, monkeypatch):
+    monkeypatch.setattr(configuration, "has_bf16", lambda device: True)
     cfg = composition("sample", f"model={name}", *UNSET.get(name, []))
     more = {group: cfg[group]["name"] for group in ("metrics", "reference")}
     assert cfg["model"] | more == EXPECTED["model"][name]
 
 
+@pytest.mark.parametrize("name", EXPECTED["training"])
+def test_trainings(name):
+    cfg = composition("train", f"model={name}")
+    assert cfg["training"] == EXPECTED["training"][name]
+    assert cfg["out"] == f"runs/train/{name}"
+
+
 @pytest.mark.parametrize(
-    ("command", "words"), [("sample", []), ("evaluate", ["samples=S"]), ("reproduce", [])]
+    ("command", "words"),
+    [("sample", []), ("evaluate", ["samples=S"]), ("reproduce", []), ("train", [])],
 )
 def test_commands(command, words):
     cfg, expected = composition(command, *words), COMMANDS[command]
     decided = settings(cfg, *(group for group in GROUPS if group in expected))
-    follows = ("label", "prompts", "out") if command == "reproduce" else ()
+    follows = {"reproduce": ("label", "prompts", "out"), "train": ("out",)}.get(command, ())
     assert {key: value for key, value in decided.items() if key not in follows} == expected
 
 
 @pytest.mark.parametrize("name", EXPECTED["experiment"])
-def test_experiments(name):
+def test_experiments(name, monkeypatch):
+    monkeypatch.setattr(configuration, "has_bf16", lambda device: True)
     cfg = composition("tune" if name.startswith("tune") else "reproduce", f"experiment={name}")
     decided, model = cfg["experiment"], cfg["model"]["name"]
     own, title, paper = (decided.pop(key, None) for key in ("name", "title", "paper"))
@@ -273,6 +314,13 @@ def test_experiments(name):
     assert decided == EXPECTED["experiment"][name]
     if decided.get("scorer") == "images":
         assert set(decided["metrics"]) - {"label_agreement"} <= set(cfg["metrics"]["scores"])
+
+
+def test_a_machine_without_bf16_has_a_table_of_its_own(monkeypatch):
+    """In fp32, and in a folder where the committed table, which is in bf16, is not."""
+    monkeypatch.setattr(configuration, "has_bf16", lambda device: False)
+    cfg = composition("reproduce", "experiment=table1_small", "model=digits")
+    assert (cfg["model"]["precision"], cfg["out"]) == ("fp32", "results/digits/table1_fp32")
 
 
 def test_why_they_are_what_they_are():

@@ -1,11 +1,15 @@
-"""The training objectives, against closed forms and independent formulas."""
+"""Training: the objectives against closed forms, the commands, and CIFAR-10 from images to figures."""
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -13,11 +17,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, ROOT
+from PIL import Image
 
+from experiments.config import composed, load_backbone
+from models.cifar10.data import JPEG_FILE
+from models.cifar10.data import load_images as load_cifar10
+from models.cifar10.networks import shifted
+from models.digits.data import load_images as load_digits
+from models.trainer import TrainingSet
 from models.training import Ema, Objective, learning_rate
-from sampling import Schedule, ddpm
-from scripts import train
-from scripts.train import training_data
+from models.weights import read_weights
+from sampling import SampleNoise, Schedule, ddpm, run, skipped
+from scripts.train import main
 
 SCHEDULE = Schedule.linear()
 ABAR = SCHEDULE.alpha_bar
@@ -97,26 +108,127 @@ def test_learning_rate_and_ema():
     torch.testing.assert_close(ema.values["bias"], before + 1, atol=1e-4, rtol=0)
 
 
-def test_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch):
-    """Six steps by the command, and three steps stopped and resumed, end in the same weights."""
-    net = {"patch": 4, "num_channels": 32, "channel_mult": [1], "num_res_blocks": 1}
-    net |= {"attention_ds": [], "num_classes": 10, "norm_groups": 8}
-    base = ["unet", "--net", json.dumps(net), "--batch", "8", "--save-every", "3", "--steps", "6"]
+TINY = [f"++model.net.{word}" for word in ("num_channels=16", "num_res_blocks=1", "norm_groups=8")]
 
-    def resume(*extra: str) -> None:
-        words = ["train.py", *base, "--out", str(tmp_path / "parts"), *extra]
-        monkeypatch.setattr(sys, "argv", words)
-        train.main()
 
-    command = [sys.executable, "-m", "scripts.train", *base, "--out", str(tmp_path / "whole")]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
-    resume("--stop-after", "3")
-    assert not (tmp_path / "parts/unet-6.safetensors").exists()
-    resume()
-    whole = (tmp_path / "whole/unet-6.safetensors").read_bytes()
-    assert whole == (tmp_path / "parts/unet-6.safetensors").read_bytes()
-    with pytest.raises(SystemExit, match="holds a training with --loss simple, not skipped_step"):
-        resume("--steps", "9", "--loss", "skipped_step")
+def train(*words: str) -> None:
+    main(composed("train", *words))
+
+
+@pytest.mark.parametrize("model", ["digits", "cifar10"])
+def test_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch, model):
+    """Six steps, and three steps stopped and resumed, end in the same weights, which sample."""
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
+    toy_cifar10(tmp_path / "cifar10" / JPEG_FILE, per_class=4)
+    source = ["training.images.source=jpeg"] if model == "cifar10" else []
+    base = [f"model={model}", *TINY, *source, "training.unet.batch=8", "training.unet.steps=6"]
+    base += ["training.saving.save_every=3", "training.saving.log_every=6"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*base, f"out={whole}")
+    train(*base, f"out={parts}", "stop_after=3")
+    assert not (parts / "unet-6.safetensors").exists()
+    torch.manual_seed(1234)  # the state brings its own
+    train(*base, f"out={parts}")
+    assert (whole / "unet-6.safetensors").read_bytes() == (
+        parts / "unet-6.safetensors"
+    ).read_bytes()
+    rows = json.loads((parts / "curve.json").read_text())
+    assert [row["step"] for row in rows] == [6] and rows[0]["held_out"] < 1.2
+    with pytest.raises(ValueError, match=r"holds a training with unet.loss=simple, not skipped"):
+        train(*base, f"out={parts}", "training.unet.loss=skipped_step")
+    with pytest.raises(ValueError, match=r"model.net has no option 'width'"):
+        train(*base, f"out={parts}", "++model.net.width=3")
+    cfg = composed("sample", f"model={model}", f"model.checkpoint={whole}/unet-6", *TINY)
+    backbone = load_backbone(cfg)
+    noise = SampleNoise(0, range(2), backbone.shape)
+    x = run(backbone.given(torch.tensor([3, 7])), skipped(SCHEDULE, [999, 500]), noise)
+    assert backbone.decode(x).shape == (2, *backbone.shape[1:], backbone.shape[0])
+
+
+def test_weights_are_stored_in_half_precision_for_natural_images():
+    stored = read_weights(ROOT / "models/cifar10/unet-6500.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+    assert (ROOT / "models/cifar10/unet-6500.safetensors").stat().st_size < 16e6
+
+
+def test_the_rehearsal_of_cifar10_goes_from_images_to_figures(tmp_path):
+    """scripts/cifar10.sh as a GPU runs it, on 400 toy images with a toy network."""
+    toy_cifar10(tmp_path / "downloads/cifar10" / JPEG_FILE, per_class=40)
+    tiny = " ".join(TINY)
+    environment = os.environ | {
+        "SKIPPED_STEP_DOWNLOADS": str(tmp_path / "downloads"),
+        "PYTHON": sys.executable,
+        "SOURCE": "jpeg",
+        "STEPS": "3",
+        "N": "80",
+        "BATCH": "80",
+        "OUT": str(tmp_path / "out"),
+        "RESULTS": str(tmp_path / "results"),
+        "TRAINING": f"training.unet.batch=8 training.classifier_recipe.epochs=9 {tiny}",
+        "SAMPLING": "metrics.options.kid_subset_size=50 metrics.options.bootstrap=5 "
+        f"steps=[2,3] device=cpu {tiny}",
+    }
+    shutil.copytree(ROOT, tmp_path / "clone", ignore=shutil.ignore_patterns(".*", "runs", "golden"))
+    script = ["bash", str(tmp_path / "clone/scripts/cifar10.sh")]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name, rows in (("table1", 4), ("figure4", 11), ("study", 12)):
+        records = json.loads((tmp_path / "results" / name / "records.json").read_text())
+        assert {(r["n"], r["extractor"], r["reference"]) for r in records} == {
+            (80, "cifar10", "cifar10_jpeg")
+        }
+        assert len(records) == 2 * rows
+        assert all(record["floor"]["fid"]["value"] >= 0 for record in records)
+
+
+def test_images_of_both_sources_split_alike(tmp_path, monkeypatch):
+    """Of torchvision's files without the download, and of a file of JPEGs."""
+    import torchvision.datasets
+
+    def stored(root, train, download):
+        assert download and root == str(tmp_path / "cifar10")
+        n = 200 if train else 20
+        data = np.repeat(np.arange(n, dtype=np.uint8), 32 * 32 * 3).reshape(n, 32, 32, 3)
+        return SimpleNamespace(data=data, targets=(np.arange(n) // 2 % 10).tolist())
+
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"training.images.source=original"):
+        load_cifar10("train", "jpeg")
+    toy_cifar10(tmp_path / "cifar10" / JPEG_FILE, per_class=20)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", stored)
+    for source in ("original", "jpeg"):
+        (real, y), (floor, z) = (load_cifar10(split, source) for split in ("reference", "floor"))
+        assert real.shape == floor.shape == (100, 32, 32, 3)
+        assert y.tolist() == z.tolist() == [*range(10)] * 10
+        assert not {image.tobytes() for image in real} & {image.tobytes() for image in floor}
+        assert len(load_cifar10("held_out", source)[0]) == 20
+    for split, source in (("test", "jpeg"), ("train", "png")):
+        with pytest.raises(ValueError, match="choose one of"):
+            load_cifar10(split, source)
+    unreachable = Mock(side_effect=RuntimeError("Error downloading cifar-10-python.tar.gz"))
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"put cifar-10-python.tar.gz of https"):
+        load_cifar10("train")
+
+
+def toy_cifar10(path: Path, per_class: int) -> None:
+    """A file like cifar10-jpeg.npz: coloured squares, one colour a class."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 10 * per_class), ("held_out", 20)):
+        labels = np.arange(count) // 2 % 10
+        files = []
+        for label in labels:
+            colour = np.array([25 * label, 255 - 25 * label, 128]) + rng.normal(0, 20, (32, 32, 3))
+            buffer = io.BytesIO()
+            Image.fromarray(colour.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG")
+            files.append(buffer.getvalue())
+        arrays |= {
+            f"{part}_bytes": np.frombuffer(b"".join(files), np.uint8),
+            f"{part}_offsets": np.cumsum([0, *map(len, files)]),
+            f"{part}_labels": labels.astype(np.uint8),
+        }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **arrays)
 
 
 def test_golden_folder_is_small():
@@ -135,11 +247,32 @@ def test_full_mnist_by_option(monkeypatch):
         return SimpleNamespace(data=data, targets=torch.arange(len(data)) % 10)
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", stored)
-    (x, y), (held_x, held_y) = training_data("mnist60k")
+    images = TrainingSet.of(*load_digits("train", "mnist60k"), "cpu")
+    x, y = images.batch(slice(None))
     assert x.shape == (60, 1, 28, 28) and x.min() == 1
     assert y[:12].tolist() == [*range(10), 0, 1]
-    assert len(held_x) == len(held_y) == 1000
+    assert [len(part) for part in load_digits("held_out", "mnist60k")] == [1000, 1000]
     unreachable = Mock(side_effect=RuntimeError("Error downloading train-images-idx3-ubyte.gz"))
     monkeypatch.setattr(torchvision.datasets, "MNIST", unreachable)
-    with pytest.raises(SystemExit, match="use --data mnist10k"):
-        training_data("mnist60k")
+    with pytest.raises(FileNotFoundError, match=r"use training.images.source=mnist10k"):
+        load_digits("train", "mnist60k")
+
+
+def test_flips_and_crops_are_of_the_image_itself():
+    """A crop of the padded image or of its mirror image; unmoved where it lies in the middle."""
+    torch.manual_seed(0)
+    x = torch.arange(32.0 * 32).reshape(1, 1, 32, 32).repeat(64, 3, 1, 1)
+    moved = shifted(x)
+    assert moved.shape == x.shape and len({m[0].numpy().tobytes() for m in moved}) > 30
+    for image in moved:
+        middle = image[0, 8:24, 8:24]
+        step = middle[0, 1] - middle[0, 0]
+        assert step in (1, -1)  # mirrored or not
+        assert torch.equal(
+            middle - middle[0, 0],
+            (
+                x[0, 0, :16, :16]
+                if step == 1
+                else 32 * torch.arange(16.0)[:, None] - torch.arange(16.0)
+            ),
+        )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from email.parser import Parser
 
 import pytest
 from conftest import ROOT
@@ -24,7 +25,10 @@ NOT_NEEDED = {
 }
 
 SCRIPT = f"""
+import os
 import sys
+
+os.environ.pop("GOMP_SPINCOUNT", None)  # inherited from the tests, which set it as the commands do
 import torch
 from diffusers import DDIMScheduler
 import skipped_step
@@ -36,6 +40,7 @@ x = torch.zeros(1, 3, 8, 8)
 for t in scheduler.timesteps:
     x = scheduler.step(x, t, x).prev_sample
 plan = skipped_step.mix(skipped_step.Schedule.linear(), skipped_step.timesteps(1000, 4), cutoff=500)
+assert "GOMP_SPINCOUNT" not in os.environ  # a library in other people's processes
 assert not {NOT_NEEDED} & set(sys.modules), {NOT_NEEDED} & set(sys.modules)
 print(len(plan), bool(x.isfinite().all()), MixScheduler.__module__, skipped_step.__file__)
 """
@@ -66,6 +71,26 @@ def test_the_wheel_holds_one_package(wheel):
     assert tops == {"skipped_step", next(top for top in tops if top.endswith(".dist-info"))}
     modules = {path.name for path in (ROOT / "sampling").glob("*.py")}
     assert {name.split("/")[1] for name in names if name.startswith("skipped_step/")} == modules
+
+
+def test_its_metadata_say_versions_and_licence(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (info,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        metadata = Parser().parsestr(archive.read(info).decode())
+        licence = archive.read(f"{info.removesuffix('METADATA')}licenses/LICENSE").decode()
+    assert licence == (ROOT / "LICENSE").read_text()
+    assert (metadata["License-Expression"], metadata["License"]) == ("MIT", None)
+    assert metadata.get_all("License-File") == ["LICENSE"]
+    assert metadata["Requires-Python"] == ">=3.11"
+    pythons = [name for name in metadata.get_all("Classifier") if "Python :: 3." in name]
+    assert [name.split()[-1] for name in pythons] == ["3.11", "3.12", "3.13"]
+    asked = metadata.get_all("Requires-Dist")
+    assert {"torch>=2.6", "numpy>=2.0", "diffusers>=0.32"} == {a for a in asked if ";" not in a}
+    hydra = {re.sub("[ ()\"']", "", one) for one in asked if one.startswith("hydra-core")}
+    assert hydra == {
+        "hydra-core<1.4,>=1.3.2;extra==commands",
+        "hydra-core>1.3.8;python_version>=3.14andextra==commands",
+    }
 
 
 def test_it_works_without_what_the_commands_need(wheel, tmp_path):

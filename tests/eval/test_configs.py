@@ -16,7 +16,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from eval.extractors import URL_VGG16, extractor_named
 from eval.reference import Reference, build_reference
 from eval.scoring import METRICS, Options, check_metrics, real_floor
-from experiments.config import composed
+from experiments.config import composed, evaluator_of
 
 # At 2048 features the bootstrap takes minutes.
 LARGE = {"fid_se": "delta", "allow_few": False}
@@ -42,6 +42,7 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
         {"kid_subset_size": CLEAN["max_subset_size"].default, "seed": 0, **LARGE},
     ),
     "digits": ("digits", "is fid kid precision recall", None),
+    "cifar10": ("cifar10", "is fid kid precision recall", None),
     "pixels": ("pixels", "diagonal_fid", {}),
     "clip": ("clip", "clip_score", {}),
 }
@@ -97,7 +98,8 @@ def records(table: str):
 def test_every_config_is_pinned_here():
     assert names("metrics") == set(PROTOCOLS)
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
-    assert names("reference") == {*REFERENCE_BATCHES, *coco, "adm", "custom", "digits", "none"}
+    small = {"cifar10", "digits"}
+    assert names("reference") == {*REFERENCE_BATCHES, *coco, *small, "adm", "custom", "none"}
     assert config("reference", "custom", "reference.images.path=x").floor is None
     none = config("reference", "none")
     assert none.name == "none" and none.floor is None and "images" not in none
@@ -146,6 +148,29 @@ def test_coco_is_brought_to_256_pixels(way):
     assert cfg.images.path == cfg.batch and cfg.batch.endswith(f"coco/val2014-{way}256.npz")
     assert cfg.url == "http://images.cocodataset.org/zips/val2014.zip"
     assert cfg.floor is None
+
+
+def test_cifar10s_features_are_stored_with_those_of_the_floor():
+    """10,000 each, balanced, of this classifier: a table needs no image."""
+    cfg = config("reference", "cifar10")
+    assert (cfg.name, cfg.folder, cfg.store_floor) == ("cifar10_jpeg", "models/cifar10", True)
+    splits = {part: (cfg[part].split, cfg[part].source) for part in ("images", "floor", "held_out")}
+    assert splits == {
+        "images": ("reference", "jpeg"),
+        "floor": ("floor", "jpeg"),
+        "held_out": ("held_out", "jpeg"),
+    }
+    other = config("reference", "cifar10", "reference.images.source=original")
+    assert (other.name, other.floor.source) == ("cifar10_original", "original")
+    extractor = extractor_named("cifar10")
+    for name in (cfg.name, f"{cfg.name}_floor"):
+        (path,) = (ROOT / cfg.folder).glob(f"{name}-cifar10-*.npz")
+        stored = Reference.load(path)
+        assert (stored.n, stored.weights) == (10_000, extractor.digest)
+    assert np.bincount(stored.labels).tolist() == [1000] * 10
+    evaluator = evaluator_of(composed("evaluate", "reference=cifar10", "metrics=cifar10", "samples=x"))
+    assert evaluator.reference.name == "cifar10_jpeg"
+    assert 0 < evaluator.floor(1000, balanced=True)["fid"].value < 10
 
 
 def test_the_digits_are_those_of_the_committed_tables():

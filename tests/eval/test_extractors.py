@@ -79,7 +79,10 @@ def test_wrong_images(weights, images, message):
 
 
 def test_missing_weights_name_the_remedy(tmp_path):
-    remedy = r"none.safetensors is missing: make it with `python -m scripts.train classifier`"
+    remedy = (
+        "none.safetensors is missing: make it with "
+        "`python -m scripts.train model=digits what=classifier`"
+    )
     with pytest.raises(FileNotFoundError, match=remedy):
         DigitsExtractor(tmp_path / "none.safetensors")
     with pytest.raises(FileNotFoundError, match=r"none.pth is missing: .* fetches https://"):
@@ -107,5 +110,5 @@ def test_extractors_by_name(weights):
     assert mine.name == "digits" and mine.digest == DigitsExtractor(weights).digest
     assert extractor_named("digits", weights=None).digest != mine.digest  # other weights: ours
     assert extractor_named("pixels", weights=weights).name == "pixels"  # takes none
-    refused("unknown extractor 'vgg': choose one of digits, pixels, ", extractor_named, "vgg")
+    refused("unknown extractor 'vgg': choose one of digits, cifar10, ", extractor_named, "vgg")
     refused("no extractor takes metrics.wieghts", extractor_named, "digits", wieghts=weights)

@@ -32,7 +32,7 @@ def record(scores, run=None, **more):
 def test_a_record_is_scores_and_their_protocol():
     got = record({"fid": Score(2.0, 0.1)}, preprocess={"name": "bicubic"})
     head = "protocol n extractor extractor_weights reference reference_n reference_digest"
-    tail = "preprocess metrics options cell run scores floor"
+    tail = "precision preprocess metrics options cell run scores floor"
     assert list(got) == f"{head} {tail}".split()
     assert got["extractor_weights"] == "d" * 12 and got["reference_digest"] == "e" * 12
     assert score(got, "fid") == Score(2.0, 0.1) and score(got, "is") is None
@@ -55,3 +55,11 @@ def test_a_table_is_never_overwritten_by_one_that_does_not_compare():
         other, message = {**CONFIG, key: value}, "another kind .*: choose another out=DIR"
         refused(message, check_same_kind, stored, "digits", other)
     refused("protocol is digits there, pixels here", check_same_kind, stored, "pixels", CONFIG)
+    half = {**CONFIG, "model": {"sha256": "abc", "precision": "bf16"}}
+    refused("precision is fp32 there, bf16 here", check_same_kind, stored, "digits", half)
+
+
+def test_a_record_states_its_precision_and_older_ones_are_fp32():
+    stored = record({"fid": Score(2.0, 0.1)})
+    assert stored["precision"] == "fp32"
+    assert protocol({k: v for k, v in stored.items() if k != "precision"}) == protocol(stored)

@@ -106,6 +106,13 @@ def test_protocols_are_never_mixed(key):
         Table([*RECORDS, other])
 
 
+def test_precisions_are_never_mixed():
+    config = {**CONFIG, "model": {**CONFIG["model"], "precision": "bf16"}}
+    other = {**record("Mix", 50, 2.0), "cell": {"nfe": 50, "config": config}}
+    with pytest.raises(ValueError, match=r"in fp32 in row DDPM at 25 .* in bf16 in row Mix at 50"):
+        Table([*RECORDS, other])
+
+
 def test_a_column_never_mixes_numbers_of_samples():
     Table([*RECORDS, record("Mix", 1000, 2.0, n=7)])  # another column may
     with pytest.raises(ValueError, match="100 and 99 at 50 steps"):
