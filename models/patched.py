@@ -19,9 +19,8 @@ from models.weights import dtype_named, load_weights
 from sampling import Schedule
 from sampling.options import check_options
 
-SLICE = (
-    16  # images: with fewer a thread spends its time on calls, of which Python makes one at a time
-)
+# Images: with fewer a thread spends its time on calls, of which Python makes one at a time.
+SLICE = 16
 
 
 class PatchUNet(nn.Module):

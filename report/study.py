@@ -44,12 +44,16 @@ BySteps = dict[str, dict[int, float]]  # a distance by sampler and steps
 
 @dataclass(frozen=True)
 class Study:
-    """Its tables, by spacing (even, log_snr) and by checkpoint (dial), and the paper's FIDs."""
+    """Its tables, by spacing (even, log_snr) and by checkpoint (dial), and the paper's FIDs.
+
+    `natural` is figure 4 on CIFAR-10.
+    """
 
     even: Table
     log_snr: Table
     exact: Table
     pixels: Table
+    natural: Table
     dial: dict[str, Table]
     paper: BySteps
 
@@ -57,10 +61,10 @@ class Study:
     def load(results: Path) -> Study:
         """Raises FileNotFoundError, with the remedy, if a table is missing."""
 
-        def table(name: str) -> Table:
-            path = results / "digits" / name / "records.json"
+        def table(name: str, model: str = "digits", command: str = "make study") -> Table:
+            path = results / model / name / "records.json"
             if not path.is_file():
-                raise FileNotFoundError(f"{path} is missing: make study samples and scores it")
+                raise FileNotFoundError(f"{path} is missing: {command} samples and scores it")
             return Table.load(path)
 
         printed = results / "paper" / "table1.yaml"
@@ -69,6 +73,7 @@ class Study:
             log_snr=table("study_log_snr"),
             exact=table("study_exact"),
             pixels=table("study_pixels"),
+            natural=table("figure4", "cifar10", "make figure4 MODEL=cifar10").by_cutoff(),
             dial={checkpoint: table(f"study_dial-{checkpoint}") for checkpoint in CHECKPOINTS},
             paper={
                 row["name"]: {cell["steps"]: cell["fid"] for cell in row["cells"]}
@@ -215,6 +220,7 @@ def text(study: Study, theory: Theory) -> str:
         **_on_errors(study, theory),
         **_dial(study, 25),
         **_dial(study, 10),
+        **_on_natural_images(study.natural),
     }
     return Path(__file__).with_suffix(".md").read_text().format_map(slots)
 
@@ -399,4 +405,27 @@ def _dial(study: Study, steps: int) -> Slots:
     return {
         f"dial_{steps}_table": grid([f"{steps} steps", *CHECKPOINTS], rows),
         f"dial_{steps}_words": "\n".join(words),
+    }
+
+
+def _on_natural_images(table: Table) -> Slots:
+    """Figure 4 on CIFAR-10: is a cutoff in the middle better than both ends?"""
+    ends = (place(0), place(SCHEDULE.T))
+    words, both = [], []
+    for steps in sorted(table.columns):
+        at = table.best(steps, "fid")
+        best = table.score(at, steps, "fid")
+        against = [gain("fid", best, table.score(row, steps, "fid")).words for row in ("0", "1000")]
+        both.append(against == ["better than"] * 2)
+        verdicts = "; ".join(f"{word} {end}" for word, end in zip(against, ends, strict=True))
+        words.append(
+            f"- {steps} steps: lowest FID at cutoff {at} ({format_score('fid', best)}), {verdicts}; "
+            f"not told apart from it: {others(table, steps, at, table.rows, 'none')}."
+        )
+    inside = [steps for steps, holds in zip(sorted(table.columns), both, strict=True) if holds]
+    return {
+        "natural_scored": scored_sentence(table.records[0]),
+        "natural_table": score_grid(table, "fid"),
+        "natural_words": "\n".join(words),
+        "natural_inside": listed(inside, "none of these step counts"),
     }

@@ -33,6 +33,7 @@ from sampling import (
     splice,
     timesteps,
 )
+from sampling.noise import PER_THREAD
 
 LINEAR = Schedule.linear()
 SHAPE = (3, 4, 5)
@@ -84,6 +85,15 @@ def test_noise_is_philox_keyed_by_seed_and_id(seed, i, t, before):
     generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, t + 1]))
     expected = generator.standard_normal(7, dtype=np.float32)
     assert np.array_equal(noise.at(t)[-1].numpy(), expected)
+
+
+def test_noise_drawn_by_several_threads_is_that_of_one(monkeypatch):
+    """Five samples of so many numbers that four threads share them, not evenly."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    shape, ids = (3, PER_THREAD // 3), [7, 1, 900, 2, 5]
+    together = SampleNoise(3, ids, shape).at(41)
+    for row, i in enumerate(ids):
+        assert torch.equal(together[row], SampleNoise(3, [i], shape).at(41)[0])
 
 
 def test_noise_of_other_seeds_samples_and_timesteps_differs():
