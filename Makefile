@@ -9,6 +9,7 @@ PY := .venv/bin/python
 # size, where there are any.
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
+FIGURE4 = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
 .PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench check clean
@@ -90,7 +91,7 @@ figure3: .venv/installed ## more samples of Mix and DDIM side by side, at 100 st
 	$(PY) reproduce.py experiment=figure3$(SMALL) $(OF_MODEL) $(ARGS)
 
 figure4: .venv/installed ## the cutoff ablation of figure 4
-	$(PY) reproduce.py experiment=figure4$(SMALL) $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=figure4$(FIGURE4) $(OF_MODEL) $(ARGS)
 
 figure5: .venv/installed ## samples of Mix and DDIM on Stable Diffusion, prompt by prompt
 	$(PY) reproduce.py experiment=figure5 $(OF_MODEL) $(ARGS)
@@ -117,7 +118,7 @@ slurm-table4: .venv/installed ## submit table4 to SLURM, VBench included
 	$(PY) -m scripts.slurm experiment=table4 $(OF_MODEL) $(ARGS)
 
 slurm-figure4: .venv/installed ## submit figure4 to SLURM
-	$(PY) -m scripts.slurm experiment=figure4$(SMALL) $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=figure4$(FIGURE4) $(OF_MODEL) $(ARGS)
 
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
 	$(PY) -m scripts.status
@@ -136,7 +137,7 @@ report: .venv/installed ## one web page of all results, without server or networ
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER) $(OF_MODEL) model.precision=bf16 render_only=true $(ARGS)
-	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER),figure4_cifar10 $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
 	$(PY) -m scripts.study

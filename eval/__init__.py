@@ -9,8 +9,6 @@
 - `gate`: do we score a published batch as its authors do?  `vbench`: VBench's scores of videos
 """
 
-import os
+from files.threads import settle_threads
 
-from files.threads import thread_defaults
-
-os.environ.update(thread_defaults(os.environ))  # before torch is imported
+settle_threads()

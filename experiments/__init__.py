@@ -10,8 +10,6 @@
 - `check/`: whether a machine is right, and how fast it is
 """
 
-import os
+from files.threads import settle_threads
 
-from files.threads import thread_defaults
-
-os.environ.update(thread_defaults(os.environ))  # before torch is imported
+settle_threads()

@@ -16,7 +16,7 @@ from experiments.check.machine import (
     Speed,
     device_name,
     matching_speed,
-    mode_named,
+    mode_of,
     read_machine,
     record_path,
 )
@@ -40,7 +40,7 @@ def dry_run(cfg: Config) -> Iterator[str]:
     backbone = _timed_backbone(cfg)
     settings = settings_of(cfg, backbone, experiment.spacing, experiment.names)
     yield f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
-    mode = mode_named(bool(cfg.model.get("channels_last")), bool(cfg.model.get("compile")))
+    mode = mode_of(cfg.model, backbone.device)
     yield from report(experiment.columns(settings), backbone, mode)
 
 
@@ -198,9 +198,16 @@ def _known_speed(
     if speed is not None:
         yield (
             f"{1000 * speed.seconds:.3g} ms an image call on {record['device']}, batch "
-            f"{speed.batch}, {mode}: by {_shown(path)} of {record['date']}"
+            f"{speed.batch}, {mode}: by {_shown(path)} of {record['date']}{_blemish(record)}"
         )
     return speed
+
+
+def _blemish(record: dict[str, Any]) -> str:
+    """What is to be said of a record that is not whole, or not good."""
+    failed = [check["name"] for check in record["checks"] if check["status"] == "FAIL"]
+    cut = "" if record["complete"] else ", which was cut short"
+    return cut + (f", where a check failed: {', '.join(failed)}" if failed else "")
 
 
 def _shown(path: Path) -> Path:

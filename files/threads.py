@@ -1,5 +1,6 @@
 """How many threads work, and how they wait: what must be said before torch and NumPy load theirs."""
 
+import os
 from collections.abc import Mapping
 
 OF_OPENMP = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
@@ -21,3 +22,8 @@ def thread_defaults(environment: Mapping[str, str]) -> dict[str, str]:
     if not OF_OPENBLAS & environment.keys():
         defaults["OPENBLAS_NUM_THREADS"] = "1"
     return defaults
+
+
+def settle_threads() -> None:
+    """Set the defaults of this process; to be called before torch and NumPy are imported."""
+    os.environ.update(thread_defaults(os.environ))

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -59,13 +60,24 @@ class InThreads(nn.Module):
     def __init__(self, net: nn.Module, threads: int):
         super().__init__()
         self.net, self.threads = net, threads
-        # The initializer settles how many threads torch takes for an operation of that thread.
-        self.pool = ThreadPoolExecutor(threads, "network", torch.set_num_threads, (1,))
+        # One thread for an operation settles it for threads to come, too, which shall have what
+        # they had: it is set back when all of ours are there.
+        self.pool = ThreadPoolExecutor(threads, "network", _one_thread_an_operation)
+        all_there = Barrier(threads)
+        list(self.pool.map(lambda _: all_there.wait(), range(threads)))
+        torch.set_num_threads(threads)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         count = min(self.threads, math.ceil(len(x) / SLICE))
+        if count == 1:  # a small batch: let all threads work at each operation
+            return self.net(x, t, y)
         slices = [part.chunk(count) for part in (x, t, y)]
         return torch.cat(list(self.pool.map(self.net, *slices)))
+
+
+def _one_thread_an_operation() -> None:
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # settles it for this thread: torch looks once a thread, when first asked
 
 
 def patched_unet(embedded: Mapping[str, Any], changes: Mapping[str, Any]) -> PatchUNet:
@@ -97,21 +109,23 @@ def patched_backbone(
     *,
     clip: bool = True,
     precision: str = "fp32",
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compile: bool = False,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """`net` with the weights of a file, ready to sample images of `image_size` x `image_size`.
 
     T = 1000, linear schedule.  `precision` is that of the U-Net's torso (see `UNet.set_torso`);
-    what goes in and comes out, and so the solver's state, stays float32.  Raises ValueError (with
+    what goes in and comes out, and so the solver's state, stays float32.  `channels_last` is that
+    layout of memory; None takes it on a CPU, where it is faster for these networks.  Raises ValueError (with
     the remedy) for an unknown precision and for a file that is damaged or does not fit.
     """
     net.unet.set_torso(dtype_named(precision))
     load_weights(net, path, device)
+    on_cpu, threads = torch.device(device).type == "cpu", torch.get_num_threads()
+    channels_last = on_cpu if channels_last is None else channels_last
     network = optimized(net.eval().requires_grad_(False), channels_last, compile)
-    threads = torch.get_num_threads()
-    if torch.device(device).type == "cpu" and threads > 1 and not compile:
+    if on_cpu and threads > 1 and not compile:
         network = InThreads(network, threads)
     return Backbone(
         network=ImageNetwork(network),

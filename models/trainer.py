@@ -133,6 +133,11 @@ class UNetTraining:
                     f"{self.saving.folder} holds a training with unet.{name}={old}, not {new}: "
                     "choose another out=DIR or remove it"
                 )
+        if state["step"] > self.recipe.steps:
+            raise ValueError(
+                f"{self.saving.folder} holds {state['step']} steps, more than unet.steps="
+                f"{self.recipe.steps}: choose another out=DIR"
+            )
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.values |= {key: value.to(self.device) for key, value in state["ema"].items()}

@@ -73,12 +73,12 @@ class Study:
             log_snr=table("study_log_snr"),
             exact=table("study_exact"),
             pixels=table("study_pixels"),
-            natural=table("figure4", "cifar10", "make figure4 MODEL=cifar10").by_cutoff(),
             dial={checkpoint: table(f"study_dial-{checkpoint}") for checkpoint in CHECKPOINTS},
             paper={
                 row["name"]: {cell["steps"]: cell["fid"] for cell in row["cells"]}
                 for row in Paper.load(printed)["rows"]
             },
+            natural=table("figure4", "cifar10", "make figure4 MODEL=cifar10").by_cutoff(),
         )
 
 

@@ -64,8 +64,8 @@ def checks(device: torch.device, short: bool) -> Iterator[tuple[str, Callable[[]
 class Report:
     """What is printed and kept of a check, as it comes."""
 
-    def __init__(self, machine: Machine):
-        self.machine = machine
+    def __init__(self, machine: Machine, device: torch.device):
+        self.machine, self.device = machine, device
 
     def checked(self, outcome: Outcome) -> None:
         self.machine.checks.append(outcome)
@@ -86,7 +86,7 @@ class Report:
     def hours(self) -> None:
         """What the tables take, of those whose networks were timed."""
         try:
-            for entry in hours(self.machine.speeds):
+            for entry in hours(self.machine.speeds, self.device):
                 if isinstance(entry, str):
                     self.skipped(entry)
                 else:
@@ -101,7 +101,7 @@ def check(device: torch.device, short: bool, out: Path | None, minutes: float) -
     start = time.perf_counter()
     budget = Budget(60 * minutes)
     machine = Machine(device, out, "short" if short else "full")
-    report = Report(machine)
+    report = Report(machine, device)
     facts = machine.facts
     print(f"{facts['device']}, torch {facts['torch']}, Python {facts['python']}", flush=True)
     for name, made in checks(device, short):

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Train the CIFAR-10 model and measure it: what models/cifar10 and results/cifar10 were made with.
+# Train the CIFAR-10 model and measure it at full size: the whole way from images to figures.
 #
-#   bash scripts/cifar10.sh                  # on a GPU: minutes
-#   STEPS=50 N=200 bash scripts/cifar10.sh   # a rehearsal, which a CPU can do
+#   bash scripts/cifar10.sh     # on a GPU
+#   STEPS=50 N=200 BATCH=100 TRAINING='training.unet.batch=16 training.classifier_recipe.epochs=1' \
+#     bash scripts/cifar10.sh   # a rehearsal
 #
 # SOURCE=jpeg takes the images of cifar10-jpeg.npz in the downloads folder; without it torchvision
 # fetches the originals.  Weights and references end in OUT, tables and figures in RESULTS.
@@ -10,9 +11,9 @@
 # processes evaluate at once.  What is done already is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3} PARTS=${PARTS:-1}
-STEPS=${STEPS:-6500} N=${N:-5000} BATCH=${BATCH:-2500}
-SOURCE=${SOURCE:-original} OUT=${OUT:-runs/train/cifar10} RESULTS=${RESULTS:-results/cifar10}
+STEPS=${STEPS:-6500} N=${N:-10000} BATCH=${BATCH:-2500} PARTS=${PARTS:-1}
+PYTHON=${PYTHON:-.venv/bin/python} SOURCE=${SOURCE:-original}
+OUT=${OUT:-runs/train/cifar10-$STEPS} RESULTS=${RESULTS:-runs/cifar10-$STEPS-$N}
 
 say() { echo "[$(date +%T)] $*"; }
 
@@ -36,7 +37,7 @@ everything() { # SETTING...
   reproduce study study 'steps=[5,10,25]' "$@"
 }
 
-if [ ! -e "$OUT/classifier.safetensors" ]; then
+if ! compgen -G "$OUT/cifar10_${SOURCE}_floor-*.npz" >/dev/null; then
   say "classifier and references"
   train what=classifier
 fi
@@ -46,10 +47,12 @@ if [ "$PARTS" -gt 1 ]; then
   say "samples"
   everything stage=sample
   say "scores"
+  running=()
   for ((part = 0; part < PARTS; part++)); do
     everything stage=evaluate part="$part" parts="$PARTS" &
+    running+=($!)
   done
-  wait
+  for process in "${running[@]}"; do wait "$process"; done
 fi
 say "tables and figures"
 everything

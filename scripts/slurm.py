@@ -86,6 +86,9 @@ class Queue:
 def submit(overrides: list[str], queue: Queue, after: list[str]) -> list[str]:
     """Submit the three stages of one experiment; returns the ids of its sampling arrays."""
     cfg = composed("reproduce", *overrides)
+    if "precision" in cfg.experiment and "precision" in cfg.model:
+        # Machines differ in the precision that they are fast in: all jobs take that of this one.
+        overrides = [*overrides, f"model.precision={cfg.model.precision}"]
     experiment, name = Experiment.of(cfg), f"{cfg.model.name}-{cfg.experiment.name}"
     done = sampled_and_scored(cfg.model.name, experiment.name, config_digest(cfg))
     sampling, before_rendering = [], []

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.extractors import extractor_named
-from eval.reference import Reference, build_reference
+from eval.reference import build_reference
 from experiments.config import (
     Config,
     function_of,
@@ -31,13 +31,17 @@ from models.trainer import (
     save_weights,
     train_classifier,
 )
+from models.weights import has_bf16
 from sampling.options import check_choice, check_options
 
 
 def main(cfg: Config) -> None:
     check_choice("what", cfg.what, ("unet", "classifier"))
+    device, recipe = pick_device(cfg.device), "unet" if cfg.what == "unet" else "classifier_recipe"
+    if cfg.training[recipe].precision == "bf16" and not has_bf16(device):
+        print(f"bf16 is slow on this device: training.{recipe}.precision=fp32 is faster")
     train = unet if cfg.what == "unet" else classifier
-    train(cfg, pick_device(cfg.device), Path(cfg.out))
+    train(cfg, device, Path(cfg.out))
 
 
 def training_set(cfg: Config, split: str, device: Any) -> TrainingSet:
@@ -71,7 +75,15 @@ def unet(cfg: Config, device: Any, out: Path) -> None:
 
 def classifier(cfg: Config, device: Any, out: Path) -> None:
     """Train the classifier, and store the features of the real images that it sees."""
-    training = cfg.training
+    training, source = cfg.training, reference_source(cfg.reference)
+    assert source is not None
+    of_training, of_scores = training.images.get("source"), cfg.reference.images.get("source")
+    if of_scores not in (None, of_training):
+        raise ValueError(
+            f"the classifier would see images of source={of_training} and score those of "
+            f"source={of_scores}: give reference.images.source={of_training}, too"
+        )
+    real = source.images().images  # what is missing is missed before the work
     net = train_classifier(
         function_of(training.classifier),
         function_of(training.augment),
@@ -83,21 +95,14 @@ def classifier(cfg: Config, device: Any, out: Path) -> None:
     held_out = training_set(cfg, "held_out", device)
     share, n = accuracy(net, held_out), len(held_out.images)
     print(f"{path}: {100 * share:.2f}% of {n} held-out images are recognised")
-    for reference in references(cfg, path, device):
-        print(f"reference: {reference.save(out)}")
-    print(f"metrics.weights={path} reference.folder={out} score with it")
-
-
-def references(cfg: Config, weights: Path, device: Any) -> list[Reference]:
-    """The real images as the classifier sees them; those of the floor too, if they are stored."""
-    extractor = extractor_named(cfg.metrics.extractor, str(device), weights=str(weights))
-    source = reference_source(cfg.reference)
-    assert source is not None
-    stored = [build_reference(source.name, source.images().images, extractor)]
+    extractor = extractor_named(cfg.metrics.extractor, str(device), weights=str(path))
+    stored = [build_reference(source.name, real, extractor)]
     if source.store_floor and source.floor:
         images, labels = source.floor()
         stored.append(build_reference(source.floor_name, images, extractor, labels=labels))
-    return stored
+    for reference in stored:
+        print(f"reference: {reference.save(out)}")
+    print(f"metrics.weights={path} reference.folder={out} score with it")
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ model:
   adm_lsun_horse: { <<: *adm, name: adm_lsun_horse, card: adm_lsun_horse, precision: fp16,
                     checkpoint: DL/lsun_horse.pt, reference: adm_lsun_horse256 }
   digits: { name: digits, _target_: models.digits.load, checkpoint: unet-6500, clip: true,
-            precision: fp32, channels_last: true, compile: false,
+            precision: fp32, channels_last: null, compile: false,
             metrics: digits, reference: digits }
   cifar10: { name: cifar10, _target_: models.cifar10.load, checkpoint: unet-6500, clip: true,
-             precision: bf16, channels_last: false, compile: false,
+             precision: fp32, channels_last: null, compile: false,
              metrics: cifar10, reference: cifar10_jpeg }
   # StableDiffusionPipeline's guidance_scale, and StableDiffusionXLPipeline's
   sd: &sd { name: sd, _target_: models.stable_diffusion.load, id: I, revision: null, variant: null,
@@ -222,6 +222,9 @@ experiment:
       metrics: [fid, is], windows: 12, orders: [[1, 1], [2, 2]], variances: [fixed_small],
       rivals: { Mix (paper): *mix, Skipped-Step: *skipped, DDIM: *ddim,
                 DPM-Solver++(2M): { name: dpmpp } } }
+  figure4_cifar10: { <<: *figure4, label: balanced, model: cifar10, metrics of: cifar10,
+                     reference: cifar10_jpeg, precision: bf16, model.precision: bf16, steps: [10, 25],
+                     num_samples: 2000 }
   tune_small: { <<: *tune, num_samples: 4000, tuning_samples: 1000,
                 metrics: [fid, is, kid, precision, recall] }
 """)
@@ -229,7 +232,16 @@ for name in EXPECTED["experiment"]:
     if name.endswith(("_small", "_full")):  # the sizes of a laptop
         EXPECTED["experiment"][name] |= EXPECTED["shared"]["small"]
 
-GROUPS = ("model", "training", "metrics", "reference", "guidance", "logger", "sampler", "experiment")
+GROUPS = (
+    "model",
+    "training",
+    "metrics",
+    "reference",
+    "guidance",
+    "logger",
+    "sampler",
+    "experiment",
+)
 UNSET = {"sd": ["model.id=I"], "adm": ["model.card=C", "model.checkpoint=F"]}
 COMMANDS = EXPECTED["command"]
 
@@ -297,7 +309,7 @@ def test_experiments(name, monkeypatch):
     cfg = composition("tune" if name.startswith("tune") else "reproduce", f"experiment={name}")
     decided, model = cfg["experiment"], cfg["model"]["name"]
     own, title, paper = (decided.pop(key, None) for key in ("name", "title", "paper"))
-    assert own == name.removesuffix("_small") and title
+    assert own == name.removesuffix("_small").removesuffix("_cifar10") and title
     assert paper in (None, f"results/paper/{own.partition('_')[0]}.yaml")
     # What it changes of the command's settings, of its model and of its protocol.
     follows = {"label": decided["label"], "prompts": decided.get("prompts")}

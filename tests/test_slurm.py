@@ -205,6 +205,9 @@ def test_a_dry_run_says_what_would_be_submitted(submitted, tmp_path):
     out = done(submitted(*TABLE, "parts=3", "--dry"))
     assert out.count("stage=sample") == out.count("stage=evaluate") == 6
     assert out.count("stage=render") == 1
+    # Nodes may differ in the precision that they are fast in: one for all, which names the folder.
+    precision = composed("reproduce", *TABLE).model.precision
+    assert out.count(f" model.precision={precision} ") == out.count("stage=") == 13
     assert "after <digits-table1-4-evaluate>, <digits-table1-20-evaluate>" in out
     assert not (tmp_path / "runs").exists()
 

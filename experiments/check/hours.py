@@ -6,9 +6,10 @@ Network calls are counted by `dry_run` from the experiments' own configs, as one
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
-from experiments.check.machine import Speed, mode_named
+from experiments.check.machine import Speed, mode_of
 from experiments.check.outcome import Skip, rounded
 from files.media import Images
 from models.backbone import Backbone, ImageNetwork
@@ -22,8 +23,8 @@ DECODERS = {"sd21": "sd21's VAE", "opensora11": "sd21's VAE"}
 IMAGES_A_SAMPLE = {"opensora11": 16 * 240 * 424 / 512**2}
 
 
-def hours(speeds: Sequence[Speed]) -> Iterator[dict[str, Any] | str]:
-    """Of every table its calls and hours; where its network was not timed, a line that says so.
+def hours(speeds: Sequence[Speed], device: torch.device) -> Iterator[dict[str, Any] | str]:
+    """Of every table its calls and hours on the device that was timed; where its network was not timed, a line that says so.
 
     Raises ImportError without Hydra, and Skip where nothing was timed.
     """
@@ -36,7 +37,7 @@ def hours(speeds: Sequence[Speed]) -> Iterator[dict[str, Any] | str]:
         model = cfg.model.name
         timed = [s for s in speeds if s.model == TIMED_AS.get(model, model)]
         config = plain(cfg.model)
-        mode = mode_named(bool(config.get("channels_last")), bool(config.get("compile")))
+        mode = mode_of(config, device)
         wanted = (config.get("precision", "fp32"), mode)
         as_configured = [s for s in timed if (s.precision, s.mode) == wanted]
         if not as_configured:

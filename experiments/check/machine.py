@@ -7,7 +7,7 @@ cut short; `complete` says whether it was.
 import json
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +124,7 @@ def read_machine(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         speeds = [Speed(**{**s, "shape": tuple(s["shape"])}) for s in record["speeds"]]
         _ = record["device"], record["date"], record["complete"]
+        _ = [(check["name"], check["status"]) for check in record["checks"]]
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}): {REMEDY}") from None
     return {**record, "speeds": speeds}
@@ -173,3 +174,10 @@ def mode_named(channels_last: bool, compiled: bool, graphed: bool = False) -> st
     """What is done to a network to make it faster, in the words of `Speed.mode`."""
     done = {"channels_last": channels_last, "compiled": compiled, "graphed": graphed}
     return "+".join(name for name, is_done in done.items() if is_done) or "eager"
+
+
+def mode_of(model: Mapping[str, Any], device: torch.device) -> str:
+    """The mode in which a model's config runs: null is channels_last on a CPU."""
+    layout = model.get("channels_last", False)
+    channels_last = device.type == "cpu" if layout is None else bool(layout)
+    return mode_named(channels_last, bool(model.get("compile")))

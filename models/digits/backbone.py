@@ -23,7 +23,7 @@ def load(
     checkpoint: str = "unet-6500",
     clip: bool = True,
     precision: str = "fp32",
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compile: bool = False,
     net: Mapping[str, Any] | None = None,
     device: torch.device | str = "cpu",

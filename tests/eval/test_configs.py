@@ -168,7 +168,9 @@ def test_cifar10s_features_are_stored_with_those_of_the_floor():
         stored = Reference.load(path)
         assert (stored.n, stored.weights) == (10_000, extractor.digest)
     assert np.bincount(stored.labels).tolist() == [1000] * 10
-    evaluator = evaluator_of(composed("evaluate", "reference=cifar10", "metrics=cifar10", "samples=x"))
+    evaluator = evaluator_of(
+        composed("evaluate", "reference=cifar10", "metrics=cifar10", "samples=x")
+    )
     assert evaluator.reference.name == "cifar10_jpeg"
     assert 0 < evaluator.floor(1000, balanced=True)["fid"].value < 10
 

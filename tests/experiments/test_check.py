@@ -325,7 +325,7 @@ SPEED = Speed("digits", 7, (1, 28, 28), "fp32", "eager", 8, 0.002)
 def test_a_record_stands_after_every_measurement(tmp_path):
     """And one that was cut short says so."""
     machine = Machine(CPU, tmp_path)
-    report = scripts.check.Report(machine)
+    report = scripts.check.Report(machine, CPU)
     report.checked(perform("a", lambda: Finding(True, "said", {"error": 1.0})))
     report.timed(SPEED)
     record = read_machine(machine.path)
@@ -340,7 +340,7 @@ def test_a_record_stands_after_every_measurement(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "another file", "a speed lacks its batch"])
 def test_a_damaged_record_is_noticed(tmp_path, damage):
     machine = Machine(CPU, tmp_path)
-    scripts.check.Report(machine).timed(SPEED)
+    scripts.check.Report(machine, CPU).timed(SPEED)
     whole = json.loads(machine.path.read_text())
     text = {"cut": machine.path.read_text()[:-20], "another file": "[]"}
     del whole["speeds"][0]["batch"]
@@ -384,16 +384,16 @@ def test_the_hours_are_calls_times_seconds():
         Speed("sd21", 1, (4, 64, 64), "fp16", "graphed", 16, 0.01, evaluations=2),
         Speed("sd21's VAE", 1, (4, 64, 64), "fp16", "eager", 1, 0.03),
     ]
-    entries = [entry for entry in hours(speeds) if not isinstance(entry, str)]
+    entries = [entry for entry in hours(speeds, CPU) if not isinstance(entry, str)]
     (entry,) = entries
     assert entry["image_calls"] == 30_000 * 2 * (50 + 30 + 20 + 10)
     assert (entry["hours"], entry["hours_at_best"]) == (36.7, 18.3)
     assert entry["decoding"] == pytest.approx(240_000 * 0.03 / 3600)
     assert "36.7 hours as configured (fp16 eager, batch 16), 18.3 at best" in sentence(entry)
-    lines = [line for line in hours(speeds) if isinstance(line, str)]
+    lines = [line for line in hours(speeds, CPU) if isinstance(line, str)]
     assert "hours of table1: needs the speed of adm_imagenet in fp16 eager" in lines
     with pytest.raises(Skip):
-        next(hours([]))
+        next(hours([], CPU))
 
 
 def test_what_the_docs_say_of_the_h100_is_its_record():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from models.digits.backbone import load
 from models.digits.data import HERE, load_images, to_model_range
 from models.digits.networks import UNET, ExactNetwork
 from models.patched import SLICE, InThreads, PatchUNet
-from models.weights import load_weights
+from models.weights import has_bf16, load_weights
 from sampling import SampleNoise, Schedule, ddim, run, skipped, timesteps
 
 
@@ -126,7 +128,8 @@ def test_bf16_samples_are_near_those_of_fp32():
 
 
 def test_slices_in_threads_are_the_whole():
-    """Two slices of which the last is shorter, and one."""
+    """Two slices of which the last is shorter, and one, which all threads share."""
+    before = torch.get_num_threads()
     net = load().network.net
     threads = InThreads(net, 2)
     for count in (SLICE + 3, 1):
@@ -137,6 +140,28 @@ def test_slices_in_threads_are_the_whole():
         )
         torch.testing.assert_close(threads(x, t, y), net(x, t, y))
     assert set(threads.pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    later = []  # a thread that begins afterwards has what it would have had
+    thread = Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert later == [2]
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("capability", "said", "expected"),
+    [
+        ("AVX512", {"avx512_bf16": True}, True),
+        ("AVX512", {"avx512_bf16": False}, False),
+        ("AVX512", {}, False),
+        ("AVX2", {"avx512_bf16": True}, False),
+    ],
+)
+def test_bf16_is_for_cpus_that_multiply_it(monkeypatch, capability, said, expected):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: said, raising=False)
+    assert has_bf16(torch.device("cpu")) is expected
+    assert not has_bf16(torch.device("meta"))
 
 
 def test_samples_of_the_exact_denoiser_are_its_images():

@@ -150,3 +150,25 @@ def test_missing_records_name_the_remedy(tmp_path, records):
         Study.load(tmp_path)
     with pytest.raises(ValueError, match="lack fid of DDIM at 7 steps"):
         study.fid(records.even, "DDIM", 7)
+
+
+def test_an_optimum_in_the_middle_is_one_that_beats_both_ends(records, theory):
+    """Scores made up for the cutoffs of CIFAR-10: a clear valley, and a slope."""
+
+    def natural(fid_of) -> str:
+        rows = [
+            {**r, "scores": {**r["scores"], "fid": {"value": fid_of(float(r["row"])), "se": 0.1}}}
+            for r in records.natural.records
+        ]
+        text = study.text(replace(records, natural=Table(rows)), theory)
+        return text.partition("## Natural images")[2]
+
+    steps = " and ".join(map(str, sorted(records.natural.columns)))
+    valley, slope = natural(lambda c: 5 + abs(c - 375) / 100), natural(lambda c: 5 + c / 100)
+    assert f"beyond the intervals, at: {steps} (" in valley
+    assert (
+        "lowest FID at cutoff 375 (5.00 ± 0.20), better than Skipped-Step; better than DDIM"
+        in valley
+    )
+    assert "at: none of these step counts (" in slope
+    assert "lowest FID at cutoff 0 (5.00 ± 0.20), not told apart from Skipped-Step" in slope
