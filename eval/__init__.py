@@ -9,6 +9,6 @@
 - `gate`: do we score a published batch as its authors do?  `vbench`: VBench's scores of videos
 """
 
-from files.threads import settle_threads
+from files.threads import settle_threads_and_memory
 
-settle_threads()
+settle_threads_and_memory()

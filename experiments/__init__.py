@@ -10,6 +10,6 @@
 - `check/`: whether a machine is right, and how fast it is
 """
 
-from files.threads import settle_threads
+from files.threads import settle_threads_and_memory
 
-settle_threads()
+settle_threads_and_memory()

@@ -7,5 +7,5 @@ videos    H.264 in .mp4 files
 media     what a folder of samples holds: images or videos
 prompts   text files of prompts
 places    where the repository and its downloads lie
-threads   how many threads work and how they wait: the one thing here that is no file
+threads   how threads wait and what becomes of freed memory: the one thing here that is no file
 """

@@ -1,5 +1,5 @@
 """Command lines, run as `python -m scripts.NAME`; `--help` says what each does."""
 
-from files.threads import settle_threads
+from files.threads import settle_threads_and_memory
 
-settle_threads()
+settle_threads_and_memory()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT
 from torch import __config__
 
-from files.threads import OF_OPENBLAS, OF_OPENMP, thread_defaults
+from files.threads import OF_OPENBLAS, OF_OPENMP, keep_freed_memory, thread_defaults
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 COMMANDS = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("[!_]*.py"), ROOT / "tests/conftest.py"]
@@ -73,6 +74,27 @@ def test_a_command_that_imports_torch_too_early_is_noticed(tmp_path):
 )
 def test_what_the_user_has_said_stays(said, added):
     assert thread_defaults(said | {"PATH": "/bin"}) == added
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way of giving memory back")
+def test_freed_memory_is_reused(monkeypatch):
+    """Five tensors of 16 MiB, twenty times over: almost no page is asked for again."""
+    script = (
+        "import resource, sys\n{0}\nimport torch\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for k in range(20):\n"
+        "    if k == 10: before = faults()\n"
+        "    tensors = [torch.ones(2**22) for _ in range(5)]\n    del tensors\n"
+        "print(faults() - before)"
+    )
+    reused = "from files.threads import keep_freed_memory as keep; assert keep()"
+    counts = [
+        int(subprocess.check_output([sys.executable, "-c", script.format(line)], cwd=ROOT))
+        for line in ("", reused)
+    ]
+    assert counts[1] < 1000 < counts[0] / 50
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    assert not keep_freed_memory()
 
 
 @pytest.mark.skipif(
