@@ -69,7 +69,7 @@ coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Tabl
 	$(PY) -m scripts.prepare_coco captions
 	$(PY) -m scripts.prepare_coco images
 
-table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (6 minutes on two cores)
+table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (2 minutes on two cores)
 	$(PY) reproduce.py experiment=table1$(SMALL) $(OF_MODEL) $(ARGS)
 
 table1_full: .venv/installed ## Table 1 on digits with all five step counts of the paper (about an hour)
