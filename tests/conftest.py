@@ -190,7 +190,9 @@ def done(outcome: tuple[int, str, str]) -> str:
 def refused(outcome: tuple[int, str, str], said: str) -> None:
     """A command ended with exit status 2 and one line, which says that, but for progress bars."""
     status, _, err = outcome
-    lines = [line for line in err.replace("\r", "\n").splitlines() if line and "%|" not in line]
+    lines = [
+        line for line in err.replace("\r", "\n").splitlines() if line.strip() and "%|" not in line
+    ]
     assert (status, len(lines)) == (2, 1), err
     assert lines[0].startswith("error: ") and said in lines[0]
 

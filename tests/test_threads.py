@@ -12,7 +12,14 @@ import pytest
 from conftest import ROOT
 from torch import __config__
 
-from files.threads import OF_OPENBLAS, OF_OPENMP, keep_freed_memory, thread_defaults
+from files.threads import (
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    OF_OPENBLAS,
+    OF_OPENMP,
+    keep_freed_memory,
+    thread_defaults,
+)
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 COMMANDS = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("[!_]*.py"), ROOT / "tests/conftest.py"]
@@ -78,9 +85,15 @@ def test_what_the_user_has_said_stays(said, added):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's way of giving memory back")
 def test_freed_memory_is_reused(monkeypatch):
-    """Five tensors of 16 MiB, twenty times over: almost no page is asked for again."""
+    """Five tensors of 16 MiB, twenty times over: almost no page is asked for again.
+
+    What would be else is glibc's beginning, 128 KiB of each, which it may have left by itself.
+    """
+    at_first = "ctypes.CDLL(None).mallopt({0}, 2**17)"
     script = (
-        "import resource, sys\n{0}\nimport torch\n"
+        "import ctypes, resource, sys\n"
+        f"{at_first.format(M_MMAP_THRESHOLD)}; {at_first.format(M_TRIM_THRESHOLD)}\n"
+        "{0}\nimport torch\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for k in range(20):\n"
         "    if k == 10: before = faults()\n"

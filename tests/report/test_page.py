@@ -143,6 +143,7 @@ def pictures(tab, box: str) -> list[str]:
 def test_the_slider_changes_images_and_numbers_at_every_step_count(opened):
     tab, table = opened(), Table.load(RESULTS / "digits" / "figure4" / "records.json")
     assert table.columns == [100, 50, 25]
+    tab.select_option("#cutoff-data", "digits, even spacing (figure4)")
     for count in table.columns:
         tab.check(f"#cutoff-steps input[value='{count}']")
         tab.focus("#cutoff-slider")

@@ -163,7 +163,7 @@ def test_an_optimum_in_the_middle_is_one_that_beats_both_ends(records, theory):
         text = study.text(replace(records, natural=Table(rows)), theory)
         return text.partition("## Natural images")[2]
 
-    steps = " and ".join(map(str, sorted(records.natural.columns)))
+    steps = ", ".join(map(str, sorted(records.natural.columns)))
     valley, slope = natural(lambda c: 5 + abs(c - 375) / 100), natural(lambda c: 5 + c / 100)
     assert f"beyond the intervals, at: {steps} (" in valley
     assert (
