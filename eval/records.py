@@ -156,7 +156,7 @@ def check_same_kind(stored: Record, protocol: str, config: Mapping[str, Any]) ->
 
 
 def _kind(protocol: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    shared = {key: config.get(key) for key in ("guidance", "spacing", "seed", "label")}
+    shared = {key: config.get(key) for key in ("guidance", "spacing", "seed", "label", "noise")}
     return {
         "protocol": protocol,
         "checkpoint": config["model"]["sha256"],

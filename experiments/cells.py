@@ -15,11 +15,14 @@ from files.media import Images, Media
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import sample_labels, timesteps
-from sampling.adapters import Sampler, num_nodes, sampler_named
+from sampling import Noise, Plan, SampleNoise, sample_labels, timesteps
+from sampling.borrowed import num_nodes, sampler_named
+from sampling.brownian import BrownianNoise
+from sampling.options import check_choice
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
+NOISES = ("per_step", "brownian")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
 # would not be found.
@@ -65,7 +68,7 @@ class Cell:
     Heun's plan has other calls than the column's `steps`.
     """
 
-    plan: Sampler
+    plan: Plan
     folder: Path
     config: dict[str, Any]
     size: Size
@@ -103,7 +106,7 @@ class Column:
     cells: list[Cell]
 
     @property
-    def plans(self) -> list[Sampler]:
+    def plans(self) -> list[Plan]:
         return [cell.plan for cell in self.cells]
 
 
@@ -119,6 +122,7 @@ class Settings:
     batch_size: int = 64
     shard_size: int = 256
     names: str = "id"
+    noise: str = "per_step"
 
     def column(self, samplers: Mapping[str, dict[str, Any]], steps: int, n: int) -> Column:
         """The cells of some samplers, by their rows, at one step count.  Raises as `cell`."""
@@ -140,7 +144,7 @@ class Settings:
         measured = {}
         if name == "mixpp" and options.get("variance") == "analytic":
             measured["x0_variance"] = stored_x0_variance(self.backbone)
-        grid = timesteps(self.backbone.schedule, num_nodes(name, steps), self.spacing)
+        grid = timesteps(self.backbone.schedule, num_nodes(sampler, steps), self.spacing)
         plan = sampler_named(name, self.backbone.schedule, grid, **options, **measured)
         digests = {k: hashlib.sha256(v.tobytes()).hexdigest()[:12] for k, v in measured.items()}
         config = self._config({"name": name, **options, **digests}, len(plan))
@@ -165,6 +169,9 @@ class Settings:
             "seed": self.seed,
             "label": self.label,
         }
+        check_choice("noise", self.noise, NOISES)
+        if self.noise != "per_step":
+            config["noise"] = self.noise
         if backbone.guidance is not None:
             config["guidance"] = backbone.guidance.facts
         if backbone.prompts is not None:
@@ -249,6 +256,14 @@ def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | No
     if type(label) is not int or not 0 <= label < num_classes:
         raise ValueError(f"label must be in 0..{num_classes - 1}, balanced or null, got {label}")
     return torch.full((len(ids),), label, dtype=torch.int64)
+
+
+def noise_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Noise:
+    """The noise of these samples, each a function of (seed, i) alone; raises as `SampleNoise`."""
+    seed, shape, device = cell.config["seed"], backbone.shape, backbone.device
+    if cell.config.get("noise") == "brownian":
+        return BrownianNoise(seed, ids, shape, backbone.schedule, device=device)
+    return SampleNoise(seed, ids, shape, device=device)
 
 
 def file_names(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> list[str]:

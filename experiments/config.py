@@ -266,6 +266,7 @@ def settings_of(cfg: DictConfig, backbone: Backbone, spacing: Any, names: str) -
         batch_size=cfg.batch_size,
         shard_size=cfg.shard_size,
         names=names,
+        noise=cfg.noise,
     )
 
 

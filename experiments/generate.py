@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.cells import Cell, file_names, labels_of
+from experiments.cells import Cell, file_names, labels_of, noise_of
 from experiments.folder import (
     claim,
     finish,
@@ -34,8 +34,7 @@ from experiments.folder import (
 from experiments.workers import worker
 from files.media import Shard
 from models.backbone import Backbone
-from sampling import SampleNoise, count_calls, run_tree
-from sampling.adapters import Sampler
+from sampling import Noise, Plan, count_calls, run_tree
 from sampling.denoise import Denoised
 
 Watch = Callable[[Sequence[Cell], int], None]
@@ -53,15 +52,15 @@ def generate(
 
     Returns whether all folders are complete; False when other processes still sample.
 
-    All cells share model, seed, labels and size, and are run as one tree.  Of `world` processes,
-    this one (`rank`) makes the shards rank, rank + world, ...; no communication.  `watch(cells, k)`
-    is called after shard k of these cells was written.  Raises ValueError if a folder holds samples
-    of another config, or samples are not finite.
+    All cells share model, seed, noise, labels and size, and are run as one tree.  Of `world`
+    processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
+    `watch(cells, k)` is called after shard k of these cells was written.  Raises ValueError if a
+    folder holds samples of another config, or samples are not finite.
     """
     size = cells[0].size
     # Refuse bad settings before anything is made.
     labels_of(cells[0], backbone, range(size.num_samples)[-1:])
-    SampleNoise(cells[0].config["seed"], [], backbone.shape)
+    noise_of(cells[0], backbone, [])
     for cell in cells:
         file_names(cell, backbone, range(0))
         claim(cell, backbone.prompts)
@@ -131,9 +130,7 @@ def _make_shard(
     start, first = time.perf_counter(), 0
     while first < len(ids):
         batch = slice(first, first + batch_size)
-        noise = SampleNoise(
-            cells[0].config["seed"], ids[batch], backbone.shape, device=backbone.device
-        )
+        noise = noise_of(cells[0], backbone, ids[batch])
         samples = _run_batch(plans, backbone, noise, None if labels is None else labels[batch], bar)
         if samples is None:
             batch_size = _halved(batch_size, backbone.device)
@@ -162,9 +159,9 @@ def _make_shard(
 
 
 def _run_batch(
-    plans: Sequence[Sampler],
+    plans: Sequence[Plan],
     backbone: Backbone,
-    noise: SampleNoise,
+    noise: Noise,
     labels: Tensor | None,
     bar: tqdm[Any],
 ) -> list[Tensor] | None:

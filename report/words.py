@@ -79,7 +79,8 @@ def sampling_sentence(config: dict[str, Any]) -> str:
     return (
         f"Model `{model['name']}`, checkpoint `{checkpoint}` "
         f"({model['sha256'][:12]}){precision}{_guidance_words(config)}; "
-        f"spacing `{config['spacing']}`, seed {config['seed']}, {_label_words(config)}, "
+        f"spacing `{config['spacing']}`, seed {config['seed']}"
+        f"{', Brownian noise' if config.get('noise') == 'brownian' else ''}, {_label_words(config)}, "
         f"x0 {'clipped' if model['clip'] else 'not clipped'}."
     )
 

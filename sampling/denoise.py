@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .options import check_choice
-from .schedule import Schedule
+from .schedule import Level, Schedule
 
 
 class Denoised(NamedTuple):
@@ -35,23 +35,24 @@ Denoiser = Callable[[Tensor, float], Denoised | tuple[Tensor, Tensor | None]]
 Gradient = Callable[[Tensor, float], Tensor]
 
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "flow_prediction", "sample")
 
 
-def implied_x0(
-    output: Tensor, x: Tensor, alpha_bar: float, prediction_type: str = "epsilon"
-) -> Tensor:
-    """The clean image that a network's output at x_t implies.
+def implied_x0(output: Tensor, x: Tensor, level: Level, prediction_type: str = "epsilon") -> Tensor:
+    """The clean image that a network's output at x_t = alpha x0 + sigma eps implies.
 
     `prediction_type` says what the output is, in diffusers' words: `epsilon` is the noise,
-    `v_prediction` v = sqrt(abar) eps - sqrt(1 - abar) x0 (Salimans & Ho 2022), `sample` x0
-    itself.  Raises ValueError for another.
+    `v_prediction` v = alpha eps - sigma x0 (Salimans & Ho 2022), `flow_prediction` eps - x0 (flow
+    matching), `sample` x0 itself.  Raises ValueError for another.
     """
-    a = alpha_bar
+    alpha, sigma = level
     if prediction_type == "epsilon":
-        return (x * a**-0.5).sub_(output, alpha=((1 - a) / a) ** 0.5)
+        return (x * (1 / alpha)).sub_(output, alpha=sigma / alpha)
     if prediction_type == "v_prediction":
-        return (x * a**0.5).sub_(output, alpha=(1 - a) ** 0.5)
+        norm = alpha**2 + sigma**2
+        return (x * (alpha / norm)).sub_(output, alpha=sigma / norm)
+    if prediction_type == "flow_prediction":
+        return (x * (1 / (alpha + sigma))).sub_(output, alpha=sigma / (alpha + sigma))
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     return output
 
@@ -95,8 +96,11 @@ class Reading:
     def __post_init__(self) -> None:
         check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
 
-    def x0(self, output: Tensor, x: Tensor, alpha_bar: float) -> Tensor:
-        x0 = implied_x0(output, x, alpha_bar, self.prediction_type)
+    def x0(self, output: Tensor, x: Tensor, level: Level, eps_scale: float = 1.0) -> Tensor:
+        """The limited x0; its eps is divided by `eps_scale` before."""
+        x0 = implied_x0(output, x, level, self.prediction_type)
+        if eps_scale != 1:
+            x0 = (x0 * (1 / eps_scale)).add_(x, alpha=(1 - 1 / eps_scale) / level.alpha)
         return x0 if self.limit is None else self.limit(x0)
 
 
@@ -115,6 +119,9 @@ class NetworkDenoiser:
 
     `condition` is what the network is told besides x_t and t, `gradient` the guidance of a
     classifier.  The noise level is a plain float: nothing here waits for the device.
+
+    `eps_scale` (k, b) divides the network's eps by b + k t before x0 is limited, against exposure
+    bias (Ning et al. 2024); where nothing limits x0, `plan.scale_eps` does the same to a plan.
     """
 
     network: Network
@@ -122,8 +129,10 @@ class NetworkDenoiser:
     reading: Reading = Reading()
     condition: Any = None
     gradient: Gradient | None = None
+    eps_scale: tuple[float, float] | None = None
 
     def __call__(self, x: Tensor, t: float) -> Denoised:
         output, v = self.network(x, t, self.condition)
-        x0 = self.reading.x0(output, x, self.schedule.abar(int(t)))
+        k, b = self.eps_scale or (0.0, 1.0)
+        x0 = self.reading.x0(output, x, self.schedule.level(t), b + k * t)
         return Denoised(x0, v, None if self.gradient is None else self.gradient(x, t))

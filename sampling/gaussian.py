@@ -1,8 +1,9 @@
 """What a sampler does to Gaussian data: closed form, no sampling.
 
 For x_0 ~ N(mean, C) the posterior mean of x_0 given x_t is affine, so that every row of a plan is a
-linear map of (x_t, x0 of the row before), and the output is Gaussian.  In the eigenbasis of C the
-coordinates are independent: a plan's discretisation error is a function of one eigenvalue.
+linear map of x_t and of the x of the calls that it looks back at, and the output is Gaussian.  In
+the eigenbasis of C the coordinates are independent: a plan's discretisation error is a function of
+one eigenvalue.
 
 With the exact score that is all the error there is.  `score_error` adds a network's: a score that is
 everywhere too steep by that fraction, (1 + score_error) times the exact one.
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .plan import Plan
+from .plan import Plan, Row
 from .schedule import Array
 
 
@@ -36,27 +37,61 @@ def gaussian_output(plan: Plan, eigenvalues: Array, score_error: float = 0.0) ->
     c = np.asarray(eigenvalues, dtype=np.float64)
     if (c < 0).any():
         raise ValueError("eigenvalues of a covariance must not be negative")
-    if score_error and any(row.alpha_bar == 0 for row in plan.rows()):
+    if score_error and (plan.alpha[plan.calls] == 0).any():
         raise ValueError("score_error needs a schedule that keeps some signal at T")
-    one, zero = np.ones_like(c), np.zeros_like(c)
-    # Second moments of (x_t, x0 of the row before) about their mean, and that mean for mean = 1.
-    xx, xp, pp = one, zero, zero
-    x_mean, p_mean = zero, zero
+    state = _State(c, plan, score_error)
     for row in plan.rows():
-        a = row.alpha_bar
-        # x0 = mean + m (x_t - sqrt(a) mean), by Tweedie's formula from the score
-        wrong = score_error * (1 - a) / np.sqrt(a) if score_error else 0.0
-        m = (np.sqrt(a) * c - wrong) / (a * c + 1 - a)
-        k = row.x + row.x0 * m
-        b = row.x0_previous
-        x0_mean = 1 + m * (x_mean - np.sqrt(a))
-        x_mean, p_mean = row.x * x_mean + row.x0 * x0_mean + b * p_mean, x0_mean
-        xx, xp, pp = (
-            k**2 * xx + 2 * k * b * xp + b**2 * pp + row.noise**2,
-            m * (k * xx + b * xp),
-            m**2 * xx,
-        )
-    return GaussianOutput(xx, x_mean)
+        state.advance(row)
+    return GaussianOutput(state.cov[0, 0], state.mean[0])
+
+
+class _State:
+    """Mean and covariance of (x, x at the last call, at the one before, ...) of every eigenvalue.
+
+    `mean` [H, F] is for data of mean 1, `cov` [H, H, F]; `score` holds (slope, offset) of x0 and
+    of eps as functions of x, for every call.
+    """
+
+    def __init__(self, eigenvalues: Array, plan: Plan, score_error: float):
+        self.c, self.score_error = eigenvalues, score_error
+        size, F = plan.look_back + 1, len(eigenvalues)
+        self.mean = np.zeros((size, F))
+        self.cov = np.zeros((size, size, F))
+        self.cov[0, 0] = plan.start**2
+        self.calls: list[tuple[Array, Array, Array, Array]] = []  # newest first
+
+    def advance(self, row: Row) -> None:
+        gain = np.zeros_like(self.mean)
+        gain[0], shift = row.x, np.zeros_like(self.c)
+        now = [self._call(row)] if row.calls else []
+        for j, weight in enumerate(row.x0):
+            if weight:
+                slope, offset, *_ = (now + self.calls)[j if now else j - 1]
+                gain[j] += weight * slope
+                shift += weight * offset
+        for j, weight in enumerate(row.eps):
+            if weight:
+                *_, slope, offset = (now + self.calls)[j if now else j - 1]
+                gain[j] += weight * slope
+                shift += weight * offset
+        cov, mean, x = self.cov.copy(), self.mean.copy(), np.einsum("if,ijf->jf", gain, self.cov)
+        if now:  # every call moves one place back
+            cov[1:, 1:], mean[1:] = self.cov[:-1, :-1], self.mean[:-1]
+            cov[0, 1:] = cov[1:, 0] = x[:-1]
+            self.calls = (now + self.calls)[: len(mean) - 1]
+        else:
+            cov[0, 1:] = cov[1:, 0] = x[1:]
+        cov[0, 0] = (gain * x).sum(axis=0) + row.noise**2
+        mean[0] = (gain * self.mean).sum(axis=0) + shift
+        self.cov, self.mean = cov, mean
+
+    def _call(self, row: Row) -> tuple[Array, Array, Array, Array]:
+        """x0 = mean + m (x_t - alpha mean), by Tweedie's formula from the score; eps from both."""
+        alpha, sigma = row.alpha, row.sigma
+        wrong = self.score_error * sigma**2 / alpha if self.score_error else 0.0
+        m = (alpha * self.c - wrong) / (alpha**2 * self.c + sigma**2)
+        offset = 1 - m * alpha
+        return m, offset, (1 - alpha * m) / sigma, -alpha * offset / sigma
 
 
 def gaussian_frechet(

@@ -15,8 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-START = 0  # stream 0: x_T; stream t + 1: the noise of the row at timestep t
-LABEL = 2**64 - 1  # the stream of the class label
+# A stream is the upper three words of Philox's counter; a draw counts in the lowest one alone.
+#   (0, 0, 0)              x_T
+#   (0, visit, t + 1)      the noise of a row at an integer t, at that visit of t
+#   (1, visit, bits of t)  the same between timesteps: the 64 bits of the float t
+#   (0, 0, 2^64 - 1)       the class label
+Stream = tuple[int, int, int]
+START: Stream = (0, 0, 0)
+LABEL: Stream = (0, 0, 2**64 - 1)
 PER_THREAD = 2**18  # normal numbers that are worth a thread: about a millisecond
 
 
@@ -31,10 +37,10 @@ class _Stream:
         self._state = self._philox.state
         self._state["state"]["key"][0] = seed
 
-    def at(self, i: int, stream: int) -> np.random.Generator:
+    def at(self, i: int, stream: Stream) -> np.random.Generator:
         inner = self._state["state"]
         inner["key"][1] = i
-        inner["counter"][:] = (0, 0, 0, stream)
+        inner["counter"][:] = (0, *stream)
         self._philox.state = self._state  # also clears its buffer
         return self._generator
 
@@ -42,7 +48,8 @@ class _Stream:
 class SampleNoise:
     """The noise of the samples `ids` under `seed`, one tensor [len(ids), *shape] a request.
 
-    `start()` is x_T ~ N(0, I), `at(t)` the z of the row at timestep t.  Drawn in float32 and
+    `start()` is x_T ~ N(0, I), `at(t)` the z of the row at timestep t, wherever it jumps to;
+    `visit` counts the rows of the plan that went up past this t before.  Drawn in float32 and
     returned as `dtype` on `device`.  Raises ValueError for a seed or id outside 0..2^64 - 1.
     """
 
@@ -67,10 +74,12 @@ class SampleNoise:
     def start(self) -> Tensor:
         return self._draw(START)
 
-    def at(self, t: float) -> Tensor:
-        return self._draw(int(t) + 1)
+    def at(self, t: float, s: float = -1.0, visit: int = 0) -> Tensor:
+        if t == int(t):
+            return self._draw((0, visit, int(t) + 1))
+        return self._draw((1, visit, int(np.float64(t).view(np.uint64))))
 
-    def _draw(self, stream: int) -> Tensor:
+    def _draw(self, stream: Stream) -> Tensor:
         # Pinned memory lets the copy to a GPU overlap with the network.
         pin = self.device.type == "cuda"
         z = torch.empty(len(self.ids), *self.shape, pin_memory=pin)
@@ -86,7 +95,7 @@ class SampleNoise:
                 part.result()
         return z.to(self.device, self.dtype, non_blocking=True)
 
-    def _fill(self, buffer: NDArray[np.float32], stream: int, first: int, end: int) -> None:
+    def _fill(self, buffer: NDArray[np.float32], stream: Stream, first: int, end: int) -> None:
         """Draw rows first..end - 1.  NumPy draws without Python's lock, so threads are of use."""
         generators = _Stream(self.seed)
         for row in range(first, end):

@@ -1,52 +1,72 @@
 """Samplers as tables of numbers.
 
-Every sampler here is the same loop with other coefficients.  A row jumps from timestep t
-to its neighbour s on the grid (s = -1 is the end, the clean image unless the schedule says otherwise):
+Every sampler here is the same loop with other coefficients.  A row jumps from t to s (s = -1 is
+the end, the clean image unless the schedule says otherwise):
 
-    x_s = x * x_t + x0 * x0_hat + x0_previous * x0_hat_of_the_row_before + noise * z,
+    x_s = x * x_t + sum_j x0[j] * x0_(k-j) + sum_(j >= 1) eps[j] * eps_(k-j) + noise * z,
 
-where x0_hat = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t), clipped or not, and z ~ N(0, I).
-A `Plan` is the table of these coefficients in float64, one row a network call.
+where z ~ N(0, I), x0_k is the clean image that network call k implies, clipped and guided or not,
+eps_k = (x_t - alpha x0_k) / sigma, and j looks back at the calls before.  Most rows go down, s < t,
+and call the network.  A row that does not (s >= t, as Restart and churn have them) calls it only
+where it has a coefficient x0[0].
 
-In the formulas a = alpha_bar: a_t before the jump, a_s after it.
+A `Plan` is the table of these coefficients in float64.  `builders.py` and `multistep.py` make them.
 """
 
-import inspect
+import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import check_choice, check_options
-from .schedule import Array, Schedule
+from .schedule import Array
 
-Timesteps = Sequence[int] | NDArray[np.int64]
+FORMAT, VERSION = "skipped_step.plan", 1
 
 
 class Row(NamedTuple):
-    """One jump of a plan as plain floats; the fields are those of `Plan`."""
+    """One jump of a plan as plain floats; the fields are the columns of `Plan`, and `visit`.
+
+    `x0` and `eps` are as long as this row needs.  `visit` counts the rows before that went up
+    with noise past this t: with it every z of a plan is another one, and a path of Brownian noise is
+    walked once.
+    """
 
     t: float
     s: float
     x: float
-    x0: float
-    x0_previous: float
+    x0: tuple[float, ...]
+    eps: tuple[float, ...]
     noise: float
     noise_high: float
     gradient: float
     gradient_high: float
-    alpha_bar: float
+    alpha: float
+    sigma: float
+    visit: int = 0
+
+    @property
+    def calls(self) -> bool:
+        """Whether this row calls the network."""
+        return self.s < self.t or self.x0[0] != 0
+
+
+COLUMNS = Row._fields[:-1]
+PAST = ("x0", "eps")  # those that look back
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Plan:
-    """A sampler for one schedule and one grid: float64 columns, all of shape [NFE].
+    """A sampler for one schedule and one grid: float64 columns, all of shape [rows] but two.
 
-    `t`, `s`: timesteps before and after the jump; the last `s` is -1, the clean image.
-    `x`, `x0`, `x0_previous`, `noise`: the coefficients of the update above.
+    `t`, `s`: the network's time before and after the jump; the last `s` is -1, the end.
+    `x`, `x0` [rows, K], `eps` [rows, K], `noise`: the coefficients of the update above.  Column j
+    of `x0` and `eps` looks back at the j-th call before; eps[:, 0] is 0, since a row's own eps is
+    a combination of x and x0.  Columns at the end that no row uses are dropped.
 
     A learned variance interpolates the noise per pixel: with the network's v in [-1, 1],
     coefficient noise^(1-f) * noise_high^f, f = (v + 1) / 2 (interpolation of log variances).
@@ -56,7 +76,8 @@ class Plan:
     after clipping.  It shifts eps in DDIM and the mean in ancestral sampling, exactly as
     guided-diffusion does; `gradient_high` is its other bound under a learned variance.
 
-    `alpha_bar` at `t` converts eps to x0_hat.
+    `alpha` and `sigma` at `t` convert what the network says to x0 and eps.  The first x is `start`
+    times standard normal noise.
     """
 
     name: str
@@ -64,342 +85,247 @@ class Plan:
     s: Array
     x: Array
     x0: Array
-    x0_previous: Array
+    eps: Array
     noise: Array
     noise_high: Array
     gradient: Array
     gradient_high: Array
-    alpha_bar: Array
+    alpha: Array
+    sigma: Array
+    start: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.t)
-        if n == 0 or any(getattr(self, name).shape != (n,) for name in Row._fields):
+        shapes = {name: getattr(self, name).shape for name in COLUMNS}
+        narrow = all(shapes[name] == (n,) for name in COLUMNS if name not in PAST)
+        wide = all(len(s) == 2 and s[0] == n and s[1] for s in (shapes["x0"], shapes["eps"]))
+        if n == 0 or not narrow or not wide:
             raise ValueError("a plan needs at least one row and columns of equal length")
-        if not (self.s < self.t).all() or not np.array_equal(self.t[1:], self.s[:-1]):
-            raise ValueError("a plan must jump downwards between neighbouring nodes")
-        if self.x0_previous[0] != 0:
-            raise ValueError("the first row of a plan has no x0 of a row before")
         if self.s[-1] != -1:
             raise ValueError("a plan must end at the clean image, s = -1")
+        if not (self.t >= 0).all() or not np.array_equal(self.t[1:], self.s[:-1]):
+            raise ValueError("a plan must jump between neighbouring nodes, each row to the next t")
+        if self.eps[:, 0].any():
+            raise ValueError("a row's own eps is a combination of x and x0: eps[:, 0] must be 0")
+        for name in PAST:
+            object.__setattr__(self, name, _trimmed(getattr(self, name)))
+        self._check_look_back()
+
+    def _check_look_back(self) -> None:
+        before: NDArray[np.int64] = np.cumsum(self.calls) - self.calls
+        for name in PAST:
+            column = getattr(self, name)
+            for j in range(1, column.shape[1]):
+                if (column[before < j, j] != 0).any():
+                    raise ValueError(
+                        f"a row of a plan looks back at {j} calls, more than were made"
+                    )
+
+    @property
+    def calls(self) -> NDArray[np.bool_]:
+        """Of every row, whether it calls the network."""
+        called: NDArray[np.bool_] = (self.s < self.t) | (self.x0[:, 0] != 0)
+        return called
+
+    @property
+    def look_back(self) -> int:
+        """How many calls back the farthest-looking row looks."""
+        return max(self.x0.shape[1], self.eps.shape[1]) - 1
 
     def __len__(self) -> int:
-        """Rows = network calls (NFE)."""
-        return len(self.t)
+        """Network calls (NFE): the rows but those that only add noise on their way up."""
+        return int(self.calls.sum())
 
     def rows(self) -> Iterator[Row]:
         """The rows as plain Python floats, so that the loop never touches the device."""
-        columns = (getattr(self, name).tolist() for name in Row._fields)
-        return map(Row._make, zip(*columns, strict=True))
+        ups: list[tuple[float, float]] = []  # the stretches that noise has gone up before
+        columns = (getattr(self, name).tolist() for name in COLUMNS)
+        for t, s, x, x0, eps, noise, *rest in zip(*columns, strict=True):
+            visit = sum(low <= t <= high for low, high in ups)
+            if noise and s >= t:
+                ups.append((t, s))
+            row = Row(t, s, x, _short(x0), _short(eps), noise, *rest)
+            yield row._replace(visit=visit) if noise and visit else row
 
     def __repr__(self) -> str:
         return f"Plan({self.name}, NFE={len(self)})"
 
     def __str__(self) -> str:
-        head = f"{self.name}, {len(self)} network calls\n"
-        names = [f.name for f in fields(self)[1:7]]
+        past = [f"x0[{j}]" for j in range(2, self.x0.shape[1])]
+        past += [f"eps[{j}]" for j in range(1, self.eps.shape[1])]
+        names = ["t", "s", "x", "x0", "x0_previous", *past, "noise"]
         lines = ["".join(f"{name:>12}" for name in names)]
         for row in self.rows():
             t, s = f"{row.t:g}", "clean" if row.s == -1 else f"{row.s:g}"
             noise = f"{row.noise:.6f}"
             if not math.isnan(row.noise_high):
                 noise += f"..{row.noise_high:.6f}"
-            numbers = "".join(f"{v:12.6f}" for v in (row.x, row.x0, row.x0_previous))
+            x0 = row.x0 + (0.0,) * (max(2, self.x0.shape[1]) - len(row.x0))
+            eps = row.eps + (0.0,) * (self.eps.shape[1] - len(row.eps))
+            numbers = "".join(f"{v:12.6f}" for v in (row.x, *x0, *eps[1:]))
             lines.append(f"{t:>12}{s:>12}{numbers}    {noise}")
-        return head + "\n".join(lines)
+        return f"{self.name}, {len(self)} network calls\n" + "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The plan as JSON, one line a row; `from_json` gives back every bit."""
+        head = {"format": FORMAT, "version": VERSION, "name": self.name, "start": self.start}
+        rows = [
+            json.dumps(dict(zip(COLUMNS, map(_plain, row), strict=False)), allow_nan=False)
+            for row in self.rows()
+        ]
+        return json.dumps(head)[:-1] + ', "rows": [\n' + ",\n".join(rows) + "\n]}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """The plan that `to_json` wrote.  Raises ValueError, one line, for what is no plan."""
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this is no JSON: {error}") from None
+        _check_keys("a plan", content, ("format", "version", "name", "start", "rows"))
+        if (content["format"], content["version"]) != (FORMAT, VERSION):
+            raise ValueError(
+                f"the plan's format is {content['format']!r}, version {content['version']!r}: "
+                f"this release reads {FORMAT!r}, version {VERSION}"
+            )
+        rows = content["rows"]
+        if not isinstance(rows, list) or not isinstance(content["name"], str):
+            raise ValueError("a plan's name must be text, and its rows a list")
+        for row in rows:
+            _check_keys("a row of a plan", row, COLUMNS)
+        columns = {name: _column(name, [row[name] for row in rows]) for name in COLUMNS}
+        return cls(name=content["name"], start=_number("start", content["start"]), **columns)
 
 
-def _grid(schedule: Schedule, timesteps: Timesteps) -> tuple[Array, Array, Array, Array]:
-    """(t, s, a_t, a_s) of the jumps between neighbouring nodes, down to the end at s = -1."""
-    t = np.asarray(timesteps, dtype=np.int64)
-    if t.ndim != 1 or len(t) == 0 or (np.diff(t) >= 0).any() or t[-1] < 0 or t[0] >= schedule.T:
-        raise ValueError(f"timesteps must decrease strictly within 0..{schedule.T - 1}")
-    s = np.append(t[1:], -1)
-    a_t = schedule.alpha_bar[t]
-    a_s = np.append(a_t[1:], schedule.final)
-    return t.astype(np.float64), s.astype(np.float64), a_t, a_s
+def _trimmed(column: Array) -> Array:
+    """Without the columns at the end that are 0, the first one kept."""
+    used = np.flatnonzero(column.any(axis=0))
+    return column[:, : max(1, used[-1] + 1 if len(used) else 0)]
 
 
-def _plan(name: str, t: Array, s: Array, a_t: Array, **columns: Array) -> Plan:
-    """A plan with defaults: no x0 of the row before, fixed variance, guidance that shifts eps."""
-    nan, zero = np.full_like(t, np.nan), np.zeros_like(t)
-    defaults = {
-        "x0_previous": zero,
-        "noise_high": nan,
-        "gradient": _ratio(1 - a_t, np.sqrt(a_t)),
-        "gradient_high": nan,
-    }
-    return Plan(name=name, t=t, s=s, alpha_bar=a_t, **{**defaults, **columns})
+def _short(values: list[float]) -> tuple[float, ...]:
+    n = len(values)
+    while n > 1 and values[n - 1] == 0:
+        n -= 1
+    return tuple(values[:n])
 
 
-def _ratio(a: Array, b: Array) -> Array:
-    """a / b; infinite where b = 0, i.e. where there is no signal, or nothing of it to change."""
-    return np.divide(a, b, out=np.full_like(a, np.inf), where=b != 0)
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: these become words."""
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value if math.isfinite(value) else str(value)
 
 
-def _posterior(a_t: Array, a_s: Array) -> tuple[Array, Array, Array]:
-    """Theorem 2: q(x_s | x_t, x_0) = N(x * x_t + x0 * x_0, variance); (x, x0, variance)."""
-    x = np.sqrt(a_t) * (1 - a_s) / (np.sqrt(a_s) * (1 - a_t))
-    x0 = (a_s - a_t) / (np.sqrt(a_s) * (1 - a_t))
-    variance = (a_s - a_t) * (1 - a_s) / (a_s * (1 - a_t))
-    return x, x0, variance
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or value in ("nan", "inf", "-inf")
+    ):
+        raise ValueError(
+            f"{name} of a plan must be a number, 'nan', 'inf' or '-inf', got {value!r}"
+        )
+    return float(value)
 
 
-def skipped(schedule: Schedule, timesteps: Timesteps) -> Plan:
-    """Algorithm 2, Skipped-Step sampling: draw x_s from the posterior of Theorem 2."""
-    t, s, a_t, a_s = _grid(schedule, timesteps)
-    x, x0, variance = _posterior(a_t, a_s)
-    return _plan("skipped", t, s, a_t, x=x, x0=x0, noise=np.sqrt(variance))
+def _column(name: str, values: list[Any]) -> Array:
+    if name not in PAST:
+        return np.array([_number(name, v) for v in values])
+    if not all(isinstance(v, list) and v for v in values):
+        raise ValueError(f"{name} of a plan must be lists of numbers")
+    padded = zip_longest(*values, fillvalue=0.0)
+    return np.array([[_number(name, v) for v in column] for column in padded]).T
 
 
-def ddim(schedule: Schedule, timesteps: Timesteps, eta: float = 0.0) -> Plan:
-    """DDIM (Song et al. 2021, eq. 12 and 16); eta = 0 is deterministic, eta = 1 = `skipped`.
-
-    Raises ValueError unless 0 <= eta <= 1.
-    """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be between 0 and 1, got {eta}")
-    t, s, a_t, a_s = _grid(schedule, timesteps)
-    noise = eta * np.sqrt((1 - a_s) / (1 - a_t)) * np.sqrt(1 - a_t / a_s)
-    x = np.sqrt(np.maximum(1 - a_s - noise**2, 0)) / np.sqrt(1 - a_t)
-    x0 = np.sqrt(a_s) - x * np.sqrt(a_t)
-    return _plan(f"ddim(eta={eta:g})", t, s, a_t, x=x, x0=x0, noise=noise)
-
-
-def ddpm(schedule: Schedule, timesteps: Timesteps, variance: str = "learned") -> Plan:
-    """Strided ancestral sampling (improved DDPM), with coefficients respaced to the grid.
-
-    `variance`: `fixed_small` is the posterior's, `fixed_large` the respaced beta, `learned`
-    interpolates between the two by the network's v.  The mean is the same for all three.
-    No noise is added in the last row.  Raises ValueError for another variance.
-    """
-    check_choice("variance", variance, ("learned", "fixed_small", "fixed_large"))
-    t, s, a_t, a_s = _grid(schedule, timesteps)
-    x, x0, small = _posterior(a_t, a_s)
-    large = 1 - a_t / a_s
-    guided = {"learned": small, "fixed_small": small, "fixed_large": large}[variance].copy()
-    if variance != "fixed_small" and len(t) > 1:
-        # The last row's posterior variance is 0, its logarithm infinite.  The original takes
-        # that of the row before; only guidance sees it, since the last row adds no noise.
-        guided[-1] = small[-2]
-    adds_noise = s >= 0
-    low = large if variance == "fixed_large" else small
-    columns = {"noise": np.where(adds_noise, np.sqrt(low), 0.0), "gradient": _ratio(guided, x0)}
-    if variance == "learned":
-        columns["noise_high"] = np.where(adds_noise, np.sqrt(large), np.nan)
-        columns["gradient_high"] = _ratio(large, x0)
-    return _plan(f"ddpm(variance={variance})", t, s, a_t, x=x, x0=x0, **columns)
-
-
-def dpmpp(
-    schedule: Schedule, timesteps: Timesteps, order: int = 2, lower_order_final: bool | None = None
-) -> Plan:
-    """DPM-Solver++ (Lu et al. 2022, algorithm 2, "2M" with the midpoint rule); order 1 is DDIM.
-
-    `lower_order_final` makes the last row first order; null as diffusers does: with fewer than 15
-    rows, and wherever the end is the clean image, which is infinitely far in log-SNR.
-    Raises ValueError unless the order is 1 or 2.
-    """
-    return _dpmpp("dpmpp", schedule, timesteps, order, lower_order_final)
-
-
-def sde_dpmpp(
-    schedule: Schedule, timesteps: Timesteps, order: int = 2, lower_order_final: bool | None = None
-) -> Plan:
-    """SDE-DPM-Solver++ (Lu et al. 2022, section 5 and appendix): order 1 is `skipped`, 2 is "2M".
-
-    Options and errors as for `dpmpp`.
-    """
-    return _dpmpp("sde_dpmpp", schedule, timesteps, order, lower_order_final)
-
-
-def _dpmpp(
-    name: str, schedule: Schedule, timesteps: Timesteps, order: int, lower_order_final: bool | None
-) -> Plan:
-    """Both of them: with lambda = log(alpha / sigma) and h its step,
-
-        ODE: x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) D
-        SDE: x_s = sigma_s / sigma_t e^-h x_t + alpha_s (1 - e^-2h) D + sigma_s sqrt(1 - e^-2h) z
-
-    where D = x0 at order 1, which is DDIM and Skipped-Step, and at order 2
-    x0 + (x0 - x0_previous) h / (2 h_previous).
-    """
-    if order not in (1, 2):
-        raise ValueError(f"the order of {name} must be 1 or 2, got {order}")
-    first = ddim(schedule, timesteps) if name == "dpmpp" else skipped(schedule, timesteps)
-    _, _, a_t, a_s = _grid(schedule, timesteps)
-    x0_previous = np.zeros_like(a_t)
-    if order == 2:
-        # Infinite where there is no signal, or no noise.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            h = np.diff(np.log(a_t / (1 - a_t)) / 2, append=np.log(a_s[-1] / (1 - a_s[-1])) / 2)
-            correction = first.x0[1:] * h[1:] / h[:-1] / 2
-        if lower_order_final is None:
-            lower_order_final = len(a_t) < 15
-        if (lower_order_final or a_s[-1] == 1) and len(a_t) > 1:
-            correction[-1] = 0.0
-        x0_previous[1:] = -correction
-    return replace(
-        first, name=f"{name}(order={order})", x0=first.x0 - x0_previous, x0_previous=x0_previous
-    )
-
-
-def naive_stride(schedule: Schedule, timesteps: Timesteps) -> Plan:
-    """Remark 3's baseline: a subset of timesteps with the *one-step* coefficients kept.
-
-    Row t uses the posterior of t -> t - 1 although the next row is at s.  Biased by
-    construction; equal to ancestral sampling only when every timestep is visited.
-    """
-    t, s, a_t, _ = _grid(schedule, timesteps)
-    a_before = np.append(schedule.final, schedule.alpha_bar)[t.astype(np.int64)]
-    x, x0, variance = _posterior(a_t, a_before)
-    noise = np.where(s >= 0, np.sqrt(variance), 0.0)
-    return _plan("naive_stride", t, s, a_t, x=x, x0=x0, noise=noise)
+def _check_keys(what: str, content: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a JSON object with {', '.join(known)}")
+    if wrong := sorted({*content} ^ {*known}):
+        raise ValueError(f"{what} has {', '.join(known)}: unknown or missing: {', '.join(wrong)}")
 
 
 def splice(head: Plan, tail: Plan, cutoff: float) -> Plan:
-    """The rows of `head` while t >= cutoff, then those of `tail` with t < cutoff.
+    """The rows of `head` while t >= cutoff, then those of `tail` from its first with t < cutoff.
+
+    A row that corrects the jump before it (s = t) stays with that jump.
 
     Raises ValueError if the two do not meet, i.e. if the last row taken from `head` does not
-    end where the first row taken from `tail` begins.
+    end where the first row taken from `tail` begins, and if a row of the tail looks back at calls
+    that are others in the head: its coefficients would be wrong.
     """
-    above, below = head.t >= cutoff, tail.t < cutoff
-    parts = {
-        name: np.concatenate([getattr(head, name)[above], getattr(tail, name)[below]])
-        for name in Row._fields
+    above, below = _first_below(head, cutoff), _first_below(tail, cutoff)
+    parts: dict[str, Any] = {
+        name: _joined(getattr(head, name)[:above], getattr(tail, name)[below:]) for name in COLUMNS
     }
     if not np.array_equal(parts["t"][1:], parts["s"][:-1]):
         raise ValueError(
             f"cannot splice {head.name} and {tail.name} at cutoff {cutoff:g}: "
             "the head must end at a timestep of the tail"
         )
-    return Plan(name=f"splice({head.name}, {tail.name}, cutoff={cutoff:g})", **parts)
+    if above:
+        _check_history(head, tail, above, below)
+    name = f"splice({head.name}, {tail.name}, cutoff={cutoff:g})"
+    return Plan(name=name, start=(head if above else tail).start, **parts)
 
 
-def mix(
-    schedule: Schedule,
-    timesteps: Timesteps,
-    *,
-    cutoff: float | None = None,
-    cutoff_sigma: float | None = None,
-    cutoff_log_snr: float | None = None,
-    skipped_steps: int | None = None,
-    eta_head: float = 1.0,
-    eta_tail: float = 0.0,
-) -> Plan:
-    """The paper's Mix (section 2.3): Skipped-Step while t >= cutoff, then DDIM (eta = 0).
+def _first_below(plan: Plan, cutoff: float) -> int:
+    """The first row with t < cutoff that corrects no row before it."""
+    for i in np.flatnonzero(plan.t < cutoff):
+        if plan.s[i] != plan.t[i]:
+            return int(i)
+    return len(plan.t)
 
-    The switch is given in exactly one unit: `cutoff` as a timestep (0 = Skipped-Step
-    throughout, T or more = DDIM throughout), `cutoff_sigma` as noise level
-    sqrt((1 - abar) / abar), `cutoff_log_snr` as log(abar / (1 - abar)) (Skipped-Step up to there),
-    or `skipped_steps` = k_c as the number of Skipped-Step rows.  `eta_head` and `eta_tail` are
-    DDIM's eta of the two parts, should they be others than the paper's.
-    Raises ValueError when none or several are given, or one is negative, or k_c > NFE, or an
-    eta is not in 0..1.
+
+def _joined(a: Array, b: Array) -> Array:
+    """One column on top of another, the narrower one widened by zeros."""
+    if a.ndim == 1:
+        return np.concatenate([a, b])
+    width = max(a.shape[1], b.shape[1])
+    return np.concatenate([np.pad(c, ((0, 0), (0, width - c.shape[1]))) for c in (a, b)])
+
+
+def _check_history(head: Plan, tail: Plan, above: int, below: int) -> None:
+    """Raise ValueError where a row of the tail looks back at calls that the head has not made."""
+
+    def levels(plan: Plan, rows: slice) -> list[tuple[float, float, float]]:
+        kept = plan.calls[rows]
+        columns = (c[rows][kept].tolist() for c in (plan.t, plan.alpha, plan.sigma))
+        return list(zip(*columns, strict=True))
+
+    theirs, ours = levels(head, slice(above)), levels(tail, slice(below))
+    for done, row in enumerate(r for r in list(tail.rows())[below:] if r.calls):
+        farthest = max(len(row.x0), len(row.eps)) - 1 - done
+        for j in range(1, farthest + 1):
+            if theirs[-j:][:1] != ours[-j:][:1]:
+                raise ValueError(
+                    f"cannot splice {head.name} and {tail.name}: the row of the tail at "
+                    f"t = {row.t:g} looks back at calls that the head makes elsewhere"
+                )
+
+
+def scale_eps(plan: Plan, k: float, b: float) -> Plan:
+    """The plan with every eps of the network divided by b + k t (Ning et al. 2024).
+
+    Networks that see their own samples predict too large an eps ("exposure bias").  x0 becomes
+    x0 / scale + (1 - 1 / scale) x_t / alpha, a rewrite of coefficients: for networks whose x0 is
+    not clipped (`NetworkDenoiser.eps_scale` is for the others).  Raises ValueError where the scale is not
+    positive, or where alpha is 0.
     """
-    given = [v for v in (cutoff, cutoff_sigma, cutoff_log_snr, skipped_steps) if v is not None]
-    if len(given) != 1:
-        raise ValueError(
-            "mix needs exactly one of cutoff, cutoff_sigma, cutoff_log_snr and skipped_steps: set "
-            "the others to null"
-        )
-    if cutoff_log_snr is None and not given[0] >= 0:
-        raise ValueError(f"the cutoff of mix must not be negative, got {given[0]}")
-    t = list(timesteps)
-    if skipped_steps is not None:
-        if skipped_steps > len(t):
-            raise ValueError(
-                f"skipped_steps = {skipped_steps} exceeds the {len(t)} steps of the grid"
-            )
-        cutoff = t[skipped_steps - 1] if skipped_steps else schedule.T
-    elif cutoff_log_snr is not None:
-        cutoff = schedule.first_t_at_sigma(math.exp(-cutoff_log_snr / 2))
-    elif cutoff_sigma is not None:
-        cutoff = schedule.first_t_at_sigma(cutoff_sigma)
-    assert cutoff is not None
-    # At eta = 1 Algorithm 2's own formula is the more accurate one.
-    head, tail = (
-        skipped(schedule, timesteps) if eta == 1 else ddim(schedule, timesteps, eta)
-        for eta in (eta_head, eta_tail)
-    )
-    etas = "" if (eta_head, eta_tail) == (1, 0) else f", eta={eta_head:g} then {eta_tail:g}"
-    return replace(splice(head, tail, cutoff), name=f"mix(cutoff={cutoff:g}{etas})")
-
-
-def mixpp(
-    schedule: Schedule,
-    timesteps: Timesteps,
-    *,
-    lo: float = 291,
-    hi: float | None = None,
-    stochastic_order: int = 2,
-    deterministic_order: int = 2,
-    variance: str = "fixed_small",
-    x0_variance: Array | None = None,
-) -> Plan:
-    """Mix++: SDE-DPM-Solver++ while lo <= t < hi, DPM-Solver++ outside of that window.
-
-    The paper's Mix is `lo` = cutoff, `hi` = None (no upper end) and both orders 1, i.e. Skipped-Step
-    and DDIM.  A window with two sides is what EDM's study of churn suggests (Karras et al. 2022,
-    appendix E).  `variance` of the stochastic rows: `fixed_small` is the posterior's, `learned` is
-    the network's between that and the respaced beta, `analytic` adds what is uncertain about x0
-    (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
-    every timestep.  Raises ValueError for another variance or order, or lo > hi.
-    """
-    if lo < 0:
-        raise ValueError(f"lo must not be negative, got {lo:g}")
-    if hi is not None and lo > hi:
-        raise ValueError(f"mixpp is stochastic for lo <= t < hi, but lo = {lo:g} > hi = {hi:g}")
-    head = sde_dpmpp(schedule, timesteps, stochastic_order)
-    head = _with_variance(head, schedule, variance, x0_variance)
-    tail = dpmpp(schedule, timesteps, deterministic_order)
-    plan = splice(head, tail, lo)
-    if hi is not None:
-        plan = splice(tail, plan, hi)
-    window = f"lo={lo:g}" if hi is None else f"lo={lo:g}, hi={hi:g}"
-    more = "" if variance == "fixed_small" else f", {variance} variance"
-    orders = f"orders {stochastic_order} and {deterministic_order}"
-    return replace(plan, name=f"mixpp({window}, {orders}{more})")
-
-
-def _with_variance(
-    plan: Plan, schedule: Schedule, variance: str, x0_variance: Array | None
-) -> Plan:
-    """A stochastic plan with another variance in all rows but the last."""
-    check_choice("variance", variance, ("fixed_small", "learned", "analytic"))
-    inner = plan.s >= 0
-    if variance == "learned":
-        a_s = np.append(plan.alpha_bar[1:], schedule.final)
-        large = np.sqrt(1 - plan.alpha_bar / a_s)
-        return replace(plan, noise_high=np.where(inner, large, np.nan))
-    if variance == "analytic":
-        if x0_variance is None or np.shape(x0_variance) != (schedule.T,):
-            raise ValueError(
-                f"variance=analytic needs x0_variance, {schedule.T} numbers: measure them with "
-                "`python -m scripts.variance`"
-            )
-        added = (plan.x0 + plan.x0_previous) ** 2 * x0_variance[plan.t.astype(np.int64)]
-        return replace(plan, noise=np.where(inner, np.sqrt(plan.noise**2 + added), plan.noise))
-    return plan
-
-
-SAMPLERS: dict[str, Callable[..., Plan]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "skipped": skipped,
-    "mix": mix,
-    "dpmpp": dpmpp,
-    "sde_dpmpp": sde_dpmpp,
-    "mixpp": mixpp,
-    "naive_stride": naive_stride,
-}
-
-
-def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -> Plan:
-    """The plan of that name with the builder's options, as configs and records store them.
-
-    Raises ValueError for an unknown name or option, listing the known ones.
-    """
-    check_choice("sampler", name, SAMPLERS)
-    builder = SAMPLERS[name]
-    check_options(f"sampler {name}", options, list(inspect.signature(builder).parameters)[2:])
-    return builder(schedule, timesteps, **options)
+    scale = b + k * plan.t
+    if not (scale > 0).all():
+        raise ValueError(f"eps_scale must be positive at every timestep, got b = {b:g}, k = {k:g}")
+    if (plan.alpha[plan.calls] == 0).any():
+        raise ValueError("eps_scale needs a schedule that keeps some signal everywhere")
+    width = max(plan.x0.shape[1], plan.eps.shape[1])
+    x, x0, eps = plan.x.copy(), *(_joined(c, np.zeros((0, width))) for c in (plan.x0, plan.eps))
+    calls = np.flatnonzero(plan.calls)
+    for i in range(len(plan.t)):
+        before = calls[calls < i][::-1]
+        for j, at in enumerate([i, *before][:width]):
+            more = x0[i, j] * (1 - 1 / scale[at])
+            if j == 0:
+                x[i] += more / plan.alpha[at]
+                x0[i, 0] /= scale[at]
+            else:  # x_t there was alpha x0 + sigma eps
+                eps[i, j] = eps[i, j] / scale[at] + more * plan.sigma[at] / plan.alpha[at]
+    name = f"{plan.name}, eps / ({b:g} + {k:g} t)"
+    return replace(plan, name=name, x=x, x0=x0, eps=eps)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +15,41 @@ class Noise(Protocol):
 
     def start(self) -> Tensor: ...
 
-    def at(self, t: float) -> Tensor: ...
+    def at(self, t: float, s: float, visit: int = 0) -> Tensor:
+        """z ~ N(0, I) of the jump t -> s; `visit` is that of `Row`."""
+        ...
 
 
 class State(NamedTuple):
-    """After a row: x at timestep `row.s`, and the clean image `x0` that the row went towards."""
+    """After a row: x at `row.s`, and the clean image `x0` that it went towards.
+
+    Rows that make no network call have no x0.
+    """
 
     row: Row
     x: Tensor
+    x0: Tensor | None
+
+
+class Past(NamedTuple):
+    """What a row may look back at: a network call's x0, and its eps where a plan needs it."""
+
     x0: Tensor
+    eps: Tensor | None
+
+
+History = tuple[Past, ...]  # newest first
+
+
+class Memory(NamedTuple):
+    """How many calls are kept for the rows to come, and whether with their eps."""
+
+    length: int
+    eps: bool
+
+    @classmethod
+    def of(cls, plans: Sequence[Plan]) -> "Memory":
+        return cls(max(p.look_back for p in plans), any(p.eps.shape[1] > 1 for p in plans))
 
 
 def iterate(denoiser: Denoiser, plan: Plan, noise: Noise) -> Iterator[State]:
@@ -32,9 +57,10 @@ def iterate(denoiser: Denoiser, plan: Plan, noise: Noise) -> Iterator[State]:
 
     Raises ValueError if the plan needs a learned variance and the denoiser gives none.
     """
-    x, x0 = noise.start(), None
+    x, memory = _start(plan, noise), Memory.of([plan])
+    history: History = ()
     for row in plan.rows():
-        x, x0 = _step(row, denoiser, x, x0, noise)
+        x, x0, history = _step(row, denoiser, x, history, memory, noise)
         yield State(row, x, x0)
 
 
@@ -46,13 +72,25 @@ def run(denoiser: Denoiser, plan: Plan, noise: Noise) -> Tensor:
     return x
 
 
+def _start(plan: Plan, noise: Noise) -> Tensor:
+    x = noise.start()
+    return x if plan.start == 1 else x * plan.start
+
+
 def _step(
-    row: Row, denoiser: Denoiser, x: Tensor, previous: Tensor | None, noise: Noise
-) -> tuple[Tensor, Tensor]:
-    """One row: (x_t, x0 of the row before) -> (x_s, x0)."""
-    denoised = guided(row, Denoised(*denoiser(x, row.t)))
-    z = noise.at(row.t) if row.noise else None
-    return advance(row, x, denoised, previous, z), denoised.x0
+    row: Row, denoiser: Denoiser, x: Tensor, history: History, memory: Memory, noise: Noise
+) -> tuple[Tensor, Tensor | None, History]:
+    """One row: (x_t, the calls before) -> (x_s, x0, the calls up to now)."""
+    denoised = guided(row, Denoised(*denoiser(x, row.t))) if row.calls else None
+    z = noise.at(row.t, row.s, row.visit) if row.noise else None
+    out = advance(row, x, denoised, history, z)
+    if denoised is None:
+        return out, None, history
+    x0 = denoised.x0
+    if memory.length:
+        eps = x.sub(x0, alpha=row.alpha).div_(row.sigma) if memory.eps else None
+        history = (Past(x0, eps), *history[: memory.length - 1])
+    return out, x0, history
 
 
 def guided(row: Row, denoised: Denoised) -> Denoised:
@@ -64,18 +102,29 @@ def guided(row: Row, denoised: Denoised) -> Denoised:
 
 
 def advance(
-    row: Row, x: Tensor, denoised: Denoised, previous: Tensor | None = None, z: Tensor | None = None
+    row: Row,
+    x: Tensor,
+    denoised: Denoised | None,
+    history: Sequence[Past] = (),
+    z: Tensor | None = None,
 ) -> Tensor:
-    """The update of one row: x_s from x_t, x0, the x0 of the row before and z ~ N(0, I).
+    """The update of one row: x_s from x_t, x0, the calls before (newest first) and z ~ N(0, I).
 
-    `previous` and `z` are needed where the row has a coefficient for them.
+    `denoised`, `history` and `z` are needed where the row has a coefficient for them.
     """
-    out = (x * row.x).add_(denoised.x0, alpha=row.x0)
-    if row.x0_previous and previous is not None:
-        out.add_(previous, alpha=row.x0_previous)
+    out = x * row.x
+    if denoised is not None:
+        out.add_(denoised.x0, alpha=row.x0[0])
+    for weight, past in zip(row.x0[1:], history, strict=False):
+        if weight:
+            out.add_(past.x0, alpha=weight)
+    for weight, past in zip(row.eps[1:], history, strict=False):
+        if weight:
+            assert past.eps is not None
+            out.add_(past.eps, alpha=weight)
     if row.noise:
         assert z is not None
-        std = _between(row.noise, row.noise_high, denoised.v)
+        std = _between(row.noise, row.noise_high, None if denoised is None else denoised.v)
         out.addcmul_(std, z) if isinstance(std, Tensor) else out.add_(z, alpha=std)
     return out
 
@@ -92,31 +141,21 @@ def _between(low: float, high: float, v: Tensor | None) -> Tensor | float:
     return (high / low) ** ((v + 1) / 2) * low
 
 
-class Whole(Protocol):
-    """A sampler that is no table: it can be run beside plans, but shares nothing with them."""
-
-    def __len__(self) -> int: ...
-
-    def run(self, denoiser: Denoiser, noise: Noise) -> Tensor: ...
-
-
-def count_calls(plans: Sequence[Plan | Whole]) -> int:
+def count_calls(plans: Sequence[Plan]) -> int:
     """Network calls that `run_tree` makes for these plans: their distinct prefixes of rows."""
-    trie: dict[tuple[int, bytes], int] = {}
-    alone = 0
+    trie: dict[tuple[int, str], int] = {}
+    calls = 0
     for plan in plans:
-        if not isinstance(plan, Plan):
-            alone += len(plan)
-            continue
-        node = 0
+        node = trie.setdefault((-1, repr(plan.start)), len(trie))
         for row in plan.rows():
-            node = trie.setdefault((node, _key(row)), len(trie) + 1)
-    return len(trie) + alone
+            calls += row.calls and (node, _key(row)) not in trie
+            node = trie.setdefault((node, _key(row)), len(trie))
+    return calls
 
 
-def _key(row: Row) -> bytes:
-    """The row's exact bits, NaN included, for comparison."""
-    return np.array(row).tobytes()
+def _key(row: Row) -> str:
+    """The row's exact numbers, NaN included, for comparison."""
+    return repr(row)
 
 
 class Tree(NamedTuple):
@@ -127,37 +166,42 @@ class Tree(NamedTuple):
     calls: int
 
 
-def run_tree(denoiser: Denoiser, plans: Sequence[Plan | Whole], noise: Noise) -> Tree:
+def run_tree(denoiser: Denoiser, plans: Sequence[Plan], noise: Noise) -> Tree:
     """Run several plans, every common prefix of their rows once.
 
-    Plans may differ in length; a sampler that is no table is run by itself.  All see the same
-    noise, so the samples of each plan are those that `run` gives, and differences between plans
-    are paired.
+    Plans may differ in length.  All see the same noise, so the samples of each plan are those that
+    `run` gives, and differences between plans are paired.
     """
-    rows = [list(plan.rows()) if isinstance(plan, Plan) else [] for plan in plans]
-    keys = [[_key(row) for row in table] for table in rows]
     samples: dict[int, Tensor] = {}
     calls = 0
     with torch.no_grad():
-        for i, plan in enumerate(plans):
-            if not isinstance(plan, Plan):
-                samples[i] = plan.run(denoiser, noise)
-                calls += len(plan)
-        # Each entry: plans that agree up to here, rows done, x and the x0 of the row before.
-        stack: list[tuple[list[int], int, Tensor, Tensor | None]] = []
-        if tables := [i for i in range(len(plans)) if i not in samples]:
-            stack.append((tables, 0, noise.start(), None))
+        tables = [_Table(plan) for plan in plans]
+        # Each entry: plans that agree up to here, rows done, x and the calls before.
+        stack: list[tuple[list[int], int, Tensor, History]] = []
+        for start in dict.fromkeys(plan.start for plan in plans):
+            group = [i for i, plan in enumerate(plans) if plan.start == start]
+            stack.append((group, 0, _start(plans[group[0]], noise), ()))
         while stack:
-            group, depth, x, x0 = stack.pop()
-            branches: dict[bytes, list[int]] = {}
+            group, depth, x, history = stack.pop()
+            branches: dict[str, list[int]] = {}
             for i in group:
-                if depth == len(rows[i]):
+                if depth == len(tables[i].rows):
                     samples[i] = x
                 else:
-                    branches.setdefault(keys[i][depth], []).append(i)
+                    branches.setdefault(tables[i].keys[depth], []).append(i)
             # Small branches are finished first, so that few states wait on the stack.
             for branch in sorted(branches.values(), key=len, reverse=True):
-                state = _step(rows[branch[0]][depth], denoiser, x, x0, noise)
-                stack.append((branch, depth + 1, *state))
-                calls += 1
+                row = tables[branch[0]].rows[depth]
+                memory = Memory.of([tables[i].plan for i in branch])
+                out, _, past = _step(row, denoiser, x, history, memory, noise)
+                stack.append((branch, depth + 1, out, past))
+                calls += row.calls
     return Tree([samples[i] for i in range(len(plans))], [len(p) for p in plans], calls)
+
+
+class _Table:
+    """A plan's rows, and what tells them from others."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.rows = plan, list(plan.rows())
+        self.keys = [_key(row) for row in self.rows]

@@ -8,28 +8,13 @@ Thin adapters: the coefficients are those of the plans in `plan.py`, the arithme
 `run.py`.  `step` takes no `eta`, because pipelines pass eta = 0 to every scheduler that does,
 which would silently turn Mix into DDIM.
 
-What `from_config` makes of a config of another class (DDIM, DDPM, PNDM, Euler, DPM-Solver++,
-UniPC, ...): what that config states or that class has by default is kept, where it means the
-same here.
-
-- The noise schedule, `prediction_type`, `rescale_betas_zero_snr`, clipping and thresholding.  A
-  class that knows no clipping does none here.
-- `timestep_spacing` names diffusers' DDIM grids: `leading` (with `steps_offset`), `trailing`,
-  `linspace`; solvers that place theirs otherwise under the same names (DPM-Solver++, UniPC),
-  or by Karras sigmas, get DDIM's of that name.
-- `set_alpha_to_one` says whether the last step ends at the clean image or at the noise level of
-  timestep 0.  DDPM always ends at the clean image; where a class has `final_sigmas_type`
-  instead, "zero" is the clean image.
-- `variance_type`, solver orders and the like have no meaning here and are carried along, so that
-  the way back loses nothing.
+What `from_config` makes of another class's config, or refuses, is in `inherit.py`.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -41,73 +26,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .denoise import Clip, Denoised, DynamicThreshold, Reading
+from .builders import mix, mixpp, skipped
+from .denoise import Denoised
+from .inherit import check_zero_snr, inherited, reading_of, schedule_of
 from .options import check_options
-from .plan import Plan, Row, mix, skipped
-from .run import Noise, advance
-from .schedule import Schedule
+from .plan import Plan, Row
+from .run import Noise, Past, advance
+from .schedule import Level, Schedule
 from .timesteps import timesteps as grid_of
 
-PAPER_CUTOFF = 291.0  # the paper's at 25 steps
-
-
-def schedule_of(config: Mapping[str, Any]) -> Schedule:
-    """The noise schedule that a diffusers scheduler's config describes, in float64.
-
-    Raises ValueError for a `beta_schedule` that is not linear, scaled_linear or
-    squaredcos_cap_v2 (others can be given as `trained_betas`).
-    """
-    T, name = config["num_train_timesteps"], config["beta_schedule"]
-    start, end = config["beta_start"], config["beta_end"]
-    if config.get("trained_betas") is not None:
-        schedule = Schedule.from_betas(config["trained_betas"], "trained_betas")
-    elif name == "linear":
-        schedule = Schedule.from_betas(np.linspace(start, end, T), name)
-    elif name == "scaled_linear":
-        schedule = Schedule.scaled_linear(T, start, end)
-    elif name == "squaredcos_cap_v2":
-        schedule = Schedule.cosine(T)
-    else:
-        raise ValueError(
-            f"unknown beta_schedule {name!r}: choose linear, scaled_linear, squaredcos_cap_v2, or "
-            "give the betas themselves as trained_betas"
-        )
-    if config.get("rescale_betas_zero_snr"):
-        schedule = schedule.zero_terminal_snr()
-    if not config.get("set_alpha_to_one", True):
-        schedule = replace(schedule, final=float(schedule.alpha_bar[0]))
-    return schedule
-
-
-def reading_of(config: Any) -> Reading:
-    """How a scheduler's config says to read the network's output."""
-    limit: Clip | DynamicThreshold | None = None
-    if config.thresholding:
-        limit = DynamicThreshold(config.dynamic_thresholding_ratio, config.sample_max_value)
-    elif config.clip_sample:
-        limit = Clip(config.clip_sample_range)
-    return Reading(config.prediction_type, limit)
-
-
-def inherited(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config with the defaults of the class that it is of made explicit.
-
-    diffusers would give a new class its own defaults for all that the old config does not state:
-    a pixel model that DDPM clips by default would not be clipped any more.  Raises ValueError for
-    the config of a class without betas (EDM's, flow matching).
-    """
-    source = getattr(diffusers, str(config.get("_class_name")), None)
-    parameters = inspect.signature(source.__init__).parameters.values() if source else ()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-    stated = {key: value for key, value in config.items() if key != "_use_default_values"}
-    explicit = {**defaults, **stated}
-    if stated and not {"beta_start", "trained_betas"} & {*explicit}:
-        raise ValueError(
-            "this scheduler's config has no noise schedule of betas: the model is of another kind"
-        )
-    if "set_alpha_to_one" not in explicit and "final_sigmas_type" in explicit:
-        explicit["set_alpha_to_one"] = explicit["final_sigmas_type"] == "zero"
-    return explicit
+PAPER_CUTOFF = 0.291  # of T: the paper's at 25 steps, where T is 1000
 
 
 class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -126,43 +54,58 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     # depend on the batch they are in: `pipe(prompts, latents=noise.start())` after setting it.
     noise: Noise | None = None
 
+    _eta: float | None = None  # DDIM's eta that the plan follows throughout, if there is one
+    _looks_back = 0  # rows
+
     def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
         raise NotImplementedError
 
     def _setup(self) -> None:
         """The rest of every __init__: the config is registered already."""
-        reading_of(self.config)  # refuse bad options now
-        if self.config.rescale_betas_zero_snr and self.config.prediction_type == "epsilon":
-            raise ValueError(
-                "rescale_betas_zero_snr leaves no signal at the first timestep, where epsilon says "
-                "nothing of the image: it needs prediction_type v_prediction or sample"
-            )
+        self.register_to_config(**{k: _plain(v) for k, v in self.config.items() if k[0] != "_"})
+        if self.config.rescale_betas_zero_snr:
+            check_zero_snr("", self.config.prediction_type)
         schedule = schedule_of(self.config)
-        self._make_plan(schedule, np.array([schedule.T - 1]))  # these, too
+        self._make_plan(schedule, np.array([schedule.T - 1]))  # refuse bad options now
         self.alphas_cumprod = torch.from_numpy(schedule.alpha_bar).float()
         levels = np.sqrt([schedule.alpha_bar, 1 - schedule.alpha_bar])
         self._levels = torch.from_numpy(levels).float()
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(schedule.T).flip(0)
         self._grid = self.timesteps
+        self._plan: Plan | None = None
         self._rows: list[Row] = []
         self._index: dict[int, int] = {}
         self._step_index: int | None = None
         self._begin_index: int | None = None
+        self._history: tuple[Past, ...] = ()  # what a plan looks back at, newest first
+        self._reading, self._read_by = reading_of(self.config), self.config
+
+    @property
+    def plan(self) -> Plan:
+        """The table of coefficients since `set_timesteps`: `print(scheduler.plan)` shows it.
+
+        A row adds noise where its `noise` is not 0, so it also shows where Mix switches.
+        Raises ValueError before `set_timesteps`.
+        """
+        if self._plan is None:
+            raise ValueError("run set_timesteps first: it makes the plan")
+        return self._plan
 
     @classmethod
     def from_config(
         cls, config: dict[str, Any] | None = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """This scheduler with another one's config, whose meaning is kept (see the module).
+        """This scheduler with another one's config, whose meaning is kept (see `inherit.py`).
 
         `kwargs` override entries.  Raises ValueError for one that this class does not know, since
-        a misspelt cutoff would else be silently ignored.
+        a misspelt cutoff would else be silently ignored, and for a config that it cannot honour.
         """
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
         if not return_unused_kwargs:
             check_options(cls.__name__, kwargs, sorted(known))
-        return super().from_config(inherited(config or {}), return_unused_kwargs, **kwargs)
+        config = inherited(config or {}, known & {*kwargs})
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -179,6 +122,8 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def set_begin_index(self, begin_index: int = 0) -> None:
         """The row that the first `step` is of: pipelines that start in the middle call this."""
         self._begin_index = begin_index
+        if self._rows and self._looks_back:
+            self._begin_at(begin_index)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample unchanged: the network takes x_t itself."""
@@ -208,17 +153,25 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if not np.issubdtype(grid.dtype, np.integer):
                 raise ValueError("timesteps must be integers")
         else:
-            grid = grid_of(schedule, num_inference_steps, self._spacing())
-        self._rows = list(self._make_plan(schedule, grid).rows())
+            grid = self._spaced(schedule, num_inference_steps)
+        self._plan = self._make_plan(schedule, grid)
+        self._rows = list(self._plan.rows())
         self._index = {int(t): i for i, t in enumerate(grid)}
         self.num_inference_steps = len(grid)
         self.timesteps = torch.tensor(grid.tolist(), dtype=torch.int64, device=device)
         self._grid = self.timesteps
         self._step_index = self._begin_index = None
+        self._history = ()
 
-    def _spacing(self) -> str:
-        spacing, offset = self.config.timestep_spacing, self.config.steps_offset
-        return f"leading+{offset}" if spacing == "leading" and offset else str(spacing)
+    def _spaced(self, schedule: Schedule, steps: int | None) -> NDArray[np.int64]:
+        """The grid of that many steps by the config's spacing."""
+        spacing, offset = str(self.config.timestep_spacing), self.config.steps_offset
+        drops = self.config.drops_last_node and spacing in ("leading", "linspace")
+        if spacing == "leading" and offset:
+            spacing = f"leading+{offset}"
+        if drops and steps is not None and steps < schedule.T:
+            return grid_of(schedule, steps + 1, spacing)[:-1]
+        return grid_of(schedule, steps, spacing)
 
     def step(
         self,
@@ -228,41 +181,113 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        **foreign: Any,
     ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
         """One row: x_s from x_t [B, C, ...] and the network's output at `timestep`.
 
         Of an output with twice the channels of x the second half, a learned variance, is not
         used.  z is `variance_noise` if given, else from `self.noise` if set, else from
         `generator`.  Half precision is computed in float32; nothing waits for the device.
+        `foreign` is what `DDIMPipeline` passes unasked: an eta of 0, which is not followed.
 
         Returns `prev_sample` and `pred_original_sample` (x0 after clipping), as a tuple without
         `return_dict`.  Raises ValueError before `set_timesteps`, for a timestep that is not on
-        its grid, and when both `generator` and `variance_noise` are given.
+        its grid, noise of another shape than x, and both `generator` and `variance_noise`.
         """
         if generator is not None and variance_noise is not None:
             raise ValueError("give generator or variance_noise, not both")
+        if foreign:
+            self._check_foreign(foreign)
         position = self._position(timestep)
+        if self._looks_back and position != self._step_index:
+            self._begin_at(position)
         row = self._rows[position]
-        self._step_index = position + 1
-        working = torch.promote_types(sample.dtype, torch.float32)
-        x = sample.to(working)
-        output = model_output.to(working)
-        if output.shape[1] == 2 * x.shape[1]:
-            output = output[:, : x.shape[1]]
-        x0 = reading_of(self.config).x0(output, x, row.alpha_bar)
+        x, x0 = self._read(row, model_output, sample)
         z = None
         if row.noise:
-            z = variance_noise
-            if z is None and self.noise is not None:
-                z = self.noise.at(row.t)
-            if z is None:
-                z = randn_tensor(sample.shape, generator, sample.device, sample.dtype)
-            z = z.to(working)
-        prev_sample = advance(row, x, Denoised(x0), z=z).to(sample.dtype)
+            z = self._noise(row, sample, generator, variance_noise).to(x.device, x.dtype)
+        prev_sample = advance(row, x, Denoised(x0), self._history, z).to(sample.dtype)
+        self._step_index = position + 1
+        if self._looks_back:
+            past = (Past(x0, None), *self._history)[: self._looks_back]
+            self._history = past if position + 1 < len(self._rows) else ()
         x0 = x0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+
+    def posterior(
+        self, model_output: Tensor, timestep: int | float | Tensor, sample: Tensor
+    ) -> tuple[Tensor, float]:
+        """The normal distribution that `step` draws x_s from: its mean and standard deviation.
+
+        The mean [B, C, ...] is in float32 at least and keeps the gradient of `model_output`; the
+        standard deviation, the same for all pixels, is 0 in a row that adds no noise.  With
+        `torch.distributions.Normal(mean, std).log_prob(prev_sample)` it is what reinforcement
+        learning needs.  Nothing changes in the scheduler.  Raises ValueError as `step` does, and
+        for a row of Mix++ that looks back at a row which was not the last `step`.
+        """
+        position = self._position(timestep)
+        row = self._rows[position]
+        if len(row.x0) > 1 and position != self._step_index:
+            raise ValueError(
+                f"the row at timestep {row.t:g} looks back at the row before: call posterior right "
+                "before the step of the same timestep"
+            )
+        x, x0 = self._read(row, model_output, sample)
+        return advance(row._replace(noise=0.0), x, Denoised(x0), self._history), row.noise
+
+    def _read(self, row: Row, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, x0) in the precision of the computation."""
+        working = torch.promote_types(sample.dtype, torch.float32)
+        x, output = sample.to(working), model_output.to(working)
+        if output.shape[1] == 2 * x.shape[1]:
+            output = output[:, : x.shape[1]]
+        if self._read_by is not self.config:  # register_to_config makes a new one
+            self._reading, self._read_by = reading_of(self.config), self.config
+        return x, self._reading.x0(output, x, Level(row.alpha, row.sigma))
+
+    def _noise(
+        self,
+        row: Row,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        variance_noise: Tensor | None,
+    ) -> Tensor:
+        """z of a row.  Raises ValueError unless there is one for every sample."""
+        z, whose = variance_noise, "variance_noise"
+        if z is None and self.noise is not None:
+            # A noise of the user's own may know the timestep alone.
+            at: Any = self.noise.at
+            known = len(inspect.signature(at).parameters)
+            z, whose = at(*(row.t, row.s)[:known]), "scheduler.noise"
+        if z is None:
+            return randn_tensor(sample.shape, generator, sample.device, sample.dtype)
+        if z.shape != sample.shape:
+            raise ValueError(
+                f"{whose} has shape {[*z.shape]}, but the pipeline steps {[*sample.shape]} at once: "
+                "give SampleNoise an id for each of them (a frame or a second image of a prompt "
+                "counts; DiT doubles its batch for guidance and takes the ids twice, [0, 1, 0, 1])"
+            )
+        return z
+
+    def _check_foreign(self, options: Mapping[str, Any]) -> None:
+        """Refuse options of other schedulers' `step` that ask for something else than is done."""
+        check_options(f"{type(self).__name__}.step", options, ("eta", "use_clipped_model_output"))
+        if (eta := options.get("eta")) and eta != self._eta:
+            raise ValueError(
+                f"{type(self).__name__} does not follow eta={eta}, since its plan says how much "
+                "noise a row adds: leave eta out, or take MixScheduler with eta_head and eta_tail"
+            )
+
+    def _begin_at(self, position: int) -> None:
+        """Let the next step be a first one, which has no row before to look back at."""
+        rows = list(self.plan.rows())
+        schedule, grid = schedule_of(self.config), list(self._index)[position:]
+        first = list(self._make_plan(schedule, np.array(grid)).rows())[: self._looks_back]
+        rows[position : position + len(first)] = first
+        self._rows = rows
+        self._history = ()
 
     def _position(self, timestep: int | float | Tensor) -> int:
         """The row of a timestep, without asking the device for its value.
@@ -278,13 +303,21 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 return self._following(self._step_index)
             if timestep.device.type != "cpu" and self._begin_index is not None:
                 return self._following(self._begin_index)
-        position = self._index.get(int(timestep))
-        if position is None:
-            raise ValueError(
-                f"timestep {int(timestep)} is not on the grid of set_timesteps: "
-                f"{list(self._index)[:4]}..."
-            )
-        return position
+        position = self._index.get(int(timestep)) if _is_exact(timestep) else None
+        return self._rounded(timestep) if position is None else position
+
+    def _rounded(self, timestep: int | float | Tensor) -> int:
+        """The row of a timestep that was rounded to half precision: 999 is 1000 in bfloat16."""
+        if isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16):
+            known = torch.tensor(list(self._index)).to(timestep.dtype)
+            rows = (known == timestep.cpu()).nonzero().flatten().tolist()
+            expected = self._step_index or self._begin_index or 0
+            if len(rows) == 1 or expected in rows:
+                return expected if expected in rows else int(rows[0])
+        raise ValueError(
+            f"timestep {float(timestep):g} is not on the grid of set_timesteps: "
+            f"{list(self._index)[:4]}..."
+        )
 
     def _following(self, position: int) -> int:
         if position >= len(self._rows):
@@ -305,6 +338,21 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._levels = self._levels.to(like.device)  # stays there for the next call
         levels = self._levels[:, timesteps.to(like.device)].to(like.dtype)
         return levels.reshape(2, -1, *[1] * (like.ndim - 1))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's, so that a config is JSON."""
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _is_exact(timestep: int | float | Tensor) -> bool:
+    """Whether a timestep is an integer that has not been rounded."""
+    if isinstance(timestep, Tensor):
+        half = timestep.dtype in (torch.bfloat16, torch.float16)
+        return not half and bool(timestep == int(timestep))
+    return timestep == int(timestep)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -331,7 +379,7 @@ def _nearest(schedule: Schedule, sigmas: Sequence[float] | Tensor) -> NDArray[np
         wanted = wanted[:-1]
     if len(wanted) == 0 or not (wanted > 0).all():
         raise ValueError("sigmas must be positive, but for a 0 at the end")
-    distance = np.abs(np.log(schedule.sigma) - np.log(wanted)[:, None])
+    distance = np.abs(np.log(schedule.noise_level) - np.log(wanted)[:, None])
     grid = distance.argmin(axis=1)
     if (np.diff(grid) >= 0).any():
         raise ValueError(
@@ -344,16 +392,20 @@ class SkippedStepScheduler(_PlanScheduler):
     """Skipped-Step sampling (the paper's Algorithm 2) on any grid: DDIM with eta = 1.
 
     `num_train_timesteps`, `beta_start`, `beta_end`, `beta_schedule` (linear, scaled_linear,
-    squaredcos_cap_v2), `trained_betas`, `rescale_betas_zero_snr`: the model's noise schedule.
-    `prediction_type`: epsilon, v_prediction or sample.  `clip_sample` limits x0 to
-    +-`clip_sample_range` (pixel models), `thresholding` to the `dynamic_thresholding_ratio`
-    quantile of |x0|, at most `sample_max_value`; either way the noise is that which goes with the
-    limited x0.  `timestep_spacing`: leading, trailing or linspace as diffusers' DDIM, even (the
-    paper's: guided-diffusion's), or any other of `sampling.timesteps`; `steps_offset` shifts
-    leading.  `set_alpha_to_one`: end at the clean image, else at the noise level of timestep 0.
+    squaredcos_cap_v2), `trained_betas`, `rescale_betas_zero_snr`, `snr_shift_scale` (CogVideoX's):
+    the model's noise schedule.  `prediction_type`: epsilon, v_prediction or sample.  `clip_sample`
+    limits x0 to +-`clip_sample_range` (pixel models), `thresholding` to the
+    `dynamic_thresholding_ratio` quantile of |x0|, at most `sample_max_value`; either way the noise
+    is that which goes with the limited x0.  `timestep_spacing`: leading, trailing or linspace as
+    diffusers' DDIM, even (the paper's: guided-diffusion's), or any other of `sampling.timesteps`;
+    `steps_offset` shifts leading; `drops_last_node` takes leading and linspace of one node more
+    without the last one, as DPM-Solver++ and UniPC do.  `set_alpha_to_one`: end at the clean image,
+    else at the noise level of timestep 0.
 
     Raises ValueError for values that make no plan.
     """
+
+    _eta = 1.0
 
     @register_to_config
     def __init__(
@@ -373,6 +425,8 @@ class SkippedStepScheduler(_PlanScheduler):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        drops_last_node: bool = False,
     ):
         self._setup()
 
@@ -387,7 +441,7 @@ class MixScheduler(_PlanScheduler):
     the cutoff in one of three units: `cutoff` as a timestep (0: all Skipped-Step, T: all DDIM),
     `cutoff_sigma` as noise level sqrt((1 - abar) / abar), `cutoff_log_snr` as
     log(abar / (1 - abar)).  A timestep means another noise level on another noise schedule.
-    Without any it is timestep 291, the paper's at 25 steps.
+    Without any it is 0.291 T: timestep 291, the paper's at 25 steps, where T = 1000.
     `eta_head` and `eta_tail`: DDIM's eta above and below it.
     """
 
@@ -409,6 +463,8 @@ class MixScheduler(_PlanScheduler):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        drops_last_node: bool = False,
         cutoff: float | None = None,
         cutoff_sigma: float | None = None,
         cutoff_log_snr: float | None = None,
@@ -419,8 +475,10 @@ class MixScheduler(_PlanScheduler):
 
     def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
         c = self.config
-        cutoffs = (c.cutoff, c.cutoff_sigma, c.cutoff_log_snr)
-        cutoff = PAPER_CUTOFF if cutoffs == (None, None, None) else c.cutoff
+        cutoff = c.cutoff
+        if (cutoff, c.cutoff_sigma, c.cutoff_log_snr) == (None, None, None):
+            cutoff = PAPER_CUTOFF * schedule.T
+        _check_timestep("cutoff", cutoff, schedule)
         return mix(
             schedule,
             grid,
@@ -429,4 +487,69 @@ class MixScheduler(_PlanScheduler):
             cutoff_log_snr=c.cutoff_log_snr,
             eta_head=c.eta_head,
             eta_tail=c.eta_tail,
+        )
+
+
+class MixPlusPlusScheduler(_PlanScheduler):
+    """Mix++: SDE-DPM-Solver++ while lo <= t < hi, DPM-Solver++ elsewhere; options as
+    `SkippedStepScheduler` and
+
+    `lo` and `hi`, timesteps in 0..T: the window in which rows add noise; `hi` None is no upper end,
+    `lo` None is 0.291 T, as Mix's cutoff.  `orders`: those of the stochastic and of the
+    deterministic rows, (1, 1) is Mix.  The first row that a pipeline steps has none to look back at
+    and is of order 1, also where it starts in the middle (image to image).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: list[float] | None = None,
+        prediction_type: str = "epsilon",
+        timestep_spacing: str = "even",
+        steps_offset: int = 0,
+        set_alpha_to_one: bool = True,
+        rescale_betas_zero_snr: bool = False,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        snr_shift_scale: float = 1.0,
+        drops_last_node: bool = False,
+        lo: float | None = None,
+        hi: float | None = None,
+        orders: Sequence[int] = (2, 2),
+    ):
+        self._setup()
+        self._looks_back = max(self.config.orders) - 1
+
+    def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
+        lo, hi, orders = self.config.lo, self.config.hi, self.config.orders
+        lo = PAPER_CUTOFF * schedule.T if lo is None else lo
+        _check_timestep("lo", lo, schedule)
+        _check_timestep("hi", hi, schedule)
+        if not isinstance(orders, list) or len(orders) != 2:
+            raise ValueError(
+                f"orders are two, of the stochastic and the deterministic rows, got {orders!r}"
+            )
+        stochastic, deterministic = orders
+        return mixpp(
+            schedule,
+            grid,
+            lo=lo,
+            hi=hi,
+            stochastic_order=stochastic,
+            deterministic_order=deterministic,
+        )
+
+
+def _check_timestep(name: str, value: Any, schedule: Schedule) -> None:
+    """Raise ValueError for a switch that is no timestep in 0..T; None is none."""
+    if value is not None and not (isinstance(value, int | float) and 0 <= value <= schedule.T):
+        raise ValueError(
+            f"{name} must be in 0..{schedule.T}, neither negative nor beyond, got {value!r}"
         )

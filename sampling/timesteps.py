@@ -107,7 +107,7 @@ def _even(start: int, size: int, count: int) -> NDArray[np.int64]:
 
 def _by_noise(schedule: Schedule, steps: int, spacing: str) -> NDArray[np.int64]:
     """`steps` timesteps whose noise levels are spaced as the name says."""
-    log_sigma = np.log(schedule.sigma)
+    log_sigma = np.log(schedule.noise_level)
     if not np.isfinite(log_sigma).all():
         raise ValueError(f"spacing={spacing} needs a schedule that keeps some signal everywhere")
     u = np.linspace(0, 1, steps)

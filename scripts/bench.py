@@ -41,6 +41,7 @@ from models.backbone import Backbone
 from models.digits.backbone import load
 from models.weights import has_bf16
 from sampling import (
+    Noise,
     SampleNoise,
     Schedule,
     count_calls,
@@ -53,6 +54,7 @@ from sampling import (
     skipped,
 )
 from sampling import timesteps as grid_of
+from sampling.brownian import BrownianNoise
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
 SIZE = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
@@ -144,22 +146,25 @@ def _keep_busy(pipe: Connection) -> None:
 def loop() -> None:
     """The loop and the noise against the bare network calls."""
     backbone, plan = load(), skipped(SCHEDULE, GRID)
-    noise, y = SampleNoise(0, range(BATCH), backbone.shape), sample_labels(0, range(BATCH), 10)
+    sizes = range(BATCH), backbone.shape
+    noise, y = SampleNoise(0, *sizes), sample_labels(0, range(BATCH), 10)
     inputs = [(noise.at(t), t) for t in plan.t.tolist()]
 
     def network() -> None:
         for x, t in inputs:
             backbone.network(x, t, y)
 
-    def draws() -> None:
+    def draws(noise: Noise) -> None:
         noise.start()
-        for t in plan.t[:-1].tolist():
-            noise.at(t)
+        for row in plan.rows():
+            if row.noise:
+                noise.at(row.t, row.s, row.visit)
 
     sides: dict[str, Callable[[], object]] = {
         "network calls alone": network,
         "run": lambda: run(backbone.given(y), plan, noise),
-        "noise alone": draws,
+        "noise alone": lambda: draws(noise),
+        "Brownian noise alone": lambda: draws(BrownianNoise(0, *sizes, backbone.schedule)),
     }
     seconds = interleaved(sides)
     print(

@@ -41,6 +41,9 @@ sampler:
   unipc: { name: unipc, solver_order: 2, solver_type: bh2, lower_order_final: true }
   sa_solver: { name: sa_solver, predictor_order: 2, corrector_order: 2, lower_order_final: true }
   heun: { name: heun }
+  pndm: { name: pndm }
+  lms: { name: lms, order: 4 } # diffusers' default
+  diffusers: { name: diffusers, scheduler: DPMSolverSinglestepScheduler } # one of many
 
 training:
   digits: # models/digits/CARD.md
@@ -114,17 +117,17 @@ model:
                 bit_rate: 1024000, metrics: clip, reference: none }
 
 command:
-  sample: { steps: 50, spacing: even, num_samples: null, prompts: null, seed: 0, label: null,
-            names: id, format: npz, out: null, show_plan: false, batch_size: 64, shard_size: 256,
-            device: auto, part: 0, parts: 1,
+  sample: { steps: 50, spacing: even, num_samples: null, prompts: null, seed: 0, noise: per_step,
+            label: null, names: id, format: npz, out: null, show_plan: false, batch_size: 64,
+            shard_size: 256, device: auto, part: 0, parts: 1,
             model: digits, sampler: mix, guidance: none, metrics: digits, reference: digits }
   evaluate: { samples: S, num_samples: null, labels: auto, prompts: null, out: null, device: auto,
               metrics: digits, reference: digits }
   train: { what: unet, device: auto, stop_after: null, compile: false, model: digits,
            metrics: digits, reference: digits }
-  reproduce: { steps: null, num_samples: null, seed: 0, dry: false, render_only: false, stage: all,
-               only: null, batch_size: 64, shard_size: 256, device: auto, part: 0, parts: 1,
-               guidance: none }
+  reproduce: { steps: null, num_samples: null, seed: 0, noise: per_step, dry: false,
+               render_only: false, stage: all, only: null, batch_size: 64, shard_size: 256,
+               device: auto, part: 0, parts: 1, guidance: none }
 
 shared:
   small: &small { model: digits, metrics of: digits, reference: digits, label: balanced }

@@ -60,8 +60,8 @@ def test_the_files_that_the_notes_name_exist():
 
 def test_the_cutoff_is_another_noise_level_on_stable_diffusions_schedule():
     adm, sd = Schedule.linear(), Schedule.scaled_linear()
-    assert (round(sd.sigma[291], 2), round(adm.sigma[291], 2)) == (0.81, 1.19)
-    assert sd.first_t_at_sigma(adm.sigma[291]) == 406
+    assert (round(sd.noise_level[291], 2), round(adm.noise_level[291], 2)) == (0.81, 1.19)
+    assert sd.first_t_at_sigma(adm.noise_level[291]) == 406
     assert "sigma 0.81 instead of 1.19, which here is t = 406" in NOTES
     grid = timesteps(1000, 50, "leading+1").tolist()
     assert (grid[0], grid[-1], 291 in grid) == (981, 1, False)

@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT
 from diffusers import (
     AutoencoderKL,
+    DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
@@ -26,9 +27,9 @@ from PIL import Image
 import sample
 from models.stable_diffusion.backbone import load
 from sampling import SampleNoise, mix, run, timesteps
-from sampling.schedulers import MixScheduler, SkippedStepScheduler
+from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
 
-BOTH = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler])
+ALL = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler, MixPlusPlusScheduler])
 PROMPTS = ["a cat on a mat", "a chair designed to look like an octopus", "a red bus"]
 
 
@@ -59,10 +60,10 @@ def seeded():
     return torch.Generator().manual_seed(3)
 
 
-# --- every pipeline with both schedulers, saved and loaded back -----------------------------------
+# --- every pipeline with all three schedulers, saved and loaded back -----------------------------------
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("name", ["sd", "v", "xl"])
 def test_text_to_image(cls, name, pipelines, tmp_path):
     pipe = open_pipeline(pipelines[name], cls)
@@ -100,7 +101,7 @@ def test_a_pipeline_saved_with_the_installed_package_names_it(pipelines, tmp_pat
     assert back.scheduler.config.cutoff == 400
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_the_pipelines_eta_changes_nothing(cls, eta, pipelines):
     pipe = open_pipeline(pipelines["sd"], cls)
@@ -116,7 +117,7 @@ def test_the_pipelines_eta_changes_nothing(cls, eta, pipelines):
 @pytest.mark.parametrize("name", ["sd", "v", "xl"])
 @pytest.mark.parametrize("steps", [7, 20])
 def test_extremes_of_mix_are_ddim_in_the_same_pipeline(name, steps, pipelines):
-    pipe = open_pipeline(pipelines[name], MixScheduler, cutoff=1001)
+    pipe = open_pipeline(pipelines[name], MixScheduler, cutoff=1000)
     words = {"num_inference_steps": steps, "output_type": "np"}
     ours = pixels(pipe(PROMPTS[0], generator=seeded(), **words)).astype(int)
     pipe = open_pipeline(pipelines[name], DDIMScheduler, clip_sample=False)
@@ -129,7 +130,7 @@ def test_extremes_of_mix_are_ddim_in_the_same_pipeline(name, steps, pipelines):
     assert np.abs(ours - theirs).max() <= 1
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("strength", [0.3, 0.8, 1.0])
 def test_image_to_image(cls, strength, pipelines):
     start = Image.fromarray(
@@ -149,7 +150,7 @@ def test_image_to_image(cls, strength, pipelines):
         assert np.abs(ours - theirs.astype(int)).max() <= 1
 
 
-@BOTH
+@ALL
 def test_inpainting(cls, pipelines):
     rng = np.random.default_rng(1)
     start = Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8))
@@ -168,7 +169,7 @@ def test_inpainting(cls, pipelines):
         assert np.abs(ours - theirs.astype(int)).max() <= 1
 
 
-@BOTH
+@ALL
 def test_an_unconditional_pixel_pipeline(cls, tmp_path):
     torch.manual_seed(2)
     net = tiny.pixel_unet("Attn").eval()
@@ -186,6 +187,95 @@ def test_an_unconditional_pixel_pipeline(cls, tmp_path):
         pipe.scheduler = theirs
         want = pixels(pipe(generator=seeded(), **words)).astype(int)
         assert np.abs(ours.astype(int) - want).max() <= 1
+
+
+@ALL
+def test_ddim_pipeline_of_pixels(cls):
+    """It passes eta and use_clipped_model_output to step without asking whether it takes them."""
+    torch.manual_seed(2)
+    theirs = DDIMScheduler()
+    pipe = DDIMPipeline(tiny.pixel_unet().eval(), theirs)
+    pipe.set_progress_bar_config(disable=True)
+    words = {"batch_size": 2, "num_inference_steps": 10, "output_type": "np"}
+    eta = {SkippedStepScheduler: 1.0, MixScheduler: 0.0}.get(cls)
+    if eta is not None:
+        clipped = {"eta": eta, "use_clipped_model_output": True}
+        want = pixels(pipe(generator=seeded(), **words, **clipped)).astype(int)
+    pipe.scheduler = cls.from_config(
+        theirs.config, **({"cutoff": 1000} if cls is MixScheduler else {})
+    )
+    ours = pixels(pipe(generator=seeded(), **words))
+    assert ours.shape == (2, 8, 8, 3) and ours.std() > 5
+    if eta is not None:
+        assert np.abs(ours.astype(int) - want).max() <= 1
+    with pytest.raises(ValueError, match="does not follow eta"):
+        pipe(eta=0.3, **words)
+    # Its __init__ makes a DDIMScheduler of whatever it is given: set ours afterwards.
+    assert type(DDIMPipeline(pipe.unet, pipe.scheduler).scheduler) is DDIMScheduler
+
+
+EMBEDDED = {
+    f"{which}prompt_embeds": torch.randn(
+        1, 5, 12, generator=torch.Generator().manual_seed(len(which))
+    )
+    for which in ("", "negative_")
+}
+MASKS = {
+    f"{which}prompt_attention_mask": torch.ones(1, 5, dtype=torch.int64)
+    for which in ("", "negative_")
+}
+
+
+@ALL
+@pytest.mark.parametrize("name", ["dit", "pixart"])
+def test_transformers(cls, name):
+    """Their networks predict a variance, too; Skipped-Step is DDPM's fixed-small variance."""
+    pipe = getattr(tiny, name)()
+    pipe.set_progress_bar_config(disable=True)
+    words = {"num_inference_steps": 5, "output_type": "np"}
+    if name == "dit":
+        words |= {"class_labels": [1, 2], "guidance_scale": 4.0}
+    else:
+        words |= {"negative_prompt": None, **EMBEDDED, **MASKS, "use_resolution_binning": False}
+        words |= {"height": 16, "width": 16, "num_images_per_prompt": 2}
+    theirs = pipe.scheduler
+    pipe.scheduler = cls.from_config(theirs.config)
+    torch.manual_seed(0)  # DiT's pipeline passes no generator to step
+    ours = pixels(pipe(generator=seeded(), **words))
+    assert ours.shape == (2, 16, 16, 3) and ours.std() > 5
+    assert pipe.scheduler.step_index == 5
+    if cls is SkippedStepScheduler:
+        pipe.scheduler = theirs
+        torch.manual_seed(0)
+        want = pixels(pipe(generator=seeded(), **words)).astype(int)
+        assert np.abs(ours.astype(int) - want).max() <= 1
+    # Noise of (seed, i): an id for every sample that is stepped, and a line that says so.
+    pipe.scheduler = cls.from_config(theirs.config)
+    pipe.scheduler.noise = SampleNoise(5, [0], (4, 8, 8))
+    batch = 4 if name == "dit" else 2
+    with pytest.raises(ValueError, match=rf"the pipeline steps \[{batch}, 4, 8, 8\] at once"):
+        pipe(generator=seeded(), **words)
+    pipe.scheduler.noise = SampleNoise(5, [0, 1, 0, 1][:batch], (4, 8, 8))
+    assert pixels(pipe(generator=seeded(), **words)).shape == ours.shape
+
+
+@ALL
+def test_video(cls):
+    """CogVideoX: [B, F, C, H, W], v-prediction, its own shift of the signal-to-noise ratio."""
+    pipe = tiny.cogvideox()
+    pipe.set_progress_bar_config(disable=True)
+    words = {**EMBEDDED, "prompt": None, "height": 32, "width": 32, "num_frames": 9}
+    words |= {"num_inference_steps": 5, "output_type": "latent"}
+    theirs = pipe.scheduler
+    pipe.scheduler = cls.from_config(
+        theirs.config, **({"cutoff": 1000} if cls is MixScheduler else {})
+    )
+    ours = pipe(generator=seeded(), **words).frames
+    assert ours.shape == (1, 3, 4, 4, 4) and ours.std() > 0.1
+    if cls is MixScheduler:
+        pipe.scheduler = theirs
+        want = pipe(generator=seeded(), **words).frames
+        torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4)
 
 
 # --- the same model through sample.py --------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_bound_is_the_kl_between_the_two_gaussians():
             low, high = plan.noise[k], plan.noise_high[k]
             std = low ** (1 - (v + 1) / 2) * high ** ((v + 1) / 2)
             a = SCHEDULE.abar(t)
-            shift = plan.x0[k] * math.sqrt((1 - a) / a) * eps_error
+            shift = plan.x0[k, 0] * math.sqrt((1 - a) / a) * eps_error
             p = torch.distributions.Normal(torch.tensor(shift), torch.tensor(std))
             q = torch.distributions.Normal(torch.tensor(0.0).double(), torch.tensor(low))
             expected = torch.distributions.kl_divergence(q, p).item() / math.log(2)

@@ -15,6 +15,14 @@ import sentencepiece
 import torch
 from diffusers import (
     AutoencoderKL,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     PNDMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -136,6 +144,43 @@ def stable_diffusion_xl(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder / "pipeline")
     return folder / "pipeline"
+
+
+TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1}
+
+
+def dit() -> DiTPipeline:
+    """Class-conditional; the network predicts a variance, too, and the batch is doubled."""
+    torch.manual_seed(0)
+    options = {**TRANSFORMER, "in_channels": 4, "out_channels": 8, "norm_num_groups": 4}
+    net = DiTTransformer2DModel(**options, sample_size=8).eval()
+    return DiTPipeline(net, vae(sample_size=16), DDPMScheduler(clip_sample=False))
+
+
+def pixart() -> PixArtAlphaPipeline:
+    """Without its text encoder: prompts are given as embeddings of width 12."""
+    torch.manual_seed(0)
+    options = {**TRANSFORMER, "out_channels": 8, "norm_num_groups": 4, "sample_size": 8}
+    options |= {"cross_attention_dim": 16, "caption_channels": 12}
+    net = PixArtTransformer2DModel(**options, use_additional_conditions=False).eval()
+    scheduler = DDPMScheduler(clip_sample=False)
+    return PixArtAlphaPipeline(None, None, vae(sample_size=16), net, scheduler)
+
+
+def cogvideox() -> CogVideoXPipeline:
+    """Without text encoder and VAE: embeddings of width 12 to latents of 3 frames."""
+    torch.manual_seed(0)
+    options = {**TRANSFORMER, "in_channels": 4, "out_channels": 4, "time_embed_dim": 4}
+    options |= {"sample_width": 4, "sample_height": 4, "sample_frames": 9}
+    net = CogVideoXTransformer3DModel(**options, text_embed_dim=12, max_text_seq_length=5).eval()
+    # As in CogVideoX-2b's scheduler_config.json.
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        snr_shift_scale=3.0,
+    )
+    return CogVideoXPipeline(None, None, None, net, scheduler)
 
 
 OPENSORA = {"hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": 24}

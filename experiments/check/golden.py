@@ -228,7 +228,7 @@ class Recorded:
     def start(self) -> Tensor:
         return self.x_T
 
-    def at(self, t: float) -> Tensor:
+    def at(self, t: float, s: float, visit: int = 0) -> Tensor:
         return self.by_t[t]
 
 

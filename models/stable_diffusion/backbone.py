@@ -42,7 +42,7 @@ def load(
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
-    from sampling.schedulers import inherited, schedule_of
+    from sampling.inherit import inherited, schedule_of
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
@@ -52,7 +52,7 @@ def load(
         pipe.vae.to(torch.float32)  # its activations are too large for half precision
     pipe.to(device)
     pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
-    config = inherited(pipe.scheduler.config)
+    config = inherited(pipe.scheduler.config, ("timestep_spacing",))
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
     texts, guided = tuple(prompts), guidance_scale != 1

@@ -134,7 +134,7 @@ def test_a_single_wrong_pixel_fails():
 class OfTheBatch(SampleNoise):
     """Noise that depends on the place in the batch."""
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         z = super().at(t)
         return z.flip(0) if len(z) > 1 else z
 

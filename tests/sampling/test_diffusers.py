@@ -47,7 +47,7 @@ class Recorded:
     def start(self):
         return self.x_T
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         return self.by_t[t]
 
 

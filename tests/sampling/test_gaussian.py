@@ -31,12 +31,11 @@ def second_order(plan: Plan) -> Plan:
     x0 + h / (2 h_before) (x0 - x0_of_the_row_before) replaces x0, except in the first row,
     which has none before it, and in the last, where h is infinite.
     """
-    half_log_snr = np.log(plan.alpha_bar / (1 - plan.alpha_bar)) / 2
+    half_log_snr = np.log(plan.alpha / plan.sigma)
     h = np.diff(half_log_snr)
     weight = np.concatenate([[0.0], h[1:] / h[:-1] / 2, [0.0]])
-    return dataclasses.replace(
-        plan, name="2M", x0=plan.x0 * (1 + weight), x0_previous=-plan.x0 * weight
-    )
+    x0 = plan.x0 * np.stack([1 + weight, -weight], axis=1)
+    return dataclasses.replace(plan, name="2M", x0=x0)
 
 
 BUILDERS = {
@@ -62,16 +61,17 @@ def moments(plan: Plan, v: float = 0.0) -> list[tuple[np.ndarray, np.ndarray]]:
     p_mean, p_var, cov = np.zeros_like(MEAN), np.zeros_like(MEAN), np.zeros_like(MEAN)
     after = []
     for row in plan.rows():
-        a = row.alpha_bar
+        a = row.alpha**2
         k = math.sqrt(a) * STD**2 / (a * STD**2 + 1 - a)
         d = MEAN - k * math.sqrt(a) * MEAN
         noise = row.noise
         if not math.isnan(row.noise_high):
             noise = math.exp((1 - v) / 2 * math.log(noise) + (1 + v) / 2 * math.log(row.noise_high))
         # x_s = gain x_t + c x0_previous + x0 d + noise z, and x0 = k x_t + d.
-        gain, c = row.x + row.x0 * k, row.x0_previous
+        x0, c = (*row.x0, 0.0)[:2]
+        gain = row.x + x0 * k
         mean, p_mean, cov, var, p_var = (
-            gain * mean + c * p_mean + row.x0 * d,
+            gain * mean + c * p_mean + x0 * d,
             k * mean + d,
             k * (gain * var + c * cov),
             gain**2 * var + 2 * gain * c * cov + c**2 * p_var + noise**2,
@@ -113,7 +113,7 @@ class Gaussian:
     def start(self):
         return torch.randn(SAMPLES, len(MEAN), generator=self.generator, dtype=torch.float64)
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         return self.start()
 
 

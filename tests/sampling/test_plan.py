@@ -15,7 +15,6 @@ from sampling import (
     SAMPLERS,
     SPACINGS,
     Plan,
-    Row,
     Schedule,
     ddim,
     ddpm,
@@ -26,6 +25,7 @@ from sampling import (
     splice,
     timesteps,
 )
+from sampling.plan import COLUMNS
 
 # How far the coefficients of DDIM with eta = 1 may lie from those of Skipped-Step: its x is
 # the root of a difference that cancels.  Measured worst 8.5e-14, 8.8e-15 and 3.5e-12.
@@ -76,17 +76,21 @@ def variances(schedule: Schedule, grid: np.ndarray) -> list[Plan]:
 
 
 def coefficients(plan: Plan) -> np.ndarray:
-    return np.stack([plan.x, plan.x0, plan.noise])
+    assert plan.look_back == 0
+    return np.stack([plan.x, plan.x0[:, 0], plan.noise])
 
 
 def assert_equal(plan: Plan, other: Plan) -> None:
     """Equal in every bit of every column; the names may differ."""
-    for column in Row._fields:
+    assert plan.start == other.start
+    for column in COLUMNS:
         assert getattr(plan, column).tobytes() == getattr(other, column).tobytes(), column
 
 
-def abar_after(plan: Plan) -> np.ndarray:
-    return np.append(plan.alpha_bar[1:], 1.0)
+def abar(schedule: Schedule, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+    """alpha_bar before and after every row."""
+    a_t = schedule.alpha_bar[plan.t.astype(int)]
+    return a_t, np.append(a_t[1:], 1.0)
 
 
 # --- the same sampler under several names, for every number of steps
@@ -163,9 +167,9 @@ def test_every_plan_jumps_between_neighbours_down_to_the_clean_image(builder, sp
         assert len(plan) == len(grid)
         assert np.array_equal(plan.t, grid)
         assert np.array_equal(plan.s, [*grid[1:], -1])
-        assert np.array_equal(plan.alpha_bar, LINEAR.alpha_bar[grid])
+        assert np.array_equal(plan.alpha, np.sqrt(LINEAR.alpha_bar[grid]))
+        assert np.array_equal(plan.sigma, np.sqrt(1 - LINEAR.alpha_bar[grid]))
         assert np.isfinite(coefficients(plan)).all()
-        assert not plan.x0_previous.any()
         # naive_stride goes on from its last timestep t as if to t - 1, so it ends in the clean
         # image only on grids that end at t = 0; it still adds no noise there.
         last = coefficients(plan)[:, -1]
@@ -181,8 +185,8 @@ def test_marginals_are_those_of_the_forward_process(eta, name, spacing):
     schedule, worst = SCHEDULES[name], 0.0
     for grid in grids(spacing):
         plan = skipped(schedule, grid) if eta is None else ddim(schedule, grid, eta=eta)
-        a_t, a_s = plan.alpha_bar, abar_after(plan)
-        mean = plan.x * np.sqrt(a_t) + plan.x0 - np.sqrt(a_s)
+        a_t, a_s = abar(schedule, plan)
+        mean = plan.x * np.sqrt(a_t) + plan.x0[:, 0] - np.sqrt(a_s)
         variance = plan.x**2 * (1 - a_t) + plan.noise**2 - (1 - a_s)
         worst = max(worst, np.abs(mean).max(), np.abs(variance).max())
     assert worst <= 2e-15
@@ -191,7 +195,8 @@ def test_marginals_are_those_of_the_forward_process(eta, name, spacing):
 @every_schedule
 def test_naive_stride_does_not_keep_the_marginals(name):
     plan = naive_stride(SCHEDULES[name], PAPER)
-    mean = plan.x * np.sqrt(plan.alpha_bar) + plan.x0 - np.sqrt(abar_after(plan))
+    a_t, a_s = abar(SCHEDULES[name], plan)
+    mean = plan.x * np.sqrt(a_t) + plan.x0[:, 0] - np.sqrt(a_s)
     assert np.abs(mean).max() > 0.04  # measured 0.079, 0.052 and 0.064
 
 
@@ -211,7 +216,7 @@ def test_the_three_variances_share_their_mean(name, spacing):
     schedule = SCHEDULES[name]
     for grid in grids(spacing)[::10]:
         learned, small, large = variances(schedule, grid)
-        for column in ("x", "x0", "t", "s", "alpha_bar"):
+        for column in ("x", "x0", "t", "s", "alpha", "sigma"):
             assert np.array_equal(getattr(learned, column), getattr(small, column))
             assert np.array_equal(getattr(learned, column), getattr(large, column))
         # The learned variance lies between the two fixed ones.
@@ -243,10 +248,11 @@ def test_recorded_coefficients_and_variances_that_scale_the_guidance(entry, gold
     rtol = {"linear": 1e-10, "cosine": 1e-7}[entry["schedule"]]
     close = functools.partial(np.testing.assert_allclose, rtol=rtol, atol=0)
     learned, small, large = variances(schedule, grid)
-    close(small.alpha_bar, golden["alphas_cumprod"])
-    close(abar_after(small), golden["alphas_cumprod_prev"])
+    a_t, a_s = abar(schedule, small)
+    close(a_t, golden["alphas_cumprod"])
+    close(a_s, golden["alphas_cumprod_prev"])
     close(small.x, golden["posterior_mean_coef2"])
-    close(small.x0, golden["posterior_mean_coef1"])
+    close(small.x0[:, 0], golden["posterior_mean_coef1"])
     close(small.noise**2, golden["posterior_variance"])
     # The original has the variance of the last row too, but adds no noise there.
     close(large.noise[:-1] ** 2, golden["betas"][:-1])
@@ -258,10 +264,10 @@ def test_recorded_coefficients_and_variances_that_scale_the_guidance(entry, gold
     # coefficient is x0.  Its logarithms have the last row's 0 replaced by the variance of the
     # row before; the fixed small variance itself stays 0.
     clipped = np.exp(log_small)
-    close(learned.gradient * learned.x0, clipped)
-    close(learned.gradient_high * learned.x0, golden["betas"])
-    close(small.gradient * small.x0, golden["posterior_variance"])
-    close(large.gradient * large.x0, [*golden["betas"][:-1], clipped[-1]])
+    close(learned.gradient * learned.x0[:, 0], clipped)
+    close(learned.gradient_high * learned.x0[:, 0], golden["betas"])
+    close(small.gradient * small.x0[:, 0], golden["posterior_variance"])
+    close(large.gradient * large.x0[:, 0], [*golden["betas"][:-1], clipped[-1]])
 
 
 @pytest.mark.parametrize("build", [skipped, ddim, functools.partial(mix, cutoff=291)])
@@ -284,7 +290,7 @@ def test_the_paper_s_mix_has_18_rows_of_skipped_and_7_of_ddim():
         assert plan.name == "mix(cutoff=291)"
         assert np.array_equal(plan.noise > 0, PAPER >= 291)
         stochastic, deterministic = skipped(schedule, PAPER), ddim(schedule, PAPER)
-        for column in ("t", "s", "x", "x0", "noise", "alpha_bar"):
+        for column in ("t", "s", "x", "x0", "noise", "alpha", "sigma"):
             ours = getattr(plan, column)
             assert np.array_equal(ours[:18], getattr(stochastic, column)[:18])
             assert np.array_equal(ours[18:], getattr(deterministic, column)[18:])
@@ -297,7 +303,7 @@ def test_the_three_units_of_the_cutoff_agree(name, spacing):
     grid = next(grid for grid in grids(spacing) if len(grid) == 25)
     for k, t in enumerate(grid.tolist()):
         plan = mix(schedule, grid, cutoff=t)
-        assert_equal(plan, mix(schedule, grid, cutoff_sigma=schedule.sigma[t]))
+        assert_equal(plan, mix(schedule, grid, cutoff_sigma=schedule.noise_level[t]))
         assert_equal(plan, mix(schedule, grid, skipped_steps=k + 1))
         # A row is stochastic when t >= cutoff, so anything up to the next node is the same.
         next_above = grid[k - 1] if k else t + 1
@@ -338,9 +344,10 @@ def test_mix_refuses(cutoff, message):
 def test_splice_of_any_two(cutoff):
     head, tail = ddpm(LINEAR, PAPER), ddim(LINEAR, PAPER, eta=0.5)
     plan = splice(head, tail, cutoff)
-    for column in Row._fields:
-        expected = np.where(head.t >= cutoff, getattr(head, column), getattr(tail, column))
-        np.testing.assert_array_equal(getattr(plan, column), expected)
+    for column in COLUMNS:
+        ours, theirs = getattr(head, column), getattr(tail, column)
+        above = (head.t >= cutoff).reshape(-1, *[1] * (ours.ndim - 1))
+        np.testing.assert_array_equal(getattr(plan, column), np.where(above, ours, theirs))
     assert plan.name == f"splice({head.name}, {tail.name}, cutoff={cutoff:g})"
 
 
@@ -399,9 +406,16 @@ def test_every_builder_takes_lists_and_arrays(builder):
     [
         ({"x": np.zeros(2)}, "columns of equal length"),
         ({"noise": np.zeros((3, 1))}, "columns of equal length"),
-        ({column: np.zeros(0) for column in Row._fields}, "at least one row"),
+        (
+            {column: np.zeros((0, 1)[: 1 + (column in ("x0", "eps"))]) for column in COLUMNS},
+            "at least",
+        ),
+        ({"x0": np.zeros(3)}, "columns of equal length"),
+        ({"eps": np.zeros((3, 0))}, "columns of equal length"),
+        ({"x0": np.ones((3, 2))}, "looks back at 1 calls, more than were made"),
+        ({"eps": np.ones((3, 1))}, "a combination of x and x0"),
         ({"s": np.array([500.0, 400.0, -1.0])}, "between neighbouring nodes"),
-        ({"t": np.array([999.0, 500.0, -1.0]), "s": np.array([500.0, -1.0, 4.0])}, "downwards"),
+        ({"t": np.array([999.0, 500.0, -1.0]), "s": np.array([500.0, -1.0, -1.0])}, "neighbouring"),
         ({"s": np.array([500.0, 0.0, -2.0])}, "must end at the clean image, s = -1"),
     ],
 )
@@ -438,7 +452,9 @@ def test_named_builds_the_plan_of_that_name(name, options, plan):
 
 def test_named_knows_every_sampler():
     papers = {"ddpm", "ddim", "skipped", "mix", "naive_stride"}
-    assert set(SAMPLERS) == papers | {"dpmpp", "sde_dpmpp", "mixpp"}
+    assert set(SAMPLERS) == papers | {
+        *("dpmpp", "sde_dpmpp", "mixpp", "ipndm", "deis_ab", "er_sde", "churn", "restart")
+    }
 
 
 @pytest.mark.parametrize(
@@ -472,7 +488,8 @@ def test_str_is_a_table_with_one_line_a_row(builder):
         t, s, x, x0, x0_previous, noise = line.split()
         assert float(t) == row.t
         assert s == "clean" if row.s == -1 else float(s) == row.s
-        assert (float(x), float(x0), float(x0_previous)) == pytest.approx(row[2:5], abs=1e-6)
+        assert (float(x), float(x0)) == pytest.approx((row.x, *row.x0), abs=1e-6)
+        assert float(x0_previous) == 0
         bounds = [v for v in (row.noise, row.noise_high) if not math.isnan(v)]
         assert [float(v) for v in noise.split("..")] == pytest.approx(bounds, abs=1e-6)
 
@@ -480,8 +497,8 @@ def test_str_is_a_table_with_one_line_a_row(builder):
 def test_rows_are_plain_floats():
     plan = ddpm(LINEAR, PAPER)
     rows = list(plan.rows())
-    assert all(type(value) is float for row in rows for value in row)
-    for column in Row._fields:
+    for column in COLUMNS:
         ours = [getattr(row, column) for row in rows]
+        assert all(type(v) is (tuple if column in ("x0", "eps") else float) for v in ours)
         np.testing.assert_array_equal(ours, getattr(plan, column))
-    assert Row._fields == tuple(field.name for field in dataclasses.fields(Plan))[1:]
+    assert tuple(field.name for field in dataclasses.fields(Plan))[1:-1] == COLUMNS

@@ -1,4 +1,4 @@
-"""DPM-Solver++ as plans, and diffusers' schedulers through the adapter."""
+"""DPM-Solver++ as plans, and the spacings by noise level."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 import torch
 from conftest import bound
 
-from sampling import Schedule, ddim, dpmpp, run, run_tree, sde_dpmpp, skipped, timesteps
-from sampling.adapters import ADAPTED, Adapted, num_nodes, sampler_named
+from sampling import Schedule, ddim, dpmpp, run, sde_dpmpp, skipped, timesteps
 from sampling.gaussian import gaussian_frechet, gaussian_output
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
@@ -29,7 +28,7 @@ class SeededNoise:
     def start(self):
         return self.draw(0)
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         return self.draw(int(t) + 1)
 
 
@@ -58,7 +57,7 @@ def theirs(schedule, grid, algorithm, order, clean):
     scheduler.set_timesteps(len(grid))
     end = 0.0 if clean else np.sqrt((1 - schedule.final) / schedule.final)
     scheduler.timesteps = torch.from_numpy(grid)
-    scheduler.sigmas = torch.from_numpy(np.append(schedule.sigma[grid], end))
+    scheduler.sigmas = torch.from_numpy(np.append(schedule.noise_level[grid], end))
     scheduler.set_begin_index(0)
     noise = SeededNoise()
     x = noise.start()
@@ -102,20 +101,20 @@ def test_order_one_is_ddim_and_skipped_step(schedule):
             (dpmpp(schedule, grid, order=1), ddim(schedule, grid)),
             (sde_dpmpp(schedule, grid, order=1), skipped(schedule, grid)),
         ):
-            for column in ("x", "x0", "x0_previous", "noise"):
+            assert plan.look_back == 0
+            for column in ("x", "x0", "noise"):
                 ours, expected = getattr(plan, column), getattr(known, column)
                 assert np.allclose(ours, expected, rtol=1e-9, atol=1e-12), (n, column)
 
 
 def test_every_row_keeps_a_constant_image():
-    """x0 = c throughout: rows map sqrt(a_t) c to sqrt(a_s) c, the row before's x0 included."""
+    """x0 = c throughout: rows map alpha_t c to alpha_s c, the x0 of the rows before included."""
     for builder in (dpmpp, sde_dpmpp):
         for n in range(2, 300):
             plan = builder(LINEAR, timesteps(LINEAR, n, "log_snr"))
-            a_s = np.append(plan.alpha_bar[1:], 1.0)
-            kept = plan.x * np.sqrt(plan.alpha_bar) + plan.x0 + plan.x0_previous
+            kept = plan.x * plan.alpha + plan.x0.sum(axis=1)
             rtol = 1e-12 if builder is dpmpp else 1e-9
-            assert np.allclose(kept, np.sqrt(a_s), rtol=rtol)
+            assert np.allclose(kept, np.append(plan.alpha[1:], 1.0), rtol=rtol)
 
 
 def test_no_signal_at_the_start():
@@ -123,8 +122,8 @@ def test_no_signal_at_the_start():
     schedule = LINEAR.zero_terminal_snr()
     for builder in (dpmpp, sde_dpmpp):
         plan = builder(schedule, timesteps(1000, 20, "even"))
-        assert plan.x0_previous[1] == 0
-        assert all(np.isfinite(getattr(plan, c)).all() for c in ("x", "x0", "x0_previous", "noise"))
+        assert plan.x0[1, 1] == 0 and plan.x0[2, 1] != 0
+        assert all(np.isfinite(getattr(plan, c)).all() for c in ("x", "x0", "noise"))
 
 
 # --- order of convergence -------------------------------------------------------------------
@@ -191,94 +190,12 @@ def test_a_stochastic_sampler_forgets_the_errors_of_the_score():
     assert gaussian_frechet(ddim(LINEAR, grid), c) < gaussian_frechet(skipped(LINEAR, grid), c)
 
 
-# --- adapters -------------------------------------------------------------------------------
-
-
-def test_nfe_is_what_the_network_sees():
-    for name in ADAPTED:
-        for steps in (1, 2, 5, 10, 25):
-            calls = 0
-
-            def counted(x, t, condition):
-                nonlocal calls
-                calls += 1
-                return network(x, t)
-
-            grid = timesteps(LINEAR, num_nodes(name, steps), "even")
-            sampler = sampler_named(name, LINEAR, grid)
-            x = run_tree(bound(counted), [sampler], SeededNoise()).samples[0]
-            assert torch.isfinite(x).all(), (name, steps)
-            assert calls == len(sampler)
-            assert steps - (name == "heun" and steps % 2 == 0) == calls
-
-
-@pytest.mark.parametrize("n", [5, 10, 24])
-@pytest.mark.parametrize("name", ["unipc", "heun"])
-def test_an_adapted_scheduler_is_the_one_of_diffusers(name, n):
-    """On diffusers' own linspace grid, where its timesteps are integers; to its float32."""
-    cls = getattr(diffusers, ADAPTED[name][0])
-    scheduler = cls(trained_betas=betas(LINEAR))
-    sampler = Adapted(name, LINEAR, timesteps(LINEAR, n, "even"), {})
-    scheduler.set_timesteps(n)
-    ours = sampler._scheduler()
-    # Their grid goes elsewhere: put it under theirs, and only the way of driving remains.
-    scheduler.timesteps, scheduler.sigmas = ours.timesteps, ours.sigmas.float()
-    scheduler.set_begin_index(0)
-    x = SeededNoise().start() * float(scheduler.init_noise_sigma)
-    for t in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(x, t)
-        x = scheduler.step(network(scaled, int(t))[0], t, x, return_dict=False)[0]
-    got = sampler.run(bound(network), SeededNoise())
-    assert (got - x).abs().max() < 1e-4 * x.abs().max()
-
-
-def test_sa_solver_takes_our_noise():
-    sampler = sampler_named("sa_solver", LINEAR, timesteps(LINEAR, 10, "even"))
-    torch.manual_seed(1)
-    a = sampler.run(bound(network), SeededNoise())
-    torch.manual_seed(2)
-    assert torch.equal(a, sampler.run(bound(network), SeededNoise()))
-
-
-def test_clipping_and_guidance_reach_the_network_s_x0():
-    """Data that are a point at 2 cannot be reached when x0 is limited to 1."""
-
-    def point(x, t, condition):
-        a = LINEAR.alpha_bar[int(t)]
-        return (x - np.sqrt(a) * 2.0) / np.sqrt(1 - a), None
-
-    for name in ADAPTED:
-        sampler = sampler_named(name, LINEAR, timesteps(LINEAR, 20, "even"))
-        free = sampler.run(bound(point), SeededNoise())
-        assert free.mean().item() == pytest.approx(2, abs=0.01), name
-        clipped = sampler.run(bound(point, clip=True), SeededNoise())
-        assert clipped.mean().item() == pytest.approx(1, abs=0.01), name
-        pull = bound(point, gradient=lambda x, t: torch.ones_like(x))
-        pulled = sampler.run(pull, SeededNoise())
-        assert pulled.mean().item() > free.mean().item()
-
-
-def test_beside_plans_in_a_tree():
-    grid = timesteps(LINEAR, 8, "even")
-    plans = [ddim(LINEAR, grid), sampler_named("unipc", LINEAR, grid), dpmpp(LINEAR, grid)]
-    tree = run_tree(bound(network), plans, SeededNoise())
-    assert tree.nfe == [8, 8, 8]
-    assert tree.calls == 8 + 8 + 7  # the first row of DDIM and DPM-Solver++ is the same
-    for plan, x in zip(plans, tree.samples, strict=True):
-        assert torch.equal(x, run_tree(bound(network), [plan], SeededNoise()).samples[0])
-
-
 def test_mistakes():
-    grid = timesteps(LINEAR, 8, "even")
     for builder in (dpmpp, sde_dpmpp):
-        with pytest.raises(ValueError, match="must be 1 or 2, got 3"):
-            builder(LINEAR, [999, 0], order=3)
-    with pytest.raises(ValueError, match=r"unknown sampler 'unipcc': choose one of .*unipc"):
-        sampler_named("unipcc", LINEAR, grid)
-    with pytest.raises(ValueError, match="sampler deis has no option 'eta'"):
-        sampler_named("deis", LINEAR, grid, eta=1)
-    with pytest.raises(ValueError, match="keeps some signal"):
-        sampler_named("heun", LINEAR.zero_terminal_snr(), grid)
+        with pytest.raises(ValueError, match="must be 1, 2 or 3, got 4"):
+            builder(LINEAR, [999, 0], order=4)
+        with pytest.raises(ValueError, match="unknown solver_type 'logrho'"):
+            builder(LINEAR, [999, 0], solver_type="logrho")
 
 
 # --- spacings -------------------------------------------------------------------------------
@@ -297,7 +214,7 @@ def test_spacings_by_noise_level_for_every_count(schedule, spacing):
 def test_spacings_are_what_they_say():
     log_snr = LINEAR.log_snr[timesteps(LINEAR, 12, "log_snr")]
     assert np.abs(np.diff(log_snr, 2))[:6].max() < 0.05  # below, timesteps are coarse
-    karras = LINEAR.sigma[timesteps(LINEAR, 12, "karras")] ** (1 / 7)
+    karras = LINEAR.noise_level[timesteps(LINEAR, 12, "karras")] ** (1 / 7)
     assert np.abs(np.diff(karras, 2))[:8].max() < 0.01
     published = diffusers.schedulers.AysSchedules
     assert timesteps(LINEAR, 10, "ays_sd").tolist() == published["StableDiffusionTimesteps"]

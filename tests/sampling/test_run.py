@@ -87,6 +87,14 @@ def test_noise_is_philox_keyed_by_seed_and_id(seed, i, t, before):
     assert np.array_equal(noise.at(t)[-1].numpy(), expected)
 
 
+def test_every_visit_and_every_time_has_a_stream_of_its_own():
+    noise = SampleNoise(1, [3], SHAPE)
+    times, visits = [0, 1, 500, 999, 0.5, 499.99999999999994, 1e-3, 80.0, 41.7], [0, 1, 2, 7]
+    draws = [noise.at(t, visit=v).numpy().tobytes() for t in times for v in visits]
+    assert len({noise.start().numpy().tobytes(), *draws}) == len(draws) + 1
+    assert torch.equal(noise.at(500.0, 0.0), noise.at(500, 999.0))  # wherever it jumps to
+
+
 def test_noise_drawn_by_several_threads_is_that_of_one(monkeypatch):
     """Five samples of so many numbers that four threads share them, not evenly."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
@@ -184,9 +192,19 @@ def gradient(x, t):
 
 
 def second_order(plan: Plan) -> Plan:
-    """A made-up plan with a non-zero column x0_previous."""
+    """A made-up plan that looks back at one x0."""
     weight = np.linspace(0, 0.4, len(plan)) * (plan.s >= 0)
-    return dataclasses.replace(plan, x0=plan.x0 * (1 + weight), x0_previous=-plan.x0 * weight)
+    return dataclasses.replace(plan, x0=plan.x0 * np.stack([1 + weight, -weight], axis=1))
+
+
+def made_up(plan: Plan, seed: int = 0) -> Plan:
+    """Random weights for the x0 and eps of three calls before, as far as there are so many."""
+    n = len(plan)
+    past = np.tril(np.ones((n, 4)), 0) if n < 4 else np.arange(n)[:, None] >= np.arange(4)
+    x0, eps = np.random.default_rng(seed).normal(0, 0.05, (2, n, 4)) * past
+    x0[:, :1] += plan.x0
+    eps[:, 0] = 0
+    return dataclasses.replace(plan, x0=x0, eps=eps)
 
 
 def some_plans(n: int = 12) -> list[Plan]:
@@ -201,6 +219,8 @@ def some_plans(n: int = 12) -> list[Plan]:
         ddpm(LINEAR, grid, "fixed_large"),
         second_order(skipped(LINEAR, grid)),
         splice(second_order(skipped(LINEAR, grid)), ddim(LINEAR, grid), 500),
+        made_up(skipped(LINEAR, grid)),
+        splice(mix(LINEAR, grid, cutoff=700), made_up(ddim(LINEAR, grid)), 500),
         naive_stride(LINEAR, grid),
         ddpm(LINEAR, other),
         ddim(LINEAR, other, eta=0.5),
@@ -219,9 +239,9 @@ with_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.
 
 def by_hand(plan: Plan, noise: SampleNoise, clip=False, gradient=None, condition=None):
     """The documented update, one array at a time."""
-    x, before = noise.start().numpy(), 0.0
+    x, before = noise.start().numpy(), []
     for k in range(len(plan)):
-        t, a = plan.t[k], plan.alpha_bar[k]
+        t, a = plan.t[k], plan.alpha[k] ** 2
         eps, v = (out.numpy() for out in toy(torch.from_numpy(x), t, condition))
         x0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
         x0 = np.clip(x0, -1, 1) if clip else x0
@@ -232,8 +252,12 @@ def by_hand(plan: Plan, noise: SampleNoise, clip=False, gradient=None, condition
             low, high = plan.gradient[k], plan.gradient_high[k]
             scale = low if np.isnan(high) else low ** (1 - f) * high**f
             x0 = x0 + scale * gradient(x, t)
-        x = plan.x[k] * x + plan.x0[k] * x0 + plan.x0_previous[k] * before
-        x, before = x + std * noise.at(t).numpy(), x0
+        before.insert(0, (x0, (x - plan.alpha[k] * x0) / plan.sigma[k]))
+        x = plan.x[k] * x + std * noise.at(t).numpy()
+        for j, weight in enumerate(plan.x0[k, : k + 1]):
+            x = x + weight * before[j][0]
+        for j, weight in enumerate(plan.eps[k, : k + 1]):
+            x = x + weight * before[j][1]
     return torch.from_numpy(x)
 
 
@@ -253,7 +277,7 @@ def test_iterate_ends_where_run_does(options):
         assert torch.equal(states[-1].x, run(bound(toy, **options), plan, noise))
         assert [state.row.t for state in states] == plan.t.tolist()
         # The last row of a plan that ends clean returns its x0.
-        if plan.x[-1] == 0 and plan.x0_previous[-1] == 0:
+        if plan.x[-1] == 0 and plan.x0[-1, 0] == 1 and len(list(plan.rows())[-1].x0) == 1:
             assert torch.equal(states[-1].x, states[-1].x0)
 
 
@@ -295,7 +319,7 @@ class Frozen:
     def start(self):
         return self.at(None)
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         if t not in self.by_t:
             z = self.noise.start() if t is None else self.noise.at(t)
             self.by_t[t] = z
@@ -537,7 +561,7 @@ class Valueless:
     def start(self):
         return torch.empty(4, *SHAPE, device="meta")
 
-    def at(self, t):
+    def at(self, t, s=-1.0, visit=0):
         return self.start()
 
 
@@ -569,7 +593,7 @@ def test_the_noise_of_a_run_is_asked_for_only_where_it_is_used():
         def start(self):
             return torch.zeros(1, *SHAPE)
 
-        def at(self, t):
+        def at(self, t, s=-1.0, visit=0):
             asked.append(t)
             return torch.zeros(1, *SHAPE)
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from sampling import Schedule, ddim, ddpm, naive_stride, skipped
+from sampling import Schedule, ddim, ddpm, flow_shift, karras_sigmas, naive_stride, skipped
 
 NAMES = ("linear", "cosine", "scaled_linear")
 GOLDEN = ("linear", "cosine")
@@ -121,18 +121,18 @@ def test_abar_has_the_clean_image_at_minus_one(name):
 def test_sigma_and_log_snr_say_the_same_as_alpha_bar_which_falls(name):
     schedule = Schedule.named(name)
     assert (np.diff(schedule.alpha_bar) < 0).all()
-    assert (np.diff(schedule.sigma) > 0).all()
+    assert (np.diff(schedule.noise_level) > 0).all()
     assert (np.diff(schedule.log_snr) < 0).all()
-    assert schedule.sigma.shape == schedule.log_snr.shape == (1000,)
+    assert schedule.noise_level.shape == schedule.log_snr.shape == (1000,)
     # EDM: abar = 1 / (1 + sigma^2); VDM: abar = sigmoid(2 lambda).
-    np.testing.assert_allclose(1 / (1 + schedule.sigma**2), schedule.alpha_bar, rtol=1e-13)
+    np.testing.assert_allclose(1 / (1 + schedule.noise_level**2), schedule.alpha_bar, rtol=1e-13)
     np.testing.assert_allclose(1 / (1 + np.exp(-schedule.log_snr)), schedule.alpha_bar, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_first_t_at_sigma(name):
     schedule = Schedule.named(name)
-    sigma = schedule.sigma
+    sigma = schedule.noise_level
     between = np.sqrt(sigma[1:] * sigma[:-1])
     # "At least sigma" includes equality: the level of a node is found at that node.
     assert [schedule.first_t_at_sigma(s) for s in sigma] == list(range(1000))
@@ -163,10 +163,90 @@ def test_zero_terminal_snr(name):
     assert schedule.alpha_bar[-1] == 0
     assert schedule.alpha_bar[0] == pytest.approx(Schedule.named(name).alpha_bar[0], rel=1e-12)
     assert (np.diff(schedule.alpha_bar) < 0).all()
-    assert np.isinf(schedule.sigma[-1])
+    assert np.isinf(schedule.noise_level[-1])
     # The first jump takes nothing of x_T but its noise: x_s = sqrt(a_s) x0 + sqrt(1 - a_s) noise.
     a_s = schedule.abar(500)
     jump, step = skipped(schedule, [999, 500]), ddim(schedule, [999, 500])
     assert (jump.x[0], jump.x0[0]) == (0, pytest.approx(a_s**0.5))
     assert jump.noise[0] == pytest.approx((1 - a_s) ** 0.5)
     assert (step.x[0], step.x0[0]) == (pytest.approx((1 - a_s) ** 0.5), pytest.approx(a_s**0.5))
+
+
+# --- other paths
+
+
+def test_the_path_of_edm():
+    sigmas = karras_sigmas(18)
+    # Karras et al. (2022), eq. 5, at their defaults.
+    u = np.arange(18) / 17
+    expected = (80 ** (1 / 7) + u * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(sigmas, expected, rtol=1e-13)
+    schedule = Schedule.edm(sigmas)
+    assert schedule.T == 18 and schedule.end == (1, 0)
+    assert np.array_equal(schedule.alpha, np.ones(18))
+    for column in (schedule.sigma, schedule.times, schedule.noise_level):
+        assert np.array_equal(column, sigmas[::-1])
+    np.testing.assert_allclose(schedule.alpha_bar, 1 / (1 + sigmas[::-1] ** 2), rtol=1e-14)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_the_path_of_flow_matching(shift):
+    s = np.linspace(1, 0.25, 4)
+    schedule = Schedule.flow(s, shift=shift)
+    shifted = shift * s / (1 + (shift - 1) * s)
+    np.testing.assert_allclose(schedule.sigma[::-1], shifted, rtol=1e-15)
+    np.testing.assert_allclose(schedule.alpha + schedule.sigma, 1, rtol=1e-15)
+    np.testing.assert_allclose(schedule.times, 1000 * schedule.sigma, rtol=1e-15)
+    assert schedule.times[-1] == 1000 and np.isinf(schedule.noise_level[-1])
+    if shift == 3:  # SD3's, as its pipeline makes them for four steps
+        np.testing.assert_allclose(schedule.sigma[::-1], [1, 0.9, 0.75, 0.5], rtol=1e-15)
+
+
+def test_the_shift_by_resolution_is_flux_s():
+    # 256 and 4096 tokens: images of 256 and 1024 pixels a side.
+    assert flow_shift(256) == pytest.approx(math.exp(0.5), rel=1e-15)
+    assert flow_shift(4096) == pytest.approx(math.exp(1.15), rel=1e-15)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    s = np.linspace(1, 1 / 7, 7)
+    scheduler.set_timesteps(sigmas=s.tolist(), mu=math.log(flow_shift(1024)))
+    ours = Schedule.flow(s, shift=flow_shift(1024)).sigma[::-1]
+    np.testing.assert_allclose(ours, scheduler.sigmas[:-1], rtol=1e-6)
+
+
+PATHS = {
+    "linear": Schedule.linear(),
+    "edm": Schedule.edm(karras_sigmas(10), end=0.001),
+    "flow": Schedule.flow(np.linspace(0.95, 0.05, 10), shift=2.0),
+}
+
+
+@pytest.mark.parametrize("schedule", PATHS.values(), ids=PATHS)
+def test_times_between_the_levels(schedule):
+    for k in (0, 3, schedule.T - 1):
+        alpha, sigma = schedule.level(schedule.times[k])
+        assert (alpha, sigma) == pytest.approx((schedule.alpha[k], schedule.sigma[k]), rel=1e-14)
+        assert schedule.time_at(schedule.noise_level[k]) == pytest.approx(schedule.times[k])
+    assert schedule.level(-1) == schedule.end
+    ends = (schedule.noise_level[0], 1.3 * schedule.noise_level[-1])
+    for ratio in np.geomspace(*ends, 37):
+        alpha, sigma = schedule.level(schedule.time_at(ratio))
+        assert sigma / alpha == pytest.approx(ratio, rel=1e-9)
+        assert (alpha, sigma) == pytest.approx(schedule.level_at(ratio), rel=1e-9)
+        norm = {"linear": alpha**2 + sigma**2, "edm": alpha, "flow": alpha + sigma}
+        assert norm[schedule.name] == pytest.approx(1, rel=1e-12)
+
+
+def test_what_is_no_level_is_refused():
+    for sigmas in ([], [1.0, 1.0], [1.0, 2.0], [[2.0, 1.0]], [1.0, 0.0], [math.inf, 1.0]):
+        with pytest.raises(ValueError, match="must decrease strictly"):
+            Schedule.edm(sigmas)
+    with pytest.raises(ValueError, match="from at most 1 to above the end"):
+        Schedule.flow([1.5, 0.5])
+    with pytest.raises(ValueError, match=r"above the end, 0\.5"):
+        Schedule.flow([1.0, 0.5], end=0.5)
+    with pytest.raises(ValueError, match="lies below that of timestep 0"):
+        Schedule.linear().time_at(1e-4)
+    with pytest.raises(IndexError, match="negative"):
+        Schedule.linear().level(-0.5)
+    with pytest.raises(ValueError, match="karras_sigmas needs"):
+        karras_sigmas(0)

@@ -1,0 +1,405 @@
+"""What a scheduler's config says, in the options of ours: right, or refused.
+
+For every class of diffusers that asks its network at the timesteps of a schedule of betas,
+`SOURCES` lists the options that are understood.  A key that is not in the list must have that
+class's default, a key that the class itself never reads is of no effect, and a class that is not
+in the list is refused: each by one error that names the class, the key and what to do.
+
+- The noise schedule, `prediction_type`, clipping and thresholding are kept.  A class that knows no
+  clipping does none here.
+- `timestep_spacing` (with `steps_offset`) names the same grids as in diffusers' DDIM, and the
+  solvers that leave the last node away (DPM-Solver++, UniPC, DEIS, SA-Solver) do so here:
+  `drops_last_node`.  Where a class's grid falls between timesteps (Euler's linspace), ours is the
+  nearest timestep.  Grids by other rules (Karras's sigmas) are refused, unless the caller says
+  which grid it shall be.
+- The last step ends at the clean image or at the noise level of timestep 0, as that class's does:
+  by its `set_alpha_to_one` or `final_sigmas_type`, if it has one of them.  DEIS and SA-Solver end at
+  timestep 0's level always, all others at the clean image.
+- Solver orders, `variance_type` and the like say how that class steps.  They have no meaning here
+  and are carried along, so that the way back loses nothing.
+"""
+
+import inspect
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+import diffusers.schedulers
+import numpy as np
+from diffusers.configuration_utils import FrozenDict
+
+from .denoise import Clip, DynamicThreshold, Reading
+from .schedule import Schedule
+
+_KEEP = "keep the scheduler that the pipeline came with"
+OURS = ("SkippedStepScheduler", "MixScheduler", "MixPlusPlusScheduler")
+# The values of options that are known here.
+VALUES: dict[str, tuple[str, ...]] = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+}
+# Our grid that comes nearest to another rule's, and why else an option is refused.
+NEAR = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "log_snr",
+    "use_lu_lambdas": "log_snr",
+    "interpolation_type": "log_snr",
+}
+WHY = {
+    "timestep_type": "the network is asked at continuous noise levels; ",
+    "use_flow_sigmas": "the model is of flow matching; ",
+    "use_dynamic_shifting": "the model is of flow matching; ",
+}
+
+# Our options with their values for a class that has no such option.
+ABSENT: dict[str, Any] = {
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "drops_last_node": False,
+    "set_alpha_to_one": True,
+    "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+# Options of Mix and Mix++.
+SWITCHES = (
+    "cutoff",
+    "cutoff_sigma",
+    "cutoff_log_snr",
+    "eta_head",
+    "eta_tail",
+    "lo",
+    "hi",
+    "orders",
+)
+
+BETAS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+)
+GRID = ("timestep_spacing", "steps_offset")
+CLIP = ("clip_sample", "clip_sample_range")
+THRESHOLD = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+TO_ONE, ZERO_SNR = "set_alpha_to_one", "rescale_betas_zero_snr"
+SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+LIMITS = ("sigma_min", "sigma_max")
+# Of flow matching, and without effect as long as `use_flow_sigmas` is off.
+FLOW = ("flow_shift", "time_shift_type")
+SOLVER = (*FLOW, "solver_order", "solver_type", "lower_order_final")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The options of a class that are understood.
+
+    `kept` mean the same here.  `own` say how that class steps, or are never read.  `grids` place
+    its noise levels, which must be by default unless the caller states `timestep_spacing`.
+    `always` are options of ours that the class has no word for.
+    """
+
+    kept: tuple[str, ...]
+    own: tuple[str, ...] = ()
+    grids: tuple[str, ...] = ()
+    always: Mapping[str, Any] = field(default_factory=dict)
+
+
+_DDIM = Source((*BETAS, *GRID, *CLIP, *THRESHOLD, TO_ONE, ZERO_SNR))
+_DDPM = Source((*BETAS, *GRID, *CLIP, *THRESHOLD, ZERO_SNR), ("variance_type",))
+# CogVideoX's have options of clipping, but do not clip.
+_COGVIDEOX = Source(
+    (*BETAS, *GRID, TO_ONE, ZERO_SNR, "snr_shift_scale"), (*CLIP, "sample_max_value")
+)
+_SIGMAS = Source((*BETAS, *GRID), ("noise_sampler_seed",), SIGMAS)
+_NO_LAST = {"drops_last_node": True}
+_DPMPP = Source(
+    (*BETAS, *GRID, *THRESHOLD, ZERO_SNR),
+    (*SOLVER, "algorithm_type", "euler_at_final", "variance_type", "final_sigmas_type"),
+    (*SIGMAS, "use_lu_lambdas", "lambda_min_clipped"),
+    _NO_LAST,
+)
+_NOISY_END = {**_NO_LAST, "set_alpha_to_one": False}
+
+SOURCES: dict[str, Source] = {
+    "DDIMScheduler": _DDIM,
+    "DDIMParallelScheduler": _DDIM,
+    "DDPMScheduler": _DDPM,
+    "DDPMParallelScheduler": _DDPM,
+    "CogVideoXDDIMScheduler": _COGVIDEOX,
+    "CogVideoXDPMScheduler": _COGVIDEOX,
+    "PNDMScheduler": Source((*BETAS, *GRID, TO_ONE), ("skip_prk_steps",)),
+    "EulerDiscreteScheduler": Source(
+        (*BETAS, *GRID, ZERO_SNR), ("final_sigmas_type",), (*SIGMAS, *LIMITS, "interpolation_type")
+    ),
+    "EulerAncestralDiscreteScheduler": Source((*BETAS, *GRID, ZERO_SNR)),
+    "HeunDiscreteScheduler": Source((*BETAS, *GRID, *CLIP), (), SIGMAS),
+    "LMSDiscreteScheduler": _SIGMAS,
+    "KDPM2DiscreteScheduler": _SIGMAS,
+    "KDPM2AncestralDiscreteScheduler": _SIGMAS,
+    "DPMSolverSDEScheduler": _SIGMAS,
+    "DPMSolverMultistepScheduler": _DPMPP,
+    "DPMSolverSinglestepScheduler": _DPMPP,
+    "DEISMultistepScheduler": Source(
+        (*BETAS, *GRID, *THRESHOLD), (*SOLVER, "algorithm_type"), SIGMAS, _NOISY_END
+    ),
+    "SASolverScheduler": Source(
+        (*BETAS, *GRID, *THRESHOLD),
+        (
+            *SOLVER,
+            "algorithm_type",
+            "predictor_order",
+            "corrector_order",
+            "tau_func",
+            "variance_type",
+        ),
+        (*SIGMAS, "lambda_min_clipped"),
+        _NOISY_END,
+    ),
+    "UniPCMultistepScheduler": Source(
+        (*BETAS, *GRID, *THRESHOLD, ZERO_SNR),
+        (
+            *SOLVER,
+            "predict_x0",
+            "disable_corrector",
+            "solver_p",
+            "shift_terminal",
+            "final_sigmas_type",
+        ),
+        (*SIGMAS, *LIMITS),
+        _NO_LAST,
+    ),
+}
+
+_FLOW_MATCHING = "its model is of flow matching, which has no noise schedule of betas"
+_DISTILLED = "its model was distilled to few steps, which another sampler does not take"
+_TOKENS = "its model is of discrete tokens, which have no Gaussian noise"
+_CONTINUOUS = "its network is asked at continuous noise levels, not at the timesteps of betas"
+
+# Classes of diffusers whose models these samplers are not for, or whose pipelines call otherwise.
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            "FlowMatchHeunDiscreteScheduler",
+            "LTXEulerAncestralRFScheduler",
+            "MiniMaxH3Scheduler",
+            "HeliosScheduler",
+            "RFD4ProteinaScheduler",
+        ),
+        f"{_FLOW_MATCHING}: {_KEEP}",
+    ),
+    **dict.fromkeys(
+        (
+            "LCMScheduler",
+            "TCDScheduler",
+            "FlowMatchLCMScheduler",
+            "HeliosDMDScheduler",
+            "PiflowScheduler",
+            "FlowMapEulerDiscreteScheduler",
+            "CMStochasticIterativeScheduler",
+            "ConsistencyDecoderScheduler",
+            "SCMScheduler",
+        ),
+        f"{_DISTILLED}: {_KEEP}, or load the model that it was distilled from",
+    ),
+    **dict.fromkeys(
+        (
+            "AmusedScheduler",
+            "BlockRefinementScheduler",
+            "DiscreteDDIMScheduler",
+            "EntropyBoundScheduler",
+            "VQDiffusionScheduler",
+        ),
+        f"{_TOKENS}: {_KEEP}",
+    ),
+    **dict.fromkeys(
+        (
+            "EDMEulerScheduler",
+            "EDMDPMSolverMultistepScheduler",
+            "CosineDPMSolverMultistepScheduler",
+            "DDPMWuerstchenScheduler",
+            "KarrasVeScheduler",
+            "ScoreSdeVeScheduler",
+            "ScoreSdeVpScheduler",
+            "IPNDMScheduler",
+        ),
+        f"{_CONTINUOUS}: {_KEEP}",
+    ),
+    **dict.fromkeys(
+        ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
+        "it goes from images to noise: take the config of the pipeline's own scheduler",
+    ),
+    "RePaintScheduler": "its step takes an image and a mask: use an inpainting pipeline, or the "
+    "model's DDPMScheduler config",
+    "UnCLIPScheduler": f"its pipelines pass prev_timestep to step, which ours do not take: {_KEEP}",
+}
+
+
+def inherited(config: Mapping[str, Any], overrides: Collection[str] = ()) -> dict[str, Any]:
+    """A scheduler's config in the options of our schedulers, with its class's defaults explicit.
+
+    diffusers would give a new class its own defaults for all that the old config does not state:
+    a pixel model that DDPM clips by default would not be clipped any more.  `overrides` are the
+    options that the caller states instead.  Raises ValueError for what cannot be done as the
+    config's class does it (see the module).
+    """
+    stated = {key: value for key, value in config.items() if key != "_use_default_values"}
+    again = {"drops_last_node": False} if "timestep_spacing" in overrides else {}
+    alike = [stated["_class_name"]] if "_class_name" in stated else _classes_of(config)
+    if not alike or alike[0] in OURS:
+        if not alike:
+            _check_unclassed(stated)
+        return {**stated, **again}
+    name, words = alike[0], " or ".join(map(str, alike))
+    source, defaults = _understood(name, words), _options(name)
+    read = {key: stated.get(key, default) for key, default in defaults.items()}
+    for key in read:
+        if key not in overrides:
+            _check_key(source, f"{words}'s {key}", key, (read[key], defaults[key]), overrides)
+    kept = {key: read[key] for key in source.kept if key in read}
+    if kept.get(ZERO_SNR) and not {ZERO_SNR, "prediction_type"} & {*overrides}:
+        check_zero_snr(f"{words}'s ", kept["prediction_type"])
+    explicit = {**stated, **read, **ABSENT, **kept, **source.always, "_class_name": name}
+    if "final_sigmas_type" in read:
+        explicit["set_alpha_to_one"] = read["final_sigmas_type"] == "zero"
+    return {**explicit, **again}
+
+
+def _classes_of(config: Mapping[str, Any]) -> list[str]:
+    """The classes that a live scheduler's config, which does not state its class, may be of.
+
+    diffusers puts a class's own options first, in its order.  Several classes have the same ones,
+    and they are understood or refused alike.
+    """
+    if "_use_default_values" not in config and not isinstance(config, FrozenDict):
+        return []
+    keys, options = [*config], {name: [*_options(name)] for name in (*SOURCES, *REFUSED)}
+    matching = [name for name, own in options.items() if own and own == keys[: len(own)]]
+    longest = max((len(options[name]) for name in matching), default=0)
+    return [name for name in matching if len(options[name]) == longest]
+
+
+@cache
+def _options(name: str) -> dict[str, Any]:
+    """The options of a class of diffusers and their defaults; none where it cannot be imported."""
+    source = getattr(diffusers.schedulers, name, _Absent)
+    parameters = inspect.signature(source.__init__).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {p.name: p.default for p in parameters if p.kind not in kinds and p.name != "self"}
+
+
+class _Absent:
+    """In place of a class that the installed diffusers does not have."""
+
+    def __init__(self) -> None: ...
+
+
+def _understood(name: str, words: str) -> Source:
+    """The understood options of a class.  Raises ValueError for any other class."""
+    if name in REFUSED:
+        raise ValueError(f"the config of a {words} is of no use here: {REFUSED[name]}")
+    if name not in SOURCES:
+        raise ValueError(
+            f"the class {name} is not known here: if it samples as a class of diffusers does, say "
+            "so, as {**config, '_class_name': 'DDIMScheduler'}"
+        )
+    if not _options(name):
+        raise ValueError(f"{name}'s options are not known without torchsde: pip install torchsde")
+    return SOURCES[name]
+
+
+def _check_unclassed(config: Mapping[str, Any]) -> None:
+    """Raise ValueError unless a config of no class is in our own words."""
+    for key in config:
+        if key not in (*BETAS, *ABSENT, *SWITCHES):
+            raise ValueError(
+                f"a config without _class_name does not say what {key} means: add the class that "
+                "it is of, as {**config, '_class_name': 'DDIMScheduler'}"
+            )
+
+
+def _check_key(
+    source: Source, whose: str, key: str, values: tuple[Any, Any], overrides: Collection[str]
+) -> None:
+    """Raise ValueError unless an option's value, of (value, default), is understood."""
+    value, default = values
+    says = f"{whose}={value!r}"
+    if value in VALUES.get(key, [value]):
+        if key in (*source.kept, *source.own) or value == default or not (value or default):
+            return
+        if key not in source.grids:
+            raise ValueError(f"{says} is not understood here: {WHY.get(key, '')}{_KEEP}")
+        if "timestep_spacing" not in overrides:
+            raise ValueError(
+                f"{says} places noise levels elsewhere than at its timesteps: say which grid to take "
+                f"instead, as timestep_spacing={NEAR.get(key, 'trailing')!r}"
+            )
+    elif key == "beta_schedule" and "trained_betas" not in overrides:
+        raise ValueError(f"{says} is not known here: pass trained_betas=scheduler.betas.tolist()")
+    elif key != "beta_schedule":
+        raise ValueError(f"{says} is not known here, only {', '.join(VALUES[key])}: {_KEEP}")
+
+
+def check_zero_snr(whose: str, prediction_type: str) -> None:
+    """Raise ValueError for a network that says nothing of the image where there is no signal."""
+    if prediction_type == "epsilon":
+        raise ValueError(
+            f"{whose}rescale_betas_zero_snr leaves no signal at the first timestep, where epsilon "
+            "says nothing of the image: it needs prediction_type v_prediction or sample, or "
+            "rescale_betas_zero_snr=False"
+        )
+
+
+def schedule_of(config: Mapping[str, Any]) -> Schedule:
+    """The noise schedule that a diffusers scheduler's config describes, in float64.
+
+    Raises ValueError for a `beta_schedule` that is not linear, scaled_linear or
+    squaredcos_cap_v2 (others can be given as `trained_betas`).
+    """
+    T, name = config["num_train_timesteps"], config["beta_schedule"]
+    start, end = config["beta_start"], config["beta_end"]
+    if config.get("trained_betas") is not None:
+        schedule = Schedule.from_betas(config["trained_betas"], "trained_betas")
+    elif name == "linear":
+        schedule = Schedule.from_betas(np.linspace(start, end, T), name)
+    elif name == "scaled_linear":
+        schedule = Schedule.scaled_linear(T, start, end)
+    elif name == "squaredcos_cap_v2":
+        schedule = Schedule.cosine(T)
+    else:
+        raise ValueError(
+            f"unknown beta_schedule {name!r}: choose linear, scaled_linear, squaredcos_cap_v2, or "
+            "give the betas themselves as trained_betas"
+        )
+    if schedule.T != T:
+        raise ValueError(f"there are {schedule.T} trained_betas for num_train_timesteps={T}")
+    shift = config.get("snr_shift_scale", 1.0)
+    if not shift > 0:
+        raise ValueError(f"snr_shift_scale must be positive, got {shift}")
+    if shift != 1:  # CogVideoX's: the signal-to-noise ratio is divided by it
+        a = schedule.alpha_bar
+        schedule = replace(schedule, alpha_bar=a / (shift + (1 - shift) * a))
+    if config.get("rescale_betas_zero_snr"):
+        schedule = schedule.zero_terminal_snr()
+    if not config.get("set_alpha_to_one", True):
+        schedule = replace(schedule, final=float(schedule.alpha_bar[0]))
+    return schedule
+
+
+def reading_of(config: Any) -> Reading:
+    """How a scheduler's config says to read the network's output."""
+    limit: Clip | DynamicThreshold | None = None
+    if config.thresholding:
+        limit = DynamicThreshold(config.dynamic_thresholding_ratio, config.sample_max_value)
+    elif config.clip_sample:
+        limit = Clip(config.clip_sample_range)
+    return Reading(config.prediction_type, limit)

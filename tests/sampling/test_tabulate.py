@@ -1,0 +1,338 @@
+"""diffusers' schedulers as plans: recorded runs, every class stepped in float64, what is refused.
+
+`samplers_diffusers.npz` holds 6-step runs of diffusers 0.42.1 on a mixture of Gaussians, its files
+run with every float32 cast changed to float64.  Besides it holds samples of `network` below, limited
+to -1..1, by the adapter around diffusers' schedulers that was here before the plans.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, bound
+
+from sampling import Schedule, ddim, dpmpp, iterate, run, run_tree, skipped, timesteps
+from sampling.borrowed import BORROWED, num_nodes, sampler_named
+from sampling.tabulate import tabulate
+
+# diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:__array:DeprecationWarning", "ignore::FutureWarning"
+)
+
+with np.load(ROOT / "tests" / "golden" / "samplers_diffusers.npz") as file:
+    GOLDEN = dict(file)
+CASES = json.loads(str(GOLDEN["cases"]))
+MIXTURE = {key: np.array(value) for key, value in json.loads(str(GOLDEN["mixture"])).items()}
+LINEAR = Schedule.linear()
+TAU = {"zero": 0, "half": 0.5, "one": 1}
+
+
+class SeededNoise:
+    """float64 noise, the same for the same timestep."""
+
+    def draw(self, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(3, 5, generator=generator, dtype=torch.float64)
+
+    def start(self):
+        return self.draw(0)
+
+    def at(self, t, s=-1.0, visit=0):
+        return self.draw(int(t) + 1 + 5000 * visit)
+
+
+def network(x, t, condition=None):
+    return torch.tanh(1.3 * x) * (1 - t / 2000), None
+
+
+# --- recorded runs --------------------------------------------------------------------------
+
+
+def mixture_x0(x, alpha, sigma):
+    """E[x0 | x] of the recorded mixture of Gaussians."""
+    m, v, w = (MIXTURE[key] for key in ("means", "variances", "weights"))
+    s, d = alpha**2 * v + sigma**2, x[:, None] - alpha * m
+    log = np.log(w) - (d**2 / s + np.log(s)).sum(-1) / 2
+    share = np.exp(log - log.max(1, keepdims=True))
+    share /= share.sum(1, keepdims=True)
+    return (share[..., None] * (m + alpha * v * d / s)).sum(1)
+
+
+class Recorded:
+    """Denoiser and noise of a recorded run, in the order in which the plan asks for them."""
+
+    def __init__(self, plan, start, noise):
+        self.plan, self.first, self.k = plan, start, -1
+        drawn = range(len(plan)) if len(noise) == len(plan) else np.flatnonzero(plan.noise)
+        assert len(drawn) == len(noise)
+        self.noise = dict(zip(drawn, noise, strict=True))
+
+    def start(self):
+        return torch.from_numpy(self.first / self.plan.start)
+
+    def at(self, t, s, visit=0):
+        return torch.from_numpy(self.noise[self.k])
+
+    def denoiser(self, x, t):
+        self.k += 1
+        level = self.plan.alpha[self.k], self.plan.sigma[self.k]
+        return torch.from_numpy(mixture_x0(x.numpy(), *level)), None
+
+
+def recorded_plan(case):
+    n, options = case["n_steps"], dict(case["options"])
+    grid = {k[4:]: options.pop(k) for k in ("set_mu", "set_sigmas") if k in options}
+    step = {k[5:]: options.pop(k) for k in [*options] if k.startswith("step_")}
+    if "sigmas" in grid:
+        grid["sigmas"] = np.linspace(1, 1 / n, n).tolist()
+    if (tau := options.pop("tau", "window200_800")) in TAU:
+        options["tau_func"] = lambda t: TAU[tau]
+    name = case["sampler"].removesuffix("Scheduler") + "Scheduler"
+    return tabulate(getattr(diffusers, name)(**options), n, grid=grid, step=step)
+
+
+@pytest.mark.parametrize("sampler", sorted({case["sampler"] for case in CASES}))
+def test_recorded_runs_step_by_step(sampler):
+    for case in CASES:
+        if case["sampler"] != sampler:
+            continue
+        plan = recorded_plan(case)
+        xs, alpha, sigma = (
+            GOLDEN[f"{case['id']}/{key}"] for key in ("xs", "calls_alpha", "calls_sigma")
+        )
+        assert np.allclose(plan.sigma * alpha, plan.alpha * sigma, rtol=1e-13, atol=0)
+        # Schedulers on sigma / alpha: a plan's x is what the network sees.
+        units = plan.alpha / alpha if case["space"] == "VE" else np.ones(len(plan))
+        replay = Recorded(plan, xs[0] * units[0], GOLDEN.get(f"{case['id']}/noise", ()))
+        states = [state.x.numpy() for state in iterate(replay.denoiser, plan, replay)]
+        for x, unit, expected in zip(states, [*units[1:], 1.0], xs[1:], strict=True):
+            error = np.abs(x / unit - expected).max()
+            assert error <= 1e-10 * max(1, np.abs(expected).max()), case
+
+
+# --- every class, stepped in float64 --------------------------------------------------------
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """diffusers rounds to float32: here its float32 is float64."""
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(np, "float32", np.float64)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(default)
+
+
+def stepped(scheduler, plan, draws):
+    """Where the scheduler goes by itself with `network`."""
+    x = draws.start() * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    for k, t in enumerate(scheduler.timesteps):
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output, _ = network(seen, float(plan.t[k]))
+        x = scheduler.step(output, t, x, return_dict=False)[0]
+    return x
+
+
+class Read:
+    """`network` as a denoiser: what it says is eps, or eps - x0 on flow paths."""
+
+    def __init__(self, plan):
+        self.levels = iter(zip(plan.alpha, plan.sigma, strict=True))
+
+    def __call__(self, x, t):
+        (alpha, sigma), (output, _) = next(self.levels), network(x, t)
+        flow = abs(alpha + sigma - 1) < 1e-12
+        return (x - sigma * output if flow else (x - sigma * output) / alpha), None
+
+
+MULTISTEP, UNIPC = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+# Class, options, the farthest look back at x0 and at eps from 10 steps on.
+HISTORY = [
+    (diffusers.DDIMScheduler, {"clip_sample": False}, (0, 0)),
+    (diffusers.EulerDiscreteScheduler, {}, (0, 0)),
+    (diffusers.FlowMatchEulerDiscreteScheduler, {"shift": 3.0}, (0, 0)),
+    (diffusers.HeunDiscreteScheduler, {}, (0, 1)),
+    (diffusers.KDPM2DiscreteScheduler, {}, (0, 1)),
+    (diffusers.LMSDiscreteScheduler, {}, (0, 3)),
+    (diffusers.PNDMScheduler, {"skip_prk_steps": True}, (1, 3)),
+    (diffusers.DEISMultistepScheduler, {"solver_order": 3}, (0, 2)),
+    (diffusers.DPMSolverSinglestepScheduler, {}, (0, 1)),
+    (MULTISTEP, {"solver_order": 3}, (2, 0)),
+    (MULTISTEP, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, (0, 1)),
+    (MULTISTEP, FLOW, (1, 0)),
+    (UNIPC, {"solver_order": 1}, (1, 0)),
+    (UNIPC, {"solver_order": 2}, (2, 0)),
+    (UNIPC, {"solver_order": 3}, (3, 0)),
+    (UNIPC, {"solver_type": "bh1", "final_sigmas_type": "sigma_min"}, (2, 0)),
+    (diffusers.SASolverScheduler, {"tau_func": lambda t: 0}, (2, 0)),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "history"), HISTORY)
+def test_equals_the_scheduler_in_float64(double, cls, options, history):
+    slow = cls in (diffusers.KDPM2DiscreteScheduler, diffusers.LMSDiscreteScheduler)
+    for n in (2, 5, 10) if slow else (2, 3, 5, 10, 17, 25):
+        plan = tabulate(cls(**options), n)
+        scheduler = cls(**options)
+        scheduler.set_timesteps(n)
+        ours = run(Read(plan), plan, SeededNoise())
+        expected = stepped(scheduler, plan, SeededNoise())
+        assert (ours - expected).abs().max() <= 1e-10 * expected.abs().max(), n
+        if n >= 10:
+            assert (plan.x0.shape[1] - 1, plan.eps.shape[1] - 1) == history
+
+
+def test_the_long_warm_up_of_pndm():
+    plan = tabulate(diffusers.PNDMScheduler(), 10)
+    assert (len(plan), plan.look_back) == (19, 12)
+
+
+def test_a_scheduler_that_is_set_is_taken_as_it_is_and_left_alone():
+    scheduler = UNIPC()
+    scheduler.set_timesteps(7)
+    before = scheduler.timesteps.clone(), scheduler.sigmas.clone()
+    plan = tabulate(scheduler)
+    assert plan.t.tolist() == scheduler.timesteps.tolist()
+    assert torch.equal(before[0], scheduler.timesteps) and torch.equal(before[1], scheduler.sigmas)
+    assert scheduler.betas.dtype == torch.float32 and scheduler.model_outputs == [None, None]
+    assert torch.zeros(1).dtype == torch.float32
+
+
+REFUSED = {
+    "thresholding": (MULTISTEP(thresholding=True), "is not linear: switch off its clip_sample"),
+    "clipping": (diffusers.DDIMScheduler(), "is not linear: switch off its clip_sample"),
+    "no prediction": (diffusers.CMStochasticIterativeScheduler(), "does not say what its network"),
+    "upwards": (diffusers.DDIMInverseScheduler(), "does not go from noise to an image"),
+    "more inputs": (diffusers.CogVideoXDPMScheduler(), "missing 2 required positional arguments"),
+    "inpainting": (diffusers.RePaintScheduler(), "RePaintScheduler cannot be stepped"),
+    "predictor alone": (diffusers.SASolverScheduler(corrector_order=0), "SASolver.*: Assertion"),
+    "infinite": (UNIPC(solver_type="bh1"), "UniPCMultistepScheduler itself is not finite for 10"),
+    "learned": (
+        diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range"),
+        "DDPMScheduler cannot be stepped",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_plan_is_refused(case):
+    scheduler, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        tabulate(scheduler, 10)
+
+
+def test_timesteps_that_their_number_does_not_tell():
+    with pytest.raises(ValueError, match="say for how many steps UniPC"):
+        tabulate(UNIPC())
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=[1.0, 0.5, 0.1])
+    with pytest.raises(ValueError, match="pass the arguments of its set_timesteps"):
+        tabulate(scheduler)
+    plan = tabulate(scheduler, 3, grid={"sigmas": [1.0, 0.5, 0.1]})
+    assert np.allclose(plan.sigma, [1.0, 0.5, 0.1], rtol=1e-15)
+
+
+# --- on our grids ---------------------------------------------------------------------------
+
+
+def test_samples_of_the_adapter_before():
+    for i, case in enumerate(json.loads(str(GOLDEN["adapters"]))):
+        name, options = case["sampler"], case["options"]
+        grid = timesteps(LINEAR, num_nodes({"name": name}, case["steps"]), "even")
+        plan = sampler_named(name, LINEAR, grid, **options)
+        assert plan.name == case["plan"]
+        x = run(bound(network, clip=True), plan, SeededNoise())
+        assert np.abs(x.numpy() - GOLDEN[f"adapter-{i}"]).max() < 1e-11, case
+
+
+@pytest.mark.parametrize("spacing", ["even", "log_snr"])
+def test_one_step_methods_are_our_builders(spacing):
+    """DDIM's own t - T // n, DDPM and Euler on any grid of ours."""
+    for n in (1, 7, 24):
+        grid = timesteps(LINEAR, n, spacing)
+        for scheduler, step, ours in (
+            ("DDIMScheduler", {}, ddim(LINEAR, grid)),
+            ("DDIMScheduler", {"eta": 0.3}, ddim(LINEAR, grid, eta=0.3)),
+            ("DDPMScheduler", {}, skipped(LINEAR, grid)),
+            ("DPMSolverMultistepScheduler", {}, dpmpp(LINEAR, grid)),
+        ):
+            plan = sampler_named("diffusers", LINEAR, grid, scheduler=scheduler, step=step)
+            assert plan.t.tolist() == grid.tolist() and plan.s.tolist() == [*grid[1:], -1]
+            x, expected = (run(bound(network), p, SeededNoise()) for p in (plan, ours))
+            assert (x - expected).abs().max() <= 1e-9 * expected.abs().max(), (n, scheduler)
+
+
+def test_nfe_is_what_the_network_sees():
+    for name in BORROWED:
+        for steps in (1, 2, 5, 10):
+            plan = sampler_named(name, LINEAR, timesteps(LINEAR, num_nodes({"name": name}, steps)))
+            calls = []
+            tree = run_tree(
+                bound(lambda x, t, c: calls.append(t) or network(x, t)),  # noqa: B023  (used at once)
+                [plan],
+                SeededNoise(),
+            )
+            assert torch.isfinite(tree.samples[0]).all(), (name, steps)
+            assert len(calls) == len(plan) == tree.nfe[0]
+            assert len(plan) in (steps, steps - 1)
+
+
+def test_clipping_and_guidance_reach_the_network_s_x0():
+    """Data that are a point at 2 cannot be reached when x0 is limited to 1."""
+
+    def point(x, t, condition):
+        a = LINEAR.alpha_bar[int(t)]
+        return (x - np.sqrt(a) * 2.0) / np.sqrt(1 - a), None
+
+    for name in BORROWED:
+        plan = sampler_named(name, LINEAR, timesteps(LINEAR, 20, "even"))
+        free = run(bound(point), plan, SeededNoise())
+        assert free.mean().item() == pytest.approx(2, abs=0.01), name
+        clipped = run(bound(point, clip=True), plan, SeededNoise())
+        assert clipped.mean().item() == pytest.approx(1, abs=0.01), name
+        pull = bound(point, gradient=lambda x, t: torch.ones_like(x))
+        assert run(pull, plan, SeededNoise()).mean().item() > free.mean().item()
+
+
+def test_an_end_that_is_not_clean():
+    """Stable Diffusion's: the last row keeps the noise of timestep 0."""
+    a = Schedule.named("scaled_linear").alpha_bar
+    schedule = Schedule(a, "sd", final=float(a[0]))
+    grid = timesteps(schedule, 10, "leading+1")
+    expected = run(bound(network, schedule), ddim(schedule, grid), SeededNoise())
+    for scheduler in ("DDIMScheduler", "EulerDiscreteScheduler"):
+        plan = sampler_named("diffusers", schedule, grid, scheduler=scheduler)
+        plan = replace(plan, start=1.0)  # Euler's is sigma_max, not (1 + sigma_max^2)^(1/2)
+        x = run(bound(network, schedule), plan, SeededNoise())
+        assert (x - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+def test_mistakes():
+    grid = timesteps(LINEAR, 8, "even")
+    with pytest.raises(ValueError, match=r"unknown sampler 'unipcc': choose one of .*unipc"):
+        sampler_named("unipcc", LINEAR, grid)
+    with pytest.raises(ValueError, match="sampler deis has no option 'eta'"):
+        sampler_named("deis", LINEAR, grid, eta=1)
+    with pytest.raises(ValueError, match="keeps some signal"):
+        sampler_named("heun", LINEAR.zero_terminal_snr(), grid)
+    for scheduler, options, message in (
+        ("Heun", {}, r"unknown scheduler 'Heun': choose one of .*HeunDiscreteScheduler"),
+        ("EDMEulerScheduler", {}, "cannot be put on the noise levels of linear"),
+        (
+            "EulerDiscreteScheduler",
+            {"use_karras_sigmas": True},
+            "has no option 'use_karras_sigmas'",
+        ),
+        ("EulerDiscreteScheduler", {"order": 3}, "has no option 'order'"),
+        ("LCMScheduler", {}, "LCMScheduler cannot be set to 8 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sampler_named("diffusers", LINEAR, grid, scheduler=scheduler, **options)
