@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,6 +40,11 @@ from models.adm.cards import layout_digest
 from models.adm.networks import UNet
 from sampling import Schedule
 from sampling.denoise import Clip, NetworkDenoiser, Reading
+
+# What is compared class by class with diffusers 0.42 needs it; all else runs with older ones.
+OF_DIFFUSERS_042 = ["sampling/test_inherit.py", "sampling/test_tabulate.py"]
+is_older = tuple(map(int, version("diffusers").split(".")[:2])) < (0, 42)
+collect_ignore = OF_DIFFUSERS_042 if is_older else []
 
 ROOT = Path(__file__).resolve().parents[1]
 
