@@ -217,6 +217,23 @@ def test_rows_that_go_up_cost_no_call():
     assert up.t.max() == 999  # no timestep above the last
 
 
+def test_a_stretch_that_is_gone_up_again_has_noise_of_its_own():
+    """Three restarts: three z at one node, and another again for whoever comes down past it."""
+    plan = restart(LINEAR, timesteps(LINEAR, 20), [(4, 3, 0.4, 3.0)])
+    noisy = np.where(plan.s < plan.t, 0.01, plan.noise)  # on the way down, too
+    rows = list(dataclasses.replace(plan, noise=noisy).rows())
+    ups = [row for row in rows if row.s > row.t]
+    assert len({row.t for row in ups}) == 1
+    assert [row.visit for row in ups] == [0, 1, 2]
+    low, high = ups[0].t, ups[0].s
+    after = rows[rows.index(ups[-1]) + 1 :]
+    assert {row.visit for row in after if row.noise and low <= row.t <= high} == {3}
+    assert {row.visit for row in after if row.t < low} == {0}
+    assert {row.visit for row in rows[: rows.index(ups[0])]} == {0}
+    drawn = [(row.t, row.visit) for row in rows if row.noise]
+    assert len(drawn) == len(set(drawn))
+
+
 # --- JSON
 
 
