@@ -9,10 +9,10 @@ PY := .venv/bin/python
 # size, where there are any.
 OF_MODEL = $(if $(MODEL),model=$(MODEL))
 SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
-FIGURE4 = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
+OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study report render train-digits bench check clean
+.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -70,7 +70,7 @@ coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Tabl
 	$(PY) -m scripts.prepare_coco images
 
 table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (2 minutes on two cores)
-	$(PY) reproduce.py experiment=table1$(SMALL) $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=table1$(OWN) $(OF_MODEL) $(ARGS)
 
 table1_full: .venv/installed ## Table 1 on digits with all five step counts of the paper (about an hour)
 	$(PY) reproduce.py experiment=table1_full $(OF_MODEL) $(ARGS)
@@ -91,7 +91,7 @@ figure3: .venv/installed ## more samples of Mix and DDIM side by side, at 100 st
 	$(PY) reproduce.py experiment=figure3$(SMALL) $(OF_MODEL) $(ARGS)
 
 figure4: .venv/installed ## the cutoff ablation of figure 4
-	$(PY) reproduce.py experiment=figure4$(FIGURE4) $(OF_MODEL) $(ARGS)
+	$(PY) reproduce.py experiment=figure4$(OWN) $(OF_MODEL) $(ARGS)
 
 figure5: .venv/installed ## samples of Mix and DDIM on Stable Diffusion, prompt by prompt
 	$(PY) reproduce.py experiment=figure5 $(OF_MODEL) $(ARGS)
@@ -106,7 +106,7 @@ tune: .venv/installed ## find Mix++'s window for a model, MODEL=digits by defaul
 	$(PY) -m scripts.tune experiment=tune$(SMALL_UNLESS_OTHER) $(OF_MODEL) $(ARGS)
 
 slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
-	$(PY) -m scripts.slurm experiment=table1$(SMALL) $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=table1$(OWN) $(OF_MODEL) $(ARGS)
 
 slurm-table2: .venv/installed ## submit table2 to SLURM
 	$(PY) -m scripts.slurm experiment=table2 $(OF_MODEL) $(ARGS)
@@ -118,7 +118,7 @@ slurm-table4: .venv/installed ## submit table4 to SLURM, VBench included
 	$(PY) -m scripts.slurm experiment=table4 $(OF_MODEL) $(ARGS)
 
 slurm-figure4: .venv/installed ## submit figure4 to SLURM
-	$(PY) -m scripts.slurm experiment=figure4$(FIGURE4) $(OF_MODEL) $(ARGS)
+	$(PY) -m scripts.slurm experiment=figure4$(OWN) $(OF_MODEL) $(ARGS)
 
 status: .venv/installed ## how far the tables are: cells done, running, missing, and the time left
 	$(PY) -m scripts.status
@@ -126,10 +126,15 @@ status: .venv/installed ## how far the tables are: cells done, running, missing,
 STUDY = $(PY) reproduce.py -m experiment=study,study_pixels,study_log_snr,study_exact
 DIAL = $(PY) reproduce.py -m experiment=study_dial \
     model.checkpoint=unet-1000,unet-3000,unet-6500,exact
+NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 
 study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)
 	$(STUDY)
 	$(DIAL)
+	$(PY) -m scripts.study
+
+study-natural: .venv/installed ## the study's tables on natural images: hours on two cores, minutes on a GPU
+	$(NATURAL)
 	$(PY) -m scripts.study
 
 report: .venv/installed ## one web page of all results, without server or network: results/report.html
@@ -137,9 +142,10 @@ report: .venv/installed ## one web page of all results, without server or networ
 
 render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
 	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER) $(OF_MODEL) model.precision=bf16 render_only=true $(ARGS)
-	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER),figure4_cifar10 $(OF_MODEL) render_only=true $(ARGS)
+	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
+	$(NATURAL) render_only=true
 	$(PY) -m scripts.study
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits

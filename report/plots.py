@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")  # files only, on any machine
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogFormatter
 
 from eval.metrics import Score
 from eval.scoring import METRICS
@@ -107,7 +107,9 @@ def _style(ax: Any, title: str, metric: str, steps: Sequence[int]) -> None:
     if metric == "fid":
         ax.set_yscale("log")
         for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(ScalarFormatter())
+            axis(
+                LogFormatter(minor_thresholds=(1.5, 0.5))
+            )  # between decades only where there is room
     ax.tick_params(labelsize=7, which="both")
     ax.grid(alpha=0.3, which="both", lw=0.4)
 

@@ -46,7 +46,7 @@ BySteps = dict[str, dict[int, float]]  # a distance by sampler and steps
 class Study:
     """Its tables, by spacing (even, log_snr) and by checkpoint (dial), and the paper's FIDs.
 
-    `natural` is figure 4 on CIFAR-10.
+    On CIFAR-10: figure 4 (natural), Table 1 (natural_paper) and the rivals (natural_rivals).
     """
 
     even: Table
@@ -54,6 +54,8 @@ class Study:
     exact: Table
     pixels: Table
     natural: Table
+    natural_paper: Table
+    natural_rivals: Table
     dial: dict[str, Table]
     paper: BySteps
 
@@ -67,6 +69,7 @@ class Study:
                 raise FileNotFoundError(f"{path} is missing: {command} samples and scores it")
             return Table.load(path)
 
+        natural = partial(table, model="cifar10", command="make study-natural")
         printed = results / "paper" / "table1.yaml"
         return Study(
             even=table("study"),
@@ -78,7 +81,9 @@ class Study:
                 row["name"]: {cell["steps"]: cell["fid"] for cell in row["cells"]}
                 for row in Paper.load(printed)["rows"]
             },
-            natural=table("figure4", "cifar10", "make figure4 MODEL=cifar10").by_cutoff(),
+            natural=natural("figure4").by_cutoff(),
+            natural_paper=natural("table1"),
+            natural_rivals=natural("study"),
         )
 
 
@@ -220,7 +225,8 @@ def text(study: Study, theory: Theory) -> str:
         **_on_errors(study, theory),
         **_dial(study, 25),
         **_dial(study, 10),
-        **_on_natural_images(study.natural),
+        **_on_natural_images(study),
+        **_on_natural_cutoffs(study.natural),
     }
     return Path(__file__).with_suffix(".md").read_text().format_map(slots)
 
@@ -408,7 +414,28 @@ def _dial(study: Study, steps: int) -> Slots:
     }
 
 
-def _on_natural_images(table: Table) -> Slots:
+def _on_natural_images(study: Study) -> Slots:
+    """Table 1 and the rivals on CIFAR-10."""
+    paper, rivals = study.natural_paper, study.natural_rivals
+    best = [
+        f"{steps} calls: {at} ({fid(rivals, at, steps)}), not told apart from it: "
+        f"{others(rivals, steps, at, rivals.rows, 'none')}"
+        for steps, at in ((s, rivals.best(s, "fid")) for s in sorted(rivals.columns))
+    ]
+    return {
+        "natural_scored": scored_sentence(paper.records[0]),
+        "natural_n": paper.n(25),
+        "natural_ddim": differences(paper, "Mix", "DDIM"),
+        "natural_ddpm": differences(paper, "Mix", "DDPM"),
+        "natural_skipped": differences(paper, "Mix", "Skipped-Step"),
+        "natural_ends": differences(paper, "Skipped-Step", "DDIM"),
+        "natural_paper_table": score_grid(paper, "fid"),
+        "natural_rivals_table": score_grid(rivals, "fid"),
+        "natural_best": "; ".join(best),
+    }
+
+
+def _on_natural_cutoffs(table: Table) -> Slots:
     """Figure 4 on CIFAR-10: is a cutoff in the middle better than both ends?"""
     ends = (place(0), place(SCHEDULE.T))
     words, both = [], []
@@ -424,8 +451,7 @@ def _on_natural_images(table: Table) -> Slots:
         )
     inside = [steps for steps, holds in zip(sorted(table.columns), both, strict=True) if holds]
     return {
-        "natural_scored": scored_sentence(table.records[0]),
         "natural_table": score_grid(table, "fid"),
         "natural_words": "\n".join(words),
-        "natural_inside": listed(inside, "none of these step counts"),
+        "natural_inside": listed(inside, "none of these"),
     }

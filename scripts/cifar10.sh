@@ -32,9 +32,9 @@ reproduce() { # EXPERIMENT NAME SETTING...
 }
 
 everything() { # SETTING...
-  reproduce table1_small table1 "$@"
-  reproduce figure4_small figure4 'steps=[10,25,50,100]' "$@"
-  reproduce study study 'steps=[5,10,25]' "$@"
+  reproduce table1_cifar10 table1 "$@"
+  reproduce figure4_cifar10 figure4 "$@"
+  reproduce study_cifar10 study "$@"
 }
 
 if ! compgen -G "$OUT/cifar10_${SOURCE}_floor-*.npz" >/dev/null; then

@@ -225,9 +225,11 @@ experiment:
       metrics: [fid, is], windows: 12, orders: [[1, 1], [2, 2]], variances: [fixed_small],
       rivals: { Mix (paper): *mix, Skipped-Step: *skipped, DDIM: *ddim,
                 DPM-Solver++(2M): { name: dpmpp } } }
-  figure4_cifar10: { <<: *figure4, label: balanced, model: cifar10, metrics of: cifar10,
-                     reference: cifar10_jpeg, precision: bf16, model.precision: bf16, steps: [10, 25],
-                     num_samples: 2000 }
+  figure4_cifar10: { <<: *figure4, <<: &natural { model: cifar10, metrics of: cifar10,
+                     reference: cifar10_jpeg, precision: bf16, model.precision: bf16 },
+                     label: balanced, steps: [50, 25, 10], num_samples: 10000 }
+  table1_cifar10: { <<: *table1_small, <<: *natural, label: balanced, num_samples: 10000 }
+  study_cifar10: { <<: *study, <<: *natural, steps: [25, 10, 5], num_samples: 5000 }
   tune_small: { <<: *tune, num_samples: 4000, tuning_samples: 1000,
                 metrics: [fid, is, kid, precision, recall] }
 """)
