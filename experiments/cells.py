@@ -15,13 +15,14 @@ from files.media import Images, Media
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import Noise, Plan, SampleNoise, sample_labels, timesteps
-from sampling.borrowed import num_nodes, sampler_named
+from sampling import Noise, Plan, SampleNoise, sample_labels, scale_eps
+from sampling.borrowed import sampler_at
 from sampling.brownian import BrownianNoise
-from sampling.options import check_choice
+from sampling.options import check_choice, check_options
+from sampling.samplers import check_schedule
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
-NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
+DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
 NOISES = ("per_step", "brownian")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
@@ -125,8 +126,17 @@ class Settings:
     noise: str = "per_step"
 
     def column(self, samplers: Mapping[str, dict[str, Any]], steps: int, n: int) -> Column:
-        """The cells of some samplers, by their rows, at one step count.  Raises as `cell`."""
+        """The cells of some samplers, by their rows, at one step count.
+
+        Raises as `cell`, and where a plan from a file makes more calls than the column says.
+        """
         cells = [self.cell(row, sampler, steps, n) for row, sampler in samplers.items()]
+        for cell in cells:
+            if len(cell.plan) > steps:
+                raise ValueError(
+                    f"the plan of {cell.row} makes {len(cell.plan)} network calls: it has no place "
+                    f"in a column of {steps} steps, set steps={len(cell.plan)}"
+                )
         return Column(steps, cells[0].size, cells)
 
     def cell(
@@ -140,23 +150,43 @@ class Settings:
         """
         name = sampler["name"]
         options = {k: v for k, v in sampler.items() if k != "name" and v is not None}
-        _check_options(options, self.backbone.schedule.T)
-        measured = {}
-        if name == "mixpp" and options.get("variance") == "analytic":
-            measured["x0_variance"] = stored_x0_variance(self.backbone)
-        grid = timesteps(self.backbone.schedule, num_nodes(sampler, steps), self.spacing)
-        plan = sampler_named(name, self.backbone.schedule, grid, **options, **measured)
-        digests = {k: hashlib.sha256(v.tobytes()).hexdigest()[:12] for k, v in measured.items()}
-        config = self._config({"name": name, **options, **digests}, len(plan))
+        scale = _eps_scale(options)
+        plan, identity = self._plan(name, options, steps)
+        if scale:
+            plan = scale_eps(plan, *scale, limited=self.backbone.clip)
+        config = self._config({"name": name, **identity}, len(plan))
+        if name == "plan":
+            config["spacing"] = "plan"  # its timesteps are its own
         size = Size(n, self.batch_size, self.shard_size)
         cell = Cell(
             plan, Path(out or "."), config, size, row, steps or len(plan), self.backbone.media
         )
         if out:
             return cell
-        parts = [name, *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
-        folder = Path("runs", self.model["name"], f"{'-'.join(parts)}-{cell.digest[:8]}")
-        return replace(cell, folder=folder)
+        words = [f"{k}_{_word(v)}" for k, v in identity.items() if k not in DIGESTS]
+        said = "-".join([name, *words])[: LONGEST_NAME // 2]
+        folder = f"{said}-{len(plan)}steps-{cell.digest[:8]}"
+        return replace(cell, folder=Path("runs", self.model["name"], folder))
+
+    def _plan(
+        self, name: str, options: dict[str, Any], steps: int | None
+    ) -> tuple[Plan, dict[str, Any]]:
+        """A sampler's plan, and what of its options its samples depend on."""
+        schedule = self.backbone.schedule
+        identity = dict(options)
+        options = {k: v for k, v in options.items() if k != "eps_scale"}
+        if name == "plan":
+            check_options("sampler plan", options, ["path"])
+            plan = stored_plan(options.get("path"))
+            check_schedule(plan, schedule)
+            del identity["path"]
+            return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(), **identity}
+        _check_timesteps(options, schedule.T)
+        if name == "mixpp" and options.get("variance") == "analytic":
+            measured = stored_x0_variance(self.backbone)
+            options["x0_variance"] = measured
+            identity["x0_variance"] = hashlib.sha256(measured.tobytes()).hexdigest()[:12]
+        return sampler_at(name, schedule, steps, self.spacing, **options), identity
 
     def _config(self, sampler: dict[str, Any], nfe: int) -> dict[str, Any]:
         """Everything that pixels depend on."""
@@ -185,22 +215,47 @@ class Settings:
         return config
 
 
-def _check_options(options: Mapping[str, Any], T: int) -> None:
-    """Options of a sampler as a command line may misstate them.
+def stored_plan(path: Any) -> Plan:
+    """The plan in a file that `show_plan=FILE.json` wrote.  Raises ValueError for what is none."""
+    remedy = "`python sample.py ... show_plan=FILE.json` writes one"
+    if not isinstance(path, str):
+        raise ValueError(f"sampler=plan needs sampler.path=FILE.json: {remedy}")
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no plan at {path}: {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
 
-    The builder takes any cutoff >= 0; in a command one beyond T is a slip.
-    """
-    for option in NUMBERS:
-        if option in options and type(options[option]) not in (int, float):
-            raise ValueError(f"sampler.{option} must be a number, got {options[option]!r}")
-    k = options.get("skipped_steps")
-    if k is not None and type(k) is not int:
-        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
+
+def _eps_scale(options: dict[str, Any]) -> tuple[float, float] | None:
+    """k and b of the option `eps_scale`, b or [k, b].  One that changes nothing is taken out."""
+    given = options.get("eps_scale", 1)
+    pair = given if isinstance(given, list) and len(given) == 2 else [0, given]
+    if not all(type(v) in (int, float) for v in pair):
+        raise ValueError(
+            f"sampler.eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
+        )
+    k, b = (float(v) for v in pair)
+    if (k, b) == (0, 1):
+        options.pop("eps_scale", None)
+        return None
+    options["eps_scale"] = [k, b] if k else b
+    return k, b
+
+
+def _word(value: Any) -> str:
+    """An option's value in a folder's name."""
+    return "_".join(map(_word, value)) if isinstance(value, list) else str(value)
+
+
+def _check_timesteps(options: Mapping[str, Any], T: int) -> None:
+    """Raise ValueError for a timestep beyond T.  Builders take any; in a command it is a slip."""
     for option in TIMESTEPS:
-        if option in options and options[option] > T:
+        value = options.get(option)
+        if isinstance(value, int | float) and value > T:
             raise ValueError(
-                f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
-                f"got {options[option]}"
+                f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), got {value}"
             )
 
 

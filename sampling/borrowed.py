@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from .builders import Timesteps
-from .options import check_choice, check_options
+from .options import check_choice, check_options, check_types
 from .plan import Plan
 from .samplers import SAMPLERS, named
 from .schedule import Schedule
-from .tabulate import as_plan, double_precision, set_steps
+from .tabulate import FAILURES, as_plan, double_precision, set_steps
+from .timesteps import timesteps as timesteps_of
 
 # These work with log sigma and cannot step to 0: they end a quarter of a grey level before.
 END_SIGMA = {"DEISMultistepScheduler": 1e-3, "SASolverScheduler": 1e-3}
@@ -52,11 +53,12 @@ def borrowed(
     `step` are further arguments of its `step`.  Raises ValueError for an unknown class or option,
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
-    cls = _class(scheduler)
+    cls = scheduler_class(scheduler)
     known = inspect.signature(cls).parameters
     if "trained_betas" not in known or schedule.straight is not None:
         raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
     check_options(f"scheduler {scheduler}", options, [k for k in known if k not in OURS])
+    check_types(options, cls, "sampler.")
     grid = np.asarray(timesteps, dtype=np.int64)
     if not np.isfinite(schedule.noise_level[grid]).all():
         raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
@@ -69,7 +71,10 @@ def borrowed(
         "clip_sample": False,
     }
     with double_precision(cls):
-        theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+        try:
+            theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+        except FAILURES as error:
+            raise ValueError(f"{scheduler} does not take {options}: {error}") from error
         set_steps(theirs, len(grid))
         _end_at(theirs, schedule.final)
         _name_timesteps(theirs, grid)
@@ -80,7 +85,8 @@ def borrowed(
     return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
 
 
-def _class(name: str) -> Any:
+def scheduler_class(name: str) -> Any:
+    """diffusers' class of that name.  Raises ValueError with those that there are."""
     import diffusers
 
     check_choice("scheduler", name, [n for n in dir(diffusers) if n.endswith("Scheduler")])
@@ -151,28 +157,67 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
     """The plan of that name, ours or diffusers', as configs and records store it.
 
     `diffusers` takes the class as `scheduler`, and the options of that class.  Raises ValueError
-    for an unknown name or option, listing the known ones.
+    for an unknown name or option, listing the known ones, and for a value of another type.
     """
     if name == "diffusers":
+        if "scheduler" not in options:
+            raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
         return borrowed(schedule, timesteps, **options)
     if name not in BORROWED:
         check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
+        check_types(options, SAMPLERS[name], "sampler.")
         return named(name, schedule, timesteps, **options)
     theirs = BORROWED[name]
     check_options(f"sampler {name}", options, [*theirs.options, *theirs.step])
+    for key, value in options.items():
+        # Some classes take an order of 0, and then do nothing.
+        if key.endswith("order") and type(value) is int and value < (key != "corrector_order"):
+            raise ValueError(f"sampler.{key} must be at least 1, got {value}")
     step = {key: value for key, value in options.items() if key in theirs.step}
+    check_types(step, scheduler_class(theirs.scheduler).step, "sampler.")
     rest = {key: value for key, value in options.items() if key not in theirs.step}
     plan = borrowed(schedule, timesteps, theirs.scheduler, step, **theirs.fixed, **rest)
     given = ", ".join(f"{key}={value}" for key, value in options.items())
     return replace(plan, name=f"{name}({given})")
 
 
+def sampler_at(
+    name: str, schedule: Schedule, steps: int | None, spacing: Any = "even", **options: Any
+) -> Plan:
+    """`sampler_named` at as many timesteps of a spacing as at most `steps` network calls visit.
+
+    Raises ValueError as that does, and for fewer calls than it takes.
+    """
+
+    def at(nodes: int | None) -> Plan:
+        grid = timesteps_of(schedule, nodes, spacing)
+        return sampler_named(name, schedule, grid, **options)
+
+    nodes = num_nodes({"name": name, **options}, steps)
+    plan = at(nodes)
+    # Restart's detours take calls, and Heun's method has one more where the end is not clean.
+    while name in ("churn", "restart") and steps is not None and len(plan) > steps:
+        if nodes is None or nodes == 1:
+            raise ValueError(
+                f"{plan.name} takes {len(plan)} network calls at least: set steps={len(plan)} or more"
+            )
+        nodes -= 1
+        plan = at(nodes)
+    return plan
+
+
 def num_nodes(sampler: Mapping[str, Any], steps: int | None) -> int | None:
-    """How many timesteps a sampler (`name` and options) visits in at most so many network calls."""
+    """How many timesteps a sampler (`name` and options) visits in at most so many network calls.
+
+    Of Restart without its detours.
+    """
+    if type(steps) is not int or steps < 1:
+        return steps  # which `timesteps` refuses, unless it is None
     name = sampler["name"]
     scheduler = BORROWED[name].scheduler if name in BORROWED else sampler.get("scheduler")
-    if steps is not None and scheduler in TWO_CALLS_A_JUMP:  # but the last
+    heun = name in ("churn", "restart") and sampler.get("method", "heun") == "heun"
+    if heun or scheduler in TWO_CALLS_A_JUMP:  # but the last
         return (steps + 1) // 2
-    if steps is not None and scheduler == "PNDMScheduler":  # two calls in the first jump
+    if scheduler == "PNDMScheduler":  # two calls in the first jump
         return max(1, steps - 1)
     return steps

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from .builders import (
     Timesteps,
     ddim,
@@ -47,3 +49,17 @@ def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -
     builder = SAMPLERS[name]
     check_options(f"sampler {name}", options, list(inspect.signature(builder).parameters)[2:])
     return builder(schedule, timesteps, **options)
+
+
+def check_schedule(plan: Plan, schedule: Schedule) -> None:
+    """Raise ValueError unless the noise levels of a plan, perhaps from a file, are those of a schedule."""
+    last = np.inf if schedule.straight else schedule.T - 1
+    for t, alpha, sigma in zip(plan.t.tolist(), plan.alpha, plan.sigma, strict=True):
+        if t > last:
+            raise ValueError(f"the plan begins at t = {t:g}, and the last timestep here is {last}")
+        level = schedule.level(t)
+        if not np.allclose(level, (alpha, sigma), rtol=1e-6, atol=1e-12):
+            raise ValueError(
+                f"the plan is of another noise schedule: at t = {t:g} alpha and sigma are "
+                f"{alpha:.6g} and {sigma:.6g} there, {level.alpha:.6g} and {level.sigma:.6g} here"
+            )

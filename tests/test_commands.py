@@ -83,7 +83,7 @@ def test_label_and_png(command, tmp_path, label, labels):
 
 MISTAKES = {
     "model=imagenet": "no model 'imagenet': choose one of adm, adm_imagenet, adm_imagenet128",
-    "sampler=mixx": "no sampler 'mixx': choose one of ddim, ddpm, deis, diffusers",
+    "sampler=mixx": "no sampler 'mixx': choose one of churn, ddim, ddpm, deis, deis_ab, diffusers",
     "sampler.cutof=3": "Could not override 'sampler.cutof'",
     "stesp=50": "Could not override 'stesp'",
     "steps=0": "steps must be between 1 and T = 1000, got 0",
