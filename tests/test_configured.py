@@ -295,7 +295,11 @@ def test_samplers_and_guidance(group, name):
 def test_every_sampler_has_a_config_that_names_its_options():
     """Those of our builders all, with the builder's default or null for it unless stated here."""
     assert {*SAMPLERS, *BORROWED, "diffusers", "plan"} == {*options_of("sampler")}
-    stated = {"mix": {"cutoff"}, "churn": {"s_churn", "s_range", "s_noise"}, "restart": {"restarts"}}
+    stated = {
+        "mix": {"cutoff"},
+        "churn": {"s_churn", "s_range", "s_noise"},
+        "restart": {"restarts"},
+    }
     measured = {"x0_variance"}
     for name, builder in SAMPLERS.items():
         parameters = list(inspect.signature(builder).parameters.values())[2:]
