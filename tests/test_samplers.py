@@ -16,6 +16,9 @@ from experiments.cells import Settings
 from experiments.config import composed, load_backbone, options_of, settings_of
 from experiments.folder import read_manifest
 from experiments.generate import generate
+from models.backbone import ImageNetwork
+from models.opensora.backbone import VideoNetwork
+from models.stable_diffusion.backbone import TextNetwork
 from sampling import SampleNoise, Schedule, churn, ddim, restart, run, scale_eps, timesteps
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
@@ -258,11 +261,39 @@ def test_a_plan_has_its_place_in_a_table(digits, tmp_path):
     rows = {"Mine": {"name": "plan", "path": str(path)}, "DDIM": {"name": "ddim"}}
     column = settings(digits).column(rows, 5, 4)
     assert column.cells[0].plan.to_json() == column.cells[1].plan.to_json()
-    with pytest.raises(ValueError, match="the plan of Mine makes 5 network calls.* set steps=5"):
+    with pytest.raises(ValueError, match=r"the plan of Mine makes 5 network calls.* set steps=5"):
         settings(digits).column(rows, 4, 4)
 
 
 # --- between timesteps
+
+
+class Seen:
+    """In a network's place: remembers what it is told of the time."""
+
+    def __init__(self, answer):
+        self.answer, self.times = answer, []
+
+    def __call__(self, x, steps, *rest, **more):
+        self.times.append((steps.dtype, set(steps.tolist())))
+        return self.answer(x)
+
+
+def test_every_network_is_told_the_time_between_timesteps():
+    """And at timesteps as it is trained: Stable Diffusion and Open-Sora by integers."""
+    x = torch.zeros(2, 4, 1, 2, 2)
+    text = {"encoder_hidden_states": torch.zeros(4, 1)}
+    image, unet, video = (
+        Seen(lambda x: x),
+        Seen(lambda x: (x,)),
+        Seen(lambda x: torch.cat([x, x], 1)),
+    )
+    for t in (3.0, 3.25):
+        ImageNetwork(image)(x[:, :, 0], t, None)
+        TextNetwork(unet, 2.0)(x[:, :, 0], t, text)
+        VideoNetwork(video, 2.0, 3)(x, t, {})
+    assert image.times == [(torch.float32, {3.0}), (torch.float32, {3.25})]
+    assert unet.times == video.times == [(torch.int64, {3}), (torch.float32, {3.25})]
 
 
 def test_the_exact_denoiser_knows_the_noise_between_timesteps(digits):
