@@ -195,8 +195,9 @@ def sampler_at(
 
     nodes = num_nodes({"name": name, **options}, steps)
     plan = at(nodes)
-    # Restart's detours take calls, and Heun's method has one more where the end is not clean.
-    while name in ("churn", "restart") and steps is not None and len(plan) > steps:
+    # Restart's detours take calls, PNDM's Runge-Kutta rows do, and Heun's method has one more where
+    # the end is not clean.
+    while steps is not None and len(plan) > steps:
         if nodes is None or nodes == 1:
             raise ValueError(
                 f"{plan.name} takes {len(plan)} network calls at least: set steps={len(plan)} or more"
