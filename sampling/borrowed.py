@@ -32,7 +32,7 @@ OURS = {
     *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
     *("use_flow_sigmas", "use_dynamic_shifting", "flow_shift", "time_shift_type"),
     *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"),
-    *("sample_max_value", "set_alpha_to_one"),
+    *("sample_max_value", "set_alpha_to_one", "snr_shift_scale"),
 }
 TWO_CALLS_A_JUMP = (
     "HeunDiscreteScheduler",
@@ -69,6 +69,7 @@ def borrowed(
         "timestep_spacing": "trailing",
         "prediction_type": "epsilon",
         "clip_sample": False,
+        "snr_shift_scale": 1.0,
     }
     with double_precision(cls):
         try:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
+import shlex
 
 import numpy as np
 import pytest
 import torch
-from conftest import done, refused
+from conftest import ROOT, done, refused
 
 import sample
 from experiments.cells import Settings
@@ -263,6 +265,31 @@ def test_a_plan_has_its_place_in_a_table(digits, tmp_path):
     assert column.cells[0].plan.to_json() == column.cells[1].plan.to_json()
     with pytest.raises(ValueError, match=r"the plan of Mine makes 5 network calls.* set steps=5"):
         settings(digits).column(rows, 4, 4)
+
+
+# --- the page
+
+PAGE = (ROOT / "docs/samplers.md").read_text()
+COMMANDS = re.findall(r"^    python sample.py (.*)$", PAGE, re.M)
+
+
+def test_every_sampler_has_its_line_and_its_name_in_the_readme():
+    names = re.findall(r"^\| `(\w+)` \|", PAGE.split("\n## ")[0], re.M)
+    assert sorted(names) == options_of("sampler")
+    (setting,) = re.findall(r"^\| `sampler=` \|.*$", (ROOT / "README.md").read_text(), re.M)
+    assert set(names) <= set(re.findall(r"`(\w+)`", setting))
+    for link in re.findall(r"\]\(([^)#]+)\)", PAGE):
+        assert (ROOT / "docs" / link).exists(), link
+
+
+def test_the_commands_of_the_page_run(command):
+    """In their order: one writes the file that the next one reads."""
+    assert len(COMMANDS) == 7
+    for words in COMMANDS:
+        short = (
+            ["num_samples=1", "steps=24"] if "restart" in words else ["num_samples=1", "steps=6"]
+        )
+        done(command(sample, *shlex.split(words), "model.checkpoint=unet-1000", *short))
 
 
 # --- between timesteps

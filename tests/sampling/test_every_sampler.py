@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,15 @@ OPTIONS = {  # where the builder's defaults are no sampler, or another's
     "churn": {"s_churn": 80, "s_range": (0.05, 50), "s_noise": 1.003},
     "restart": {"restarts": [(3, 2, 0.06, 0.3)]},
 }
+WORKING = {  # classes of diffusers on our schedule and grids, by what they are called
+    f"{name}Scheduler"
+    for name in (
+        *("CogVideoXDDIM", "DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep"),
+        *("DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete"),
+        *("HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "LMSDiscrete", "PNDM"),
+        *("SASolver", "UniPCMultistep"),
+    )
+}
 every_sampler = pytest.mark.parametrize("name", [*SAMPLERS, *BORROWED, "diffusers"])
 
 
@@ -37,6 +47,23 @@ def exact(x, t, condition=None):
     mean, variance = torch.from_numpy(MEAN), torch.from_numpy(STD) ** 2
     eps = (1 - a) ** 0.5 * (x - a**0.5 * mean) / (a * variance + 1 - a)
     return eps, torch.full_like(x, -1.0)
+
+
+@pytest.mark.parametrize(
+    "scheduler", sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
+)
+def test_every_class_of_diffusers_is_a_plan_of_as_many_calls_or_refused_by_name(scheduler):
+    steps, spacing = 30, "log_snr"
+    if scheduler not in WORKING:
+        with pytest.raises(ValueError, match=scheduler) as refusal:
+            sampler_at("diffusers", LINEAR, steps, spacing, scheduler=scheduler)
+        assert "\n" not in str(refusal.value)
+        return
+    plan = sampler_at("diffusers", LINEAR, steps, spacing, scheduler=scheduler)
+    assert len(plan) in (steps, steps - 1)
+    output = gaussian_output(plan, STD**2)
+    assert np.allclose(np.sqrt(output.variance), STD, rtol=0.17)
+    assert np.allclose(output.gain, 1, atol=0.02)
 
 
 class Gaussian:
