@@ -16,10 +16,10 @@ from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
 from sampling import Noise, Plan, SampleNoise, sample_labels, scale_eps
-from sampling.borrowed import sampler_at
+from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
 from sampling.options import check_choice, check_options
-from sampling.samplers import check_schedule
+from sampling.samplers import check_sampler, check_schedule
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
@@ -148,12 +148,12 @@ class Settings:
         cells of different experiments are sampled once and different ones never meet.  Raises
         ValueError for options that make no plan.
         """
-        name = sampler["name"]
-        options = {k: v for k, v in sampler.items() if k != "name" and v is not None}
-        scale = _eps_scale(options)
-        plan, identity = self._plan(name, options, steps)
+        name, scale = sampler["name"], _eps_scale(sampler.get("eps_scale"))
+        plan, identity = self._plan(sampler, steps)
         if scale:
-            plan = scale_eps(plan, *scale, limited=self.backbone.clip)
+            k, b = scale
+            identity["eps_scale"] = [k, b] if k else b
+            plan = scale_eps(plan, k, b, limited=self.backbone.clip)
         config = self._config({"name": name, **identity}, len(plan))
         if name == "plan":
             config["spacing"] = "plan"  # its timesteps are its own
@@ -168,20 +168,17 @@ class Settings:
         folder = f"{said}-{len(plan)}steps-{cell.digest[:8]}"
         return replace(cell, folder=Path("runs", self.model["name"], folder))
 
-    def _plan(
-        self, name: str, options: dict[str, Any], steps: int | None
-    ) -> tuple[Plan, dict[str, Any]]:
-        """A sampler's plan, and what of its options its samples depend on."""
-        schedule = self.backbone.schedule
-        identity = dict(options)
-        options = {k: v for k, v in options.items() if k != "eps_scale"}
+    def _plan(self, sampler: dict[str, Any], steps: int | None) -> tuple[Plan, dict[str, Any]]:
+        """A sampler's plan, without a scale of eps, and what its samples depend on besides the name."""
+        name, schedule = sampler["name"], self.backbone.schedule
+        stated = {k: v for k, v in sampler.items() if k not in ("name", "eps_scale")}
         if name == "plan":
-            check_options("sampler plan", options, ["path"])
-            plan = stored_plan(options.get("path"))
+            check_options("sampler plan", stated, ["path"])
+            plan = stored_plan(stated.get("path"))
             check_schedule(plan, schedule)
-            del identity["path"]
-            return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest(), **identity}
-        _check_timesteps(options, schedule.T)
+            return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest()}
+        options = _options(name, stated, schedule.T)
+        identity = dict(options)
         if name == "mixpp" and options.get("variance") == "analytic":
             measured = stored_x0_variance(self.backbone)
             options["x0_variance"] = measured
@@ -228,20 +225,17 @@ def stored_plan(path: Any) -> Plan:
         raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
 
 
-def _eps_scale(options: dict[str, Any]) -> tuple[float, float] | None:
-    """k and b of the option `eps_scale`, b or [k, b].  One that changes nothing is taken out."""
-    given = options.get("eps_scale", 1)
+def _eps_scale(given: Any) -> tuple[float, float] | None:
+    """k and b of the option `eps_scale`, b or [k, b]; None for one that changes nothing."""
     pair = given if isinstance(given, list) and len(given) == 2 else [0, given]
+    if given is None:
+        return None
     if not all(type(v) in (int, float) for v in pair):
         raise ValueError(
             f"sampler.eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
         )
     k, b = (float(v) for v in pair)
-    if (k, b) == (0, 1):
-        options.pop("eps_scale", None)
-        return None
-    options["eps_scale"] = [k, b] if k else b
-    return k, b
+    return None if (k, b) == (0, 1) else (k, b)
 
 
 def _word(value: Any) -> str:
@@ -249,14 +243,25 @@ def _word(value: Any) -> str:
     return "_".join(map(_word, value)) if isinstance(value, list) else str(value)
 
 
-def _check_timesteps(options: Mapping[str, Any], T: int) -> None:
-    """Raise ValueError for a timestep beyond T.  Builders take any; in a command it is a slip."""
+def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
+    """The options of a sampler that are not null, as a command line may misstate them.
+
+    Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
+    the builder takes any cutoff >= 0; in a command one beyond T is a slip.
+    """
+    if name == "diffusers" and stated.get("scheduler") is None:
+        raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
+    kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
+    kinds.pop("x0_variance", None)  # measured, and read from its file
+    check_sampler(name, stated, kinds)
+    options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
-        value = options.get(option)
-        if isinstance(value, int | float) and value > T:
+        if option in options and options[option] > T:
             raise ValueError(
-                f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), got {value}"
+                f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
+                f"got {options[option]}"
             )
+    return options
 
 
 def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:

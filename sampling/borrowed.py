@@ -5,7 +5,6 @@ timestep, one after the other" is then our grid, for every class alike, those to
 their previous timestep as t - T // n.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from .builders import Timesteps
-from .options import check_choice, check_options, check_types
+from .options import check_choice, kinds_of
 from .plan import Plan
-from .samplers import SAMPLERS, named
+from .samplers import SAMPLERS, builder_kinds, check_sampler, named
 from .schedule import Schedule
 from .tabulate import FAILURES, as_plan, double_precision, set_steps
 from .timesteps import timesteps as timesteps_of
@@ -53,12 +52,12 @@ def borrowed(
     `step` are further arguments of its `step`.  Raises ValueError for an unknown class or option,
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
-    cls = scheduler_class(scheduler)
-    known = inspect.signature(cls).parameters
+    cls = _class(scheduler)
+    known = kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
         raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
-    check_options(f"scheduler {scheduler}", options, [k for k in known if k not in OURS])
-    check_types(options, cls, "sampler.")
+    theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
+    check_sampler(scheduler, options, theirs_alone)
     grid = np.asarray(timesteps, dtype=np.int64)
     if not np.isfinite(schedule.noise_level[grid]).all():
         raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
@@ -86,8 +85,7 @@ def borrowed(
     return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
 
 
-def scheduler_class(name: str) -> Any:
-    """diffusers' class of that name.  Raises ValueError with those that there are."""
+def _class(name: str) -> Any:
     import diffusers
 
     check_choice("scheduler", name, [n for n in dir(diffusers) if n.endswith("Scheduler")])
@@ -158,28 +156,40 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
     """The plan of that name, ours or diffusers', as configs and records store it.
 
     `diffusers` takes the class as `scheduler`, and the options of that class.  Raises ValueError
-    for an unknown name or option, listing the known ones, and for a value of another type.
+    for an unknown name or option, listing the known ones.
     """
+    check_sampler(name, options, sampler_kinds(name, options.get("scheduler")))
     if name == "diffusers":
-        if "scheduler" not in options:
-            raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
         return borrowed(schedule, timesteps, **options)
     if name not in BORROWED:
-        check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
-        check_types(options, SAMPLERS[name], "sampler.")
         return named(name, schedule, timesteps, **options)
     theirs = BORROWED[name]
-    check_options(f"sampler {name}", options, [*theirs.options, *theirs.step])
     for key, value in options.items():
         # Some classes take an order of 0, and then do nothing.
-        if key.endswith("order") and type(value) is int and value < (key != "corrector_order"):
+        if key.endswith("order") and value < (key != "corrector_order"):
             raise ValueError(f"sampler.{key} must be at least 1, got {value}")
     step = {key: value for key, value in options.items() if key in theirs.step}
-    check_types(step, scheduler_class(theirs.scheduler).step, "sampler.")
     rest = {key: value for key, value in options.items() if key not in theirs.step}
     plan = borrowed(schedule, timesteps, theirs.scheduler, step, **theirs.fixed, **rest)
     given = ", ".join(f"{key}={value}" for key, value in options.items())
     return replace(plan, name=f"{name}({given})")
+
+
+def sampler_kinds(name: str, scheduler: Any = None) -> dict[str, Any]:
+    """Every option that `sampler_named` takes for a sampler, and what it may be.
+
+    Those of `diffusers` are of the class `scheduler`.  Raises ValueError for an unknown name.
+    """
+    check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
+    if name in SAMPLERS:
+        return builder_kinds(name)
+    if name == "diffusers":
+        kinds = kinds_of(_class(scheduler))
+        return {"scheduler": str} | {k: kind for k, kind in kinds.items() if k not in OURS}
+    theirs = BORROWED[name]
+    cls = _class(theirs.scheduler)
+    kinds = kinds_of(cls) | kinds_of(cls.step)
+    return {option: kinds[option] for option in (*theirs.options, *theirs.step)}
 
 
 def sampler_at(
