@@ -185,7 +185,8 @@ def sampler_kinds(name: str, scheduler: Any = None) -> dict[str, Any]:
         return builder_kinds(name)
     if name == "diffusers":
         kinds = kinds_of(_class(scheduler))
-        return {"scheduler": str} | {k: kind for k, kind in kinds.items() if k not in OURS}
+        known = {k: kind for k, kind in kinds.items() if k not in OURS}
+        return {"scheduler": str, "step": Mapping[str, Any], **known}
     theirs = BORROWED[name]
     cls = _class(theirs.scheduler)
     kinds = kinds_of(cls) | kinds_of(cls.step)

@@ -99,7 +99,7 @@ MISTAKES = {
     "seed=null": "seed must be an integer",
     "num_samples=many": "num_samples must be at least 1 and an integer",
     "batch_size=1.5": "batch_size must be at least 1 and an integer",
-    "sampler.cutoff=x": "sampler.cutoff must be a number, got 'x'",
+    "sampler.cutoff=x": "sampler.cutoff must be a number or null, got 'x'",
     "spacing=7": "spacing must be a name or a list of timesteps",
     "spacing=[1.5,7]": "integers only",
     "spacing=[999,500,0]": "set steps=null",
