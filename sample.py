@@ -7,15 +7,20 @@ the same command again continues, or does nothing when all is there.  Under torc
 processes share the shards.
 """
 
+from pathlib import Path
+
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
 from experiments.generate import generate
 from experiments.workers import share
+from files.whole import write_text
 from models.backbone import Backbone
 
 
 def main(cfg: Config) -> None:
     if cfg.format not in ("npz", "png"):
         raise ValueError(f"unknown format {cfg.format!r}: choose npz or png")
+    if not isinstance(cfg.show_plan, bool) and not str(cfg.show_plan).endswith(".json"):
+        raise ValueError(f"show_plan is true, false or a FILE.json to write, got {cfg.show_plan!r}")
     rank, world = share(cfg.part, cfg.parts)
     tracker = tracker_of(cfg, cfg.model.name)
     backbone = load_backbone(cfg)
@@ -23,8 +28,11 @@ def main(cfg: Config) -> None:
     cell = settings.cell(
         cfg.sampler.name, plain(cfg.sampler), cfg.steps, num_samples(cfg, backbone), cfg.out
     )
-    if cfg.show_plan:
+    if cfg.show_plan is True:
         print(cell.plan)
+    elif cfg.show_plan and rank == 0:
+        write_text(Path(cfg.show_plan), cell.plan.to_json())
+        print(f"plan: {cfg.show_plan}")
     watch = tracker.sampling if rank == 0 else None
     if not generate([cell], backbone, rank=rank, world=world, watch=watch):
         print(f"this process is done; others still sample into {cell.folder}")

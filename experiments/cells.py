@@ -15,13 +15,14 @@ from files.media import Images, Media
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import Noise, Plan, SampleNoise, sample_labels, timesteps
-from sampling.borrowed import num_nodes, sampler_named
+from sampling import Noise, Plan, SampleNoise, sample_labels, scale_eps
+from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
-from sampling.options import check_choice
+from sampling.options import check_choice, check_options
+from sampling.samplers import check_sampler, check_schedule
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
-NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
+DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
 NOISES = ("per_step", "brownian")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
@@ -125,8 +126,17 @@ class Settings:
     noise: str = "per_step"
 
     def column(self, samplers: Mapping[str, dict[str, Any]], steps: int, n: int) -> Column:
-        """The cells of some samplers, by their rows, at one step count.  Raises as `cell`."""
+        """The cells of some samplers, by their rows, at one step count.
+
+        Raises as `cell`, and where a plan from a file makes more calls than the column says.
+        """
         cells = [self.cell(row, sampler, steps, n) for row, sampler in samplers.items()]
+        for cell in cells:
+            if len(cell.plan) > steps:
+                raise ValueError(
+                    f"the plan of {cell.row} makes {len(cell.plan)} network calls: it has no place "
+                    f"in a column of {steps} steps, set steps={len(cell.plan)}"
+                )
         return Column(steps, cells[0].size, cells)
 
     def cell(
@@ -138,25 +148,42 @@ class Settings:
         cells of different experiments are sampled once and different ones never meet.  Raises
         ValueError for options that make no plan.
         """
-        name = sampler["name"]
-        options = {k: v for k, v in sampler.items() if k != "name" and v is not None}
-        _check_options(options, self.backbone.schedule.T)
-        measured = {}
-        if name == "mixpp" and options.get("variance") == "analytic":
-            measured["x0_variance"] = stored_x0_variance(self.backbone)
-        grid = timesteps(self.backbone.schedule, num_nodes(sampler, steps), self.spacing)
-        plan = sampler_named(name, self.backbone.schedule, grid, **options, **measured)
-        digests = {k: hashlib.sha256(v.tobytes()).hexdigest()[:12] for k, v in measured.items()}
-        config = self._config({"name": name, **options, **digests}, len(plan))
+        name, scale = sampler["name"], _eps_scale(sampler.get("eps_scale"))
+        plan, identity = self._plan(sampler, steps)
+        if scale:
+            k, b = scale
+            identity["eps_scale"] = [k, b] if k else b
+            plan = scale_eps(plan, k, b, limited=self.backbone.clip)
+        config = self._config({"name": name, **identity}, len(plan))
+        if name == "plan":
+            config["spacing"] = "plan"  # its timesteps are its own
         size = Size(n, self.batch_size, self.shard_size)
         cell = Cell(
             plan, Path(out or "."), config, size, row, steps or len(plan), self.backbone.media
         )
         if out:
             return cell
-        parts = [name, *(f"{k}_{v}" for k, v in options.items()), f"{len(plan)}steps"]
-        folder = Path("runs", self.model["name"], f"{'-'.join(parts)}-{cell.digest[:8]}")
-        return replace(cell, folder=folder)
+        words = [f"{k}_{_word(v)}" for k, v in identity.items() if k not in DIGESTS]
+        said = "-".join([name, *words])[: LONGEST_NAME // 2]
+        folder = f"{said}-{len(plan)}steps-{cell.digest[:8]}"
+        return replace(cell, folder=Path("runs", self.model["name"], folder))
+
+    def _plan(self, sampler: dict[str, Any], steps: int | None) -> tuple[Plan, dict[str, Any]]:
+        """A sampler's plan, without a scale of eps, and what its samples depend on besides the name."""
+        name, schedule = sampler["name"], self.backbone.schedule
+        stated = {k: v for k, v in sampler.items() if k not in ("name", "eps_scale")}
+        if name == "plan":
+            check_options("sampler plan", stated, ["path"])
+            plan = stored_plan(stated.get("path"))
+            check_schedule(plan, schedule)
+            return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest()}
+        options = _options(name, stated, schedule.T)
+        identity = dict(options)
+        if name == "mixpp" and options.get("variance") == "analytic":
+            measured = stored_x0_variance(self.backbone)
+            options["x0_variance"] = measured
+            identity["x0_variance"] = hashlib.sha256(measured.tobytes()).hexdigest()[:12]
+        return sampler_at(name, schedule, steps, self.spacing, **options), identity
 
     def _config(self, sampler: dict[str, Any], nfe: int) -> dict[str, Any]:
         """Everything that pixels depend on."""
@@ -185,23 +212,56 @@ class Settings:
         return config
 
 
-def _check_options(options: Mapping[str, Any], T: int) -> None:
-    """Options of a sampler as a command line may misstate them.
+def stored_plan(path: Any) -> Plan:
+    """The plan in a file that `show_plan=FILE.json` wrote.  Raises ValueError for what is none."""
+    remedy = "`python sample.py ... show_plan=FILE.json` writes one"
+    if not isinstance(path, str):
+        raise ValueError(f"sampler=plan needs sampler.path=FILE.json: {remedy}")
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no plan at {path}: {remedy}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
 
-    The builder takes any cutoff >= 0; in a command one beyond T is a slip.
+
+def _eps_scale(given: Any) -> tuple[float, float] | None:
+    """k and b of the option `eps_scale`, b or [k, b]; None for one that changes nothing."""
+    pair = given if isinstance(given, list) and len(given) == 2 else [0, given]
+    if given is None:
+        return None
+    if not all(type(v) in (int, float) for v in pair):
+        raise ValueError(
+            f"sampler.eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
+        )
+    k, b = (float(v) for v in pair)
+    return None if (k, b) == (0, 1) else (k, b)
+
+
+def _word(value: Any) -> str:
+    """An option's value in a folder's name."""
+    return "_".join(map(_word, value)) if isinstance(value, list) else str(value)
+
+
+def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
+    """The options of a sampler that are not null, as a command line may misstate them.
+
+    Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
+    the builder takes any cutoff >= 0; in a command one beyond T is a slip.
     """
-    for option in NUMBERS:
-        if option in options and type(options[option]) not in (int, float):
-            raise ValueError(f"sampler.{option} must be a number, got {options[option]!r}")
-    k = options.get("skipped_steps")
-    if k is not None and type(k) is not int:
-        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
+    if name == "diffusers" and stated.get("scheduler") is None:
+        raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
+    kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
+    kinds.pop("x0_variance", None)  # measured, and read from its file
+    check_sampler(name, stated, kinds)
+    options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
         if option in options and options[option] > T:
             raise ValueError(
                 f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
                 f"got {options[option]}"
             )
+    return options
 
 
 def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:

@@ -170,9 +170,9 @@ def _run_batch(
     try:
         denoiser = backbone.given(labels)
 
-        def counted(x: Tensor, t: float) -> Denoised:
+        def counted(x: Tensor, *told: float) -> Denoised:
             nonlocal calls
-            seen = denoiser(x, t)
+            seen = denoiser(x, *told)
             calls += len(x)
             bar.update(len(x))
             return Denoised(*seen)

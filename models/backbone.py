@@ -70,6 +70,11 @@ class Backbone:
         return NetworkDenoiser(self.network, self.schedule, reading, condition, gradient)
 
 
+def times(t: float, n: int, device: torch.device) -> Tensor:
+    """t for each of n samples, [n]: int64 at a timestep, as networks are trained; float32 between two."""
+    return torch.full((n,), int(t) if t == int(t) else t, device=device)
+
+
 class ImageNetwork:
     """A module (x, t [B], y) -> [B, C or 2C, H, W] as a `Network`.
 

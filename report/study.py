@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from models.digits.data import load_images, to_model_range
 from report.formats import bold, grid, score_grid
 from report.paper import Paper
 from report.words import format_score, listed, scored_sentence
-from sampling import Plan, Schedule, ddim, mix, named, skipped, timesteps
+from sampling import Plan, Schedule, ddim, mix, skipped, timesteps
+from sampling.borrowed import sampler_at
 from sampling.gaussian import gaussian_frechet
 
 WINDOWS = {  # of Mix++, by the spacing and the number of steps for which they were tuned
@@ -32,7 +33,6 @@ WINDOWS = {  # of Mix++, by the spacing and the number of steps for which they w
 }
 RIVALS = ("DPM", "SDE", "UniPC", "DEIS", "SA", "Heun")  # how their rows begin
 CHECKPOINTS = ("unet-1000", "unet-3000", "unet-6500", "exact")
-NO_PLANS = ("ddpm", "unipc", "deis", "sa_solver", "heun")  # what the closed form says nothing of
 ERRORS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)  # of the score in the closed form
 SMALL_ERROR = 0.005  # the one at which it orders the samplers as the paper's Table 1 does
 ORDERED = (5, 8, 10, 15, 20, 25, 50, 100, 500, 1000)  # step counts at which it orders the samplers
@@ -102,14 +102,13 @@ class Theory:
         return gaussian_frechet(plan, self.eigenvalues, None, score_error)
 
     def of_record(self, record: Record) -> float | None:
-        """What it says of a record's sampler; None for those that are no plans."""
+        """What it says of a record's sampler; None where the network says how much noise is added."""
         config = record["cell"]["config"]
         options = dict(config["sampler"])
         name = options.pop("name")
-        if name in NO_PLANS:
+        if options.get("variance") == "learned":
             return None
-        grid = timesteps(SCHEDULE, config["steps"], config["spacing"])
-        return self.error(named(name, SCHEDULE, grid, **options))
+        return self.error(_plan(name, config["steps"], config["spacing"], **options))
 
     def of_row(self, table: Table, row: str) -> list[float | None]:
         """As `of_record`, at every step count of a row in ascending order."""
@@ -130,6 +129,11 @@ class Theory:
         grid = timesteps(SCHEDULE, steps)
         cutoffs = [0, *(int(t) for t in grid[-2::-1]), SCHEDULE.T]
         return {c: self.error(mix(SCHEDULE, grid, cutoff=c), score_error) for c in cutoffs}
+
+
+@cache  # of diffusers' samplers it takes seconds
+def _plan(name: str, steps: int, spacing: str, **options: Any) -> Plan:
+    return sampler_at(name, SCHEDULE, steps, spacing, **options)
 
 
 # --- what the records say, by FID ---------------------------------------------------------------

@@ -5,7 +5,6 @@ timestep, one after the other" is then our grid, for every class alike, those to
 their previous timestep as t - T // n.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from .builders import Timesteps
-from .options import check_choice, check_options
+from .options import check_choice, kinds_of
 from .plan import Plan
-from .samplers import SAMPLERS, named
+from .samplers import SAMPLERS, builder_kinds, check_sampler, named
 from .schedule import Schedule
-from .tabulate import as_plan, double_precision, set_steps
+from .tabulate import FAILURES, as_plan, double_precision, set_steps
+from .timesteps import timesteps as timesteps_of
 
 # These work with log sigma and cannot step to 0: they end a quarter of a grey level before.
 END_SIGMA = {"DEISMultistepScheduler": 1e-3, "SASolverScheduler": 1e-3}
@@ -31,7 +31,7 @@ OURS = {
     *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"),
     *("use_flow_sigmas", "use_dynamic_shifting", "flow_shift", "time_shift_type"),
     *("clip_sample", "clip_sample_range", "thresholding", "dynamic_thresholding_ratio"),
-    *("sample_max_value", "set_alpha_to_one"),
+    *("sample_max_value", "set_alpha_to_one", "snr_shift_scale"),
 }
 TWO_CALLS_A_JUMP = (
     "HeunDiscreteScheduler",
@@ -53,10 +53,11 @@ def borrowed(
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
     cls = _class(scheduler)
-    known = inspect.signature(cls).parameters
+    known = kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
         raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
-    check_options(f"scheduler {scheduler}", options, [k for k in known if k not in OURS])
+    theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
+    check_sampler(scheduler, options, theirs_alone)
     grid = np.asarray(timesteps, dtype=np.int64)
     if not np.isfinite(schedule.noise_level[grid]).all():
         raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
@@ -67,9 +68,13 @@ def borrowed(
         "timestep_spacing": "trailing",
         "prediction_type": "epsilon",
         "clip_sample": False,
+        "snr_shift_scale": 1.0,
     }
     with double_precision(cls):
-        theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+        try:
+            theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+        except FAILURES as error:
+            raise ValueError(f"{scheduler} does not take {options}: {error}") from error
         set_steps(theirs, len(grid))
         _end_at(theirs, schedule.final)
         _name_timesteps(theirs, grid)
@@ -153,13 +158,16 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
     `diffusers` takes the class as `scheduler`, and the options of that class.  Raises ValueError
     for an unknown name or option, listing the known ones.
     """
+    check_sampler(name, options, sampler_kinds(name, options.get("scheduler")))
     if name == "diffusers":
         return borrowed(schedule, timesteps, **options)
     if name not in BORROWED:
-        check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
         return named(name, schedule, timesteps, **options)
     theirs = BORROWED[name]
-    check_options(f"sampler {name}", options, [*theirs.options, *theirs.step])
+    for key, value in options.items():
+        # Some classes take an order of 0, and then do nothing.
+        if key.endswith("order") and value < (key != "corrector_order"):
+            raise ValueError(f"sampler.{key} must be at least 1, got {value}")
     step = {key: value for key, value in options.items() if key in theirs.step}
     rest = {key: value for key, value in options.items() if key not in theirs.step}
     plan = borrowed(schedule, timesteps, theirs.scheduler, step, **theirs.fixed, **rest)
@@ -167,12 +175,62 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
     return replace(plan, name=f"{name}({given})")
 
 
+def sampler_kinds(name: str, scheduler: Any = None) -> dict[str, Any]:
+    """Every option that `sampler_named` takes for a sampler, and what it may be.
+
+    Those of `diffusers` are of the class `scheduler`.  Raises ValueError for an unknown name.
+    """
+    check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
+    if name in SAMPLERS:
+        return builder_kinds(name)
+    if name == "diffusers":
+        kinds = kinds_of(_class(scheduler))
+        known = {k: kind for k, kind in kinds.items() if k not in OURS}
+        return {"scheduler": str, "step": Mapping[str, Any], **known}
+    theirs = BORROWED[name]
+    cls = _class(theirs.scheduler)
+    kinds = kinds_of(cls) | kinds_of(cls.step)
+    return {option: kinds[option] for option in (*theirs.options, *theirs.step)}
+
+
+def sampler_at(
+    name: str, schedule: Schedule, steps: int | None, spacing: Any = "even", **options: Any
+) -> Plan:
+    """`sampler_named` at as many timesteps of a spacing as at most `steps` network calls visit.
+
+    Raises ValueError as that does, and for fewer calls than it takes.
+    """
+
+    def at(nodes: int | None) -> Plan:
+        grid = timesteps_of(schedule, nodes, spacing)
+        return sampler_named(name, schedule, grid, **options)
+
+    nodes = num_nodes({"name": name, **options}, steps)
+    plan = at(nodes)
+    # Restart's detours take calls, PNDM's Runge-Kutta rows do, and Heun's method has one more where
+    # the end is not clean.
+    while steps is not None and len(plan) > steps:
+        if nodes is None or nodes == 1:
+            raise ValueError(
+                f"{plan.name} takes {len(plan)} network calls at least: set steps={len(plan)} or more"
+            )
+        nodes -= 1
+        plan = at(nodes)
+    return plan
+
+
 def num_nodes(sampler: Mapping[str, Any], steps: int | None) -> int | None:
-    """How many timesteps a sampler (`name` and options) visits in at most so many network calls."""
+    """How many timesteps a sampler (`name` and options) visits in at most so many network calls.
+
+    Of Restart without its detours.
+    """
+    if type(steps) is not int or steps < 1:
+        return steps  # which `timesteps` refuses, unless it is None
     name = sampler["name"]
     scheduler = BORROWED[name].scheduler if name in BORROWED else sampler.get("scheduler")
-    if steps is not None and scheduler in TWO_CALLS_A_JUMP:  # but the last
+    heun = name in ("churn", "restart") and sampler.get("method", "heun") == "heun"
+    if heun or scheduler in TWO_CALLS_A_JUMP:  # but the last
         return (steps + 1) // 2
-    if steps is not None and scheduler == "PNDMScheduler":  # two calls in the first jump
+    if scheduler == "PNDMScheduler":  # two calls in the first jump
         return max(1, steps - 1)
     return steps

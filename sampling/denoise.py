@@ -28,8 +28,9 @@ class Denoised(NamedTuple):
     gradient: Tensor | None = None
 
 
-# (x_t [B, ...], t) -> (x0, v) or `Denoised`; t is the network's own index 0..T-1.
-Denoiser = Callable[[Tensor, float], Denoised | tuple[Tensor, Tensor | None]]
+# (x_t [B, ...], t) -> (x0, v) or `Denoised`; t is the network's time, on a diffusion 0..T-1.  Where
+# a plan has an `eps_scale` it is passed, too: (x_t, t, eps_scale).
+Denoiser = Callable[..., Denoised | tuple[Tensor, Tensor | None]]
 
 # (x_t, t) -> grad log p(y | x_t) times the guidance scale, of one batch's labels y.
 Gradient = Callable[[Tensor, float], Tensor]
@@ -120,8 +121,7 @@ class NetworkDenoiser:
     `condition` is what the network is told besides x_t and t, `gradient` the guidance of a
     classifier.  The noise level is a plain float: nothing here waits for the device.
 
-    `eps_scale` (k, b) divides the network's eps by b + k t before x0 is limited, against exposure
-    bias (Ning et al. 2024); where nothing limits x0, `plan.scale_eps` does the same to a plan.
+    `eps_scale` divides the network's eps before x0 is limited (see `plan.scale_eps`).
     """
 
     network: Network
@@ -129,10 +129,8 @@ class NetworkDenoiser:
     reading: Reading = Reading()
     condition: Any = None
     gradient: Gradient | None = None
-    eps_scale: tuple[float, float] | None = None
 
-    def __call__(self, x: Tensor, t: float) -> Denoised:
+    def __call__(self, x: Tensor, t: float, eps_scale: float = 1.0) -> Denoised:
         output, v = self.network(x, t, self.condition)
-        k, b = self.eps_scale or (0.0, 1.0)
-        x0 = self.reading.x0(output, x, self.schedule.level(t), b + k * t)
+        x0 = self.reading.x0(output, x, self.schedule.level(t), eps_scale)
         return Denoised(x0, v, None if self.gradient is None else self.gradient(x, t))

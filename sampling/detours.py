@@ -112,8 +112,10 @@ def churn(
     is interpolated; on a diffusion never above the last timestep.  `method`: euler or heun.
     Raises ValueError for another method, a negative s_churn, or a range that is none.
     """
+    if len(s_range) != 2:
+        raise ValueError(f"s_range must be two levels, from and to, got {s_range!r}")
     low, high = s_range
-    if s_churn < 0 or not low <= high:
+    if not s_churn >= 0 or not low <= high:
         raise ValueError(
             f"churn needs s_churn >= 0 and a range, got {s_churn:g}, {low:g}..{high:g}"
         )
@@ -144,13 +146,23 @@ def restart(
     `restarts` are (nodes, times, low, high): having arrived at the grid's node whose sigma / alpha
     is nearest to `low`, the plan adds the noise that lies between it and `high`, times `s_noise`,
     and comes down by `nodes` - 1 jumps of EDM's grid (rho = 7); all that so many `times`.
-    Raises ValueError for another method, fewer than 2 nodes, or `high` not above that node, or above
-    the last timestep of a diffusion.
+    Of two that begin at one node the last counts, as in the authors' code.  Raises ValueError for
+    another method, fewer than 2 nodes, a `low` nearest to the start or the clean image, or `high` not
+    above that node, or above the last timestep of a diffusion.
     """
+    if any(len(numbers) != 4 for numbers in restarts):
+        raise ValueError(
+            f"each of restarts must be four numbers: nodes, times, low, high, got {restarts!r}"
+        )
     grid = Grid.of(schedule, timesteps)
     path, nodes = _Path(schedule, method), _nodes(grid)
     levels = np.array([node.noise_level for node in nodes])
     at = {int(np.abs(levels - low).argmin()): (n, k, high) for n, k, low, high in restarts}
+    if at and (0 in at or nodes[max(at)].sigma == 0):
+        raise ValueError(
+            f"no node of this grid is near sigma / alpha = {min(r[2] for r in restarts):g}, where a "
+            "restart begins: take more steps, or another spacing"
+        )
     for i, (node, after) in enumerate(pairwise(nodes), 1):
         path.down(node, after)
         n, times, high = at.get(i, (2, 0, np.inf))
@@ -168,8 +180,8 @@ def restart(
 
 def _check_restart(schedule: Schedule, node: Node, n: int, high: float) -> None:
     top = np.inf if schedule.straight is not None else schedule.noise_level[-1]
-    if n < 2 or node.sigma == 0 or not node.noise_level < high <= top:
+    if n < 2 or not node.noise_level < high <= top:
         raise ValueError(
-            f"a restart needs 2 nodes or more and must go from a node with noise up, to {top:g} at "
-            f"most: got {n} nodes from {node.noise_level:g} to {high:g}"
+            f"a restart needs 2 nodes or more and must go up from its node, to {top:g} at most: got "
+            f"{n} nodes from {node.noise_level:g} to {high:g}"
         )

@@ -91,6 +91,9 @@ class _State:
         wrong = self.score_error * sigma**2 / alpha if self.score_error else 0.0
         m = (alpha * self.c - wrong) / (alpha**2 * self.c + sigma**2)
         offset = 1 - m * alpha
+        if row.eps_scale != 1:
+            m = m / row.eps_scale + (1 - 1 / row.eps_scale) / alpha
+            offset = offset / row.eps_scale
         return m, offset, (1 - alpha * m) / sigma, -alpha * offset / sigma
 
 

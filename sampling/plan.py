@@ -10,13 +10,14 @@ eps_k = (x_t - alpha x0_k) / sigma, and j looks back at the calls before.  Most 
 and call the network.  A row that does not (s >= t, as Restart and churn have them) calls it only
 where it has a coefficient x0[0].
 
-A `Plan` is the table of these coefficients in float64.  `builders.py` and `multistep.py` make them.
+A `Plan` is the table of these coefficients in float64.  `builders.py`, `multistep.py` and
+`detours.py` make them.
 """
 
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Row(NamedTuple):
     gradient_high: float
     alpha: float
     sigma: float
+    eps_scale: float = 1.0
     visit: int = 0
 
     @property
@@ -57,6 +59,7 @@ class Row(NamedTuple):
 
 COLUMNS = Row._fields[:-1]
 PAST = ("x0", "eps")  # those that look back
+OPTIONAL = ("eps_scale",)  # the last ones, of which a file says nothing where they are 1
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,8 +79,9 @@ class Plan:
     after clipping.  It shifts eps in DDIM and the mean in ancestral sampling, exactly as
     guided-diffusion does; `gradient_high` is its other bound under a learned variance.
 
-    `alpha` and `sigma` at `t` convert what the network says to x0 and eps.  The first x is `start`
-    times standard normal noise.
+    `alpha` and `sigma` at `t` convert what the network says to x0 and eps.  `eps_scale` divides its
+    eps before x0 is limited, which is the denoiser's business (see `scale_eps`).  The first x is
+    `start` times standard normal noise.
     """
 
     name: str
@@ -92,10 +96,13 @@ class Plan:
     gradient_high: Array
     alpha: Array
     sigma: Array
+    eps_scale: Array = field(default_factory=lambda: np.ones(1))  # of all rows
     start: float = 1.0
 
     def __post_init__(self) -> None:
         n = len(self.t)
+        if self.eps_scale.shape == (1,):
+            object.__setattr__(self, "eps_scale", np.repeat(self.eps_scale, n))
         shapes = {name: getattr(self, name).shape for name in COLUMNS}
         narrow = all(shapes[name] == (n,) for name in COLUMNS if name not in PAST)
         wide = all(len(s) == 2 and s[0] == n and s[1] for s in (shapes["x0"], shapes["eps"]))
@@ -153,7 +160,8 @@ class Plan:
     def __str__(self) -> str:
         past = [f"x0[{j}]" for j in range(2, self.x0.shape[1])]
         past += [f"eps[{j}]" for j in range(1, self.eps.shape[1])]
-        names = ["t", "s", "x", "x0", "x0_previous", *past, "noise"]
+        scaled = ["eps_scale"] if (self.eps_scale != 1).any() else []
+        names = ["t", "s", "x", "x0", "x0_previous", *past, *scaled, "noise"]
         lines = ["".join(f"{name:>12}" for name in names)]
         for row in self.rows():
             t, s = f"{row.t:g}", "clean" if row.s == -1 else f"{row.s:g}"
@@ -162,15 +170,20 @@ class Plan:
                 noise += f"..{row.noise_high:.6f}"
             x0 = row.x0 + (0.0,) * (max(2, self.x0.shape[1]) - len(row.x0))
             eps = row.eps + (0.0,) * (self.eps.shape[1] - len(row.eps))
-            numbers = "".join(f"{v:12.6f}" for v in (row.x, *x0, *eps[1:]))
+            values = (row.x, *x0, *eps[1:], *(getattr(row, name) for name in scaled))
+            numbers = "".join(f"{v:12.6f}" for v in values)
             lines.append(f"{t:>12}{s:>12}{numbers}    {noise}")
         return f"{self.name}, {len(self)} network calls\n" + "\n".join(lines)
 
     def to_json(self) -> str:
-        """The plan as JSON, one line a row; `from_json` gives back every bit."""
+        """The plan as JSON, one line a row; `from_json` gives back every bit.
+
+        `eps_scale` stands in the plans alone that have one.
+        """
         head = {"format": FORMAT, "version": VERSION, "name": self.name, "start": self.start}
+        columns = COLUMNS if (self.eps_scale != 1).any() else COLUMNS[: -len(OPTIONAL)]
         rows = [
-            json.dumps(dict(zip(COLUMNS, map(_plain, row), strict=False)), allow_nan=False)
+            json.dumps(dict(zip(columns, map(_plain, row), strict=False)), allow_nan=False)
             for row in self.rows()
         ]
         return json.dumps(head)[:-1] + ', "rows": [\n' + ",\n".join(rows) + "\n]}\n"
@@ -191,9 +204,12 @@ class Plan:
         rows = content["rows"]
         if not isinstance(rows, list) or not isinstance(content["name"], str):
             raise ValueError("a plan's name must be text, and its rows a list")
+        kept = [
+            name for name in COLUMNS if name not in OPTIONAL or any(name in row for row in rows)
+        ]
         for row in rows:
-            _check_keys("a row of a plan", row, COLUMNS)
-        columns = {name: _column(name, [row[name] for row in rows]) for name in COLUMNS}
+            _check_keys("a row of a plan", row, kept)
+        columns = {name: _column(name, [row[name] for row in rows]) for name in kept}
         return cls(name=content["name"], start=_number("start", content["start"]), **columns)
 
 
@@ -236,7 +252,7 @@ def _column(name: str, values: list[Any]) -> Array:
     return np.array([[_number(name, v) for v in column] for column in padded]).T
 
 
-def _check_keys(what: str, content: Any, known: tuple[str, ...]) -> None:
+def _check_keys(what: str, content: Any, known: Sequence[str]) -> None:
     if not isinstance(content, dict):
         raise ValueError(f"{what} must be a JSON object with {', '.join(known)}")
     if wrong := sorted({*content} ^ {*known}):
@@ -302,19 +318,32 @@ def _check_history(head: Plan, tail: Plan, above: int, below: int) -> None:
                 )
 
 
-def scale_eps(plan: Plan, k: float, b: float) -> Plan:
-    """The plan with every eps of the network divided by b + k t (Ning et al. 2024).
+def scale_eps(plan: Plan, k: float, b: float, *, limited: bool = False) -> Plan:
+    """The plan with every eps of the network divided by k t + b (Ning et al. 2024, "ES").
 
-    Networks that see their own samples predict too large an eps ("exposure bias").  x0 becomes
-    x0 / scale + (1 - 1 / scale) x_t / alpha, a rewrite of coefficients: for networks whose x0 is
-    not clipped (`NetworkDenoiser.eps_scale` is for the others).  Raises ValueError where the scale is not
-    positive, or where alpha is 0.
+    Networks that see their own samples predict too large an eps ("exposure bias").  k = 0 is the
+    authors' uniform schedule, b a little above 1; t is the network's time.  (Their code numbers the
+    N nodes of the grid 0..N-1 instead: on an even grid their k is ours times (T - 1) / (N - 1).)
+
+    x0 becomes x0 / scale + (1 - 1 / scale) x_t / alpha, a rewrite of coefficients.  Where the
+    network's x0 is `limited`, eps is scaled before: the column `eps_scale` tells the denoiser.
+    Raises ValueError where the scale is not positive and finite, or alpha is 0.
     """
-    scale = b + k * plan.t
-    if not (scale > 0).all():
-        raise ValueError(f"eps_scale must be positive at every timestep, got b = {b:g}, k = {k:g}")
+    scale = np.where(plan.calls, b + k * plan.t, 1.0)
+    if not ((scale > 0) & (scale < np.inf)).all():
+        raise ValueError(
+            f"eps_scale must be positive at every timestep, got k t + b with k = {k:g}, b = {b:g}: "
+            "1.004 or [0, 1.004] is usual"
+        )
+    if (scale == 1).all():
+        return plan
     if (plan.alpha[plan.calls] == 0).any():
-        raise ValueError("eps_scale needs a schedule that keeps some signal everywhere")
+        raise ValueError(
+            "eps_scale needs a schedule that keeps some signal everywhere: leave it out for this model"
+        )
+    name = f"{plan.name}, eps / {f'({k:g} t + {b:g})' if k else f'{b:g}'}"
+    if limited:
+        return replace(plan, name=name, eps_scale=plan.eps_scale * scale)
     width = max(plan.x0.shape[1], plan.eps.shape[1])
     x, x0, eps = plan.x.copy(), *(_joined(c, np.zeros((0, width))) for c in (plan.x0, plan.eps))
     calls = np.flatnonzero(plan.calls)
@@ -327,5 +356,6 @@ def scale_eps(plan: Plan, k: float, b: float) -> Plan:
                 x0[i, 0] /= scale[at]
             else:  # x_t there was alpha x0 + sigma eps
                 eps[i, j] = eps[i, j] / scale[at] + more * plan.sigma[at] / plan.alpha[at]
-    name = f"{plan.name}, eps / ({b:g} + {k:g} t)"
-    return replace(plan, name=name, x=x, x0=x0, eps=eps)
+    # What a classifier moves is the scaled x0.
+    low, high = plan.gradient * scale, plan.gradient_high * scale
+    return replace(plan, name=name, x=x, x0=x0, eps=eps, gradient=low, gradient_high=high)

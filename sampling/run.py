@@ -81,7 +81,8 @@ def _step(
     row: Row, denoiser: Denoiser, x: Tensor, history: History, memory: Memory, noise: Noise
 ) -> tuple[Tensor, Tensor | None, History]:
     """One row: (x_t, the calls before) -> (x_s, x0, the calls up to now)."""
-    denoised = guided(row, Denoised(*denoiser(x, row.t))) if row.calls else None
+    told = (row.t,) if row.eps_scale == 1 else (row.t, row.eps_scale)
+    denoised = guided(row, Denoised(*denoiser(x, *told))) if row.calls else None
     z = noise.at(row.t, row.s, row.visit) if row.noise else None
     out = advance(row, x, denoised, history, z)
     if denoised is None:

@@ -135,11 +135,13 @@ class Schedule:
     def T(self) -> int:
         return len(self.alpha_bar)
 
-    def abar(self, t: int) -> float:
-        """alpha_bar at level t, `final` at t = -1.  IndexError elsewhere."""
-        if not -1 <= t < self.T:
+    def abar(self, t: float) -> float:
+        """alpha_bar at level t, `final` at t = -1; between timesteps as `level`.  IndexError elsewhere."""
+        if not -1 <= t <= self.T - 1 or -1 < t < 0:
             raise IndexError(f"timestep {t} is not in -1..{self.T - 1}")
-        return self.final if t == -1 else float(self.alpha_bar[t])
+        if t != int(t):
+            return self.level(t).alpha ** 2
+        return self.final if t == -1 else float(self.alpha_bar[int(t)])
 
     @property
     def alpha(self) -> Array:

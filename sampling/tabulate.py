@@ -380,7 +380,9 @@ def _shortest(name: str, trace: Trace) -> Plan:
     Among histories of one length, the one whose rows lose the least to rounding.
     """
     if not np.isfinite(trace.states).all():
-        raise ValueError(f"{name} itself is not finite for {len(trace)} network calls")
+        raise ValueError(
+            f"{name} itself is not finite for {len(trace)} network calls: try other steps"
+        )
     for length in range(LONGEST + 1):
         histories = [(length - past_eps, past_eps) for past_eps in range(length + 1)]
         if found := list(filter(None, (_rows(trace, history) for history in histories))):

@@ -83,7 +83,7 @@ def test_label_and_png(command, tmp_path, label, labels):
 
 MISTAKES = {
     "model=imagenet": "no model 'imagenet': choose one of adm, adm_imagenet, adm_imagenet128",
-    "sampler=mixx": "no sampler 'mixx': choose one of ddim, ddpm, deis, diffusers",
+    "sampler=mixx": "no sampler 'mixx': choose one of churn, ddim, ddpm, deis, deis_ab, diffusers",
     "sampler.cutof=3": "Could not override 'sampler.cutof'",
     "stesp=50": "Could not override 'stesp'",
     "steps=0": "steps must be between 1 and T = 1000, got 0",
@@ -99,7 +99,7 @@ MISTAKES = {
     "seed=null": "seed must be an integer",
     "num_samples=many": "num_samples must be at least 1 and an integer",
     "batch_size=1.5": "batch_size must be at least 1 and an integer",
-    "sampler.cutoff=x": "sampler.cutoff must be a number, got 'x'",
+    "sampler.cutoff=x": "sampler.cutoff must be a number or null, got 'x'",
     "spacing=7": "spacing must be a name or a list of timesteps",
     "spacing=[1.5,7]": "integers only",
     "spacing=[999,500,0]": "set steps=null",

@@ -9,6 +9,7 @@ tests/models.  configs/site, hydra and logger decide no pixel and no score.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from conftest import ROOT
 
 from experiments import config as configuration
 from experiments.config import composed, options_of, plain
-from sampling import Schedule, timesteps
+from sampling import SAMPLERS, Schedule, timesteps
+from sampling.borrowed import BORROWED
 
 # As the commands see it, but for titles; `DL` is the folder of downloads, and `metrics` and
 # `reference` of a model are those that come with it.
@@ -34,8 +36,17 @@ sampler:
   mixpp: { name: mixpp, lo: 291, hi: null, stochastic_order: 2, deterministic_order: 2,
            variance: fixed_small }
   # "2M"; null is diffusers' rule for lower_order_final
-  dpmpp: { name: dpmpp, order: 2, lower_order_final: null }
-  sde_dpmpp: { name: sde_dpmpp, order: 2, lower_order_final: null }
+  dpmpp: { name: dpmpp, order: 2, lower_order_final: null, solver_type: null }
+  sde_dpmpp: { name: sde_dpmpp, order: 2, lower_order_final: null, solver_type: null }
+  # The orders of the public codes; ER-SDE-5 of order 3 is what its authors propose
+  ipndm: { name: ipndm, order: 4 }
+  deis_ab: { name: deis_ab, order: 3, variable: rho, lower_order_final: false }
+  er_sde: { name: er_sde, order: 3, noise_scale: er_sde_5 }
+  # Karras et al. (2022), table 5, "ImageNet, pre-trained" (ADM)
+  churn: { name: churn, s_churn: 80, s_range: [0.05, 50], s_noise: 1.003, method: heun }
+  # The authors' example in benchmarks/README.md of Newbeeer/diffusion_restart_sampling (CIFAR-10)
+  restart: { name: restart, restarts: [[3, 2, 0.06, 0.3]], s_noise: 1.0, method: heun }
+  plan: { name: plan, path: null }
   # The defaults of diffusers' schedulers
   deis: { name: deis, solver_order: 2, lower_order_final: true }
   unipc: { name: unipc, solver_order: 2, solver_type: bh2, lower_order_final: true }
@@ -279,7 +290,28 @@ def test_every_config_has_its_line(group):
     ("group", "name"), [(g, n) for g in ("sampler", "guidance") for n in EXPECTED[g]]
 )
 def test_samplers_and_guidance(group, name):
-    assert composition("sample", f"{group}={name}")[group] == EXPECTED[group][name]
+    more = {"eps_scale": None} if group == "sampler" else {}  # an option of every plan
+    assert composition("sample", f"{group}={name}")[group] == EXPECTED[group][name] | more
+
+
+def test_every_sampler_has_a_config_that_names_its_options():
+    """Those of our builders all, with the builder's default or null for it unless stated here."""
+    assert {*SAMPLERS, *BORROWED, "diffusers", "plan"} == {*options_of("sampler")}
+    stated = {
+        "mix": {"cutoff"},
+        "churn": {"s_churn", "s_range", "s_noise"},
+        "restart": {"restarts"},
+    }
+    measured = {"x0_variance"}
+    for name, builder in SAMPLERS.items():
+        parameters = list(inspect.signature(builder).parameters.values())[2:]
+        config = {k: v for k, v in EXPECTED["sampler"][name].items() if k != "name"}
+        assert config.keys() == {p.name for p in parameters} - measured, name
+        for parameter in parameters:
+            if parameter.name not in stated.get(name, set()) | measured:
+                assert config[parameter.name] in (None, parameter.default), (name, parameter.name)
+    for name, theirs in BORROWED.items():
+        assert EXPECTED["sampler"][name].keys() == {"name", *theirs.options, *theirs.step}
 
 
 @pytest.mark.parametrize("name", EXPECTED["model"])

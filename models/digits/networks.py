@@ -41,10 +41,10 @@ class ExactNetwork:
     ):
         self.images = to_model_range(images).flatten(1).to(device, torch.float64)
         self.labels = torch.from_numpy(labels).to(device)
-        self.alpha_bar = schedule.alpha_bar
+        self.schedule = schedule
 
     def __call__(self, x: Tensor, t: float, condition: Tensor) -> tuple[Tensor, None]:
-        a = float(self.alpha_bar[int(t)])
+        a = self.schedule.abar(t)
         flat = x.flatten(1).double()
         # log N(x_t; sqrt(a) x_0, 1 - a) without what is the same for all images
         half = self.images.square().sum(1) / 2

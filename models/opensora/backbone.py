@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from files.media import Videos
 from files.whole import file_sha256
-from models.backbone import Backbone
+from models.backbone import Backbone, times
 from models.hub import hub_file, remedied
 from models.opensora.stdit2 import STDiT2
 from models.weights import dtype_named, load_weights, randomize, state_digest
@@ -205,7 +205,7 @@ class VideoNetwork:
 
     def __call__(self, x: Tensor, t: float, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         inputs = torch.cat([x, x]) if self.scale != 1 else x
-        steps = torch.full((len(inputs),), int(t), device=x.device)
+        steps = times(t, len(inputs), x.device)
         output = self.net(inputs, steps, **condition)
         if self.scale != 1:
             prompted, empty = output.chunk(2)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from files.media import Images
-from models.backbone import Backbone, optimized
+from models.backbone import Backbone, optimized, times
 from models.stable_diffusion.pipeline import load_pipeline, pipeline_digest
 from models.weights import dtype_named
 
@@ -139,7 +139,7 @@ class TextNetwork:
         inputs = x.to(dtype)
         if self.scale != 1:
             inputs = torch.cat([inputs, inputs])
-        steps = torch.full((len(inputs),), int(t), device=x.device)
+        steps = times(t, len(inputs), x.device)
         output = self.unet(inputs, steps, **condition, return_dict=False)[0].to(x.dtype)
         if self.scale != 1:
             unprompted, prompted = output.chunk(2)

@@ -18,7 +18,11 @@ from report.render import write_table
 from report.study import SCHEDULE, Study, Theory
 from report.study_figures import draw
 from sampling import ddim, mix, skipped, timesteps
+from sampling.borrowed import sampler_named
 from sampling.gaussian import gaussian_frechet
+
+# diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 RESULTS = ROOT / "results"
 TABLES = sorted(p.parent.name for p in RESULTS.glob("digits/study*/table.md"))
@@ -105,7 +109,14 @@ def test_the_closed_form_is_that_of_the_records_plan(records, theory):
     grid = timesteps(SCHEDULE, 25)
     wanted = gaussian_frechet(mix(SCHEDULE, grid, cutoff=291), theory.eigenvalues, None, 0.0)
     assert theory.of_record(records.pixels.record("Mix", 25)) == pytest.approx(wanted, rel=1e-12)
-    assert theory.of_record(records.pixels.record("UniPC", 25)) is None
+    for row, name, nodes in (("UniPC", "unipc", 25), ("Heun", "heun", 13)):
+        options = records.pixels.record(row, 25)["cell"]["config"]["sampler"]
+        options = {key: value for key, value in options.items() if key != "name"}
+        plan = sampler_named(name, SCHEDULE, timesteps(SCHEDULE, nodes), **options)
+        wanted = gaussian_frechet(plan, theory.eigenvalues)
+        assert theory.of_record(records.pixels.record(row, 25)) == pytest.approx(wanted, rel=1e-9)
+    # How much noise a learned variance adds the network says.
+    assert theory.of_record(records.pixels.record("DDPM", 25)) is None
     by = theory.by_cutoff(25, 0.01)
     assert by[0] == pytest.approx(theory.error(skipped(SCHEDULE, grid), 0.01), rel=1e-12)
     assert by[SCHEDULE.T] == pytest.approx(theory.error(ddim(SCHEDULE, grid), 0.01))

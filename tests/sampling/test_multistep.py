@@ -17,6 +17,7 @@ from sampling import (
     churn,
     count_calls,
     ddim,
+    ddpm,
     deis,
     dpmpp,
     er_sde,
@@ -295,21 +296,98 @@ def test_heuns_correction_stays_with_its_jump():
 # --- the scale of eps
 
 
-@every_builder
-def test_eps_scale_is_a_rewrite_of_coefficients(name):
-    def network(x, t, condition):
-        return torch.tanh(x) + 0.1, None
+def tanh(x, t, condition):
+    return torch.tanh(x) + 0.1, torch.sin(x)
 
-    k, b = 2e-5, 1.004
+
+@every_builder
+@pytest.mark.parametrize(("k", "b"), [(0.0, 1.004), (2e-5, 0.99)])
+def test_eps_scale_is_a_rewrite_of_coefficients(name, k, b):
+    """The denoiser does the same, with the gradient of a classifier, too."""
     noise = SampleNoise(3, range(2), (5,), dtype=torch.float64)
     plan = some_plan(name, "diffusion")
-    plain = NetworkDenoiser(network, LINEAR)
-    hooked = dataclasses.replace(plain, eps_scale=(k, b))
-    expected = run(hooked, plan, noise)
-    torch.testing.assert_close(
-        run(plain, scale_eps(plan, k, b), noise), expected, rtol=1e-9, atol=0
+    for gradient in (None, lambda x, t: torch.cos(x)):
+        denoiser = NetworkDenoiser(tanh, LINEAR, gradient=gradient)
+        expected = run(denoiser, scale_eps(plan, k, b, limited=True), noise)
+        actual = run(denoiser, scale_eps(plan, k, b), noise)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+        assert (run(denoiser, plan, noise) - expected).abs().max() > 1e-3
+
+
+@every_builder
+@every_path
+def test_eps_scale_in_closed_form(name, path):
+    plan, c = some_plan(name, path), np.array([0.04, 0.3, 2.0])
+    ours, theirs = (
+        gaussian_output(scale_eps(plan, 1e-6, 1.01, limited=limited), c, 0.01)
+        for limited in (False, True)
     )
-    assert (run(plain, plan, noise) - expected).abs().max() > 1e-3
+    np.testing.assert_allclose(ours.variance, theirs.variance, rtol=1e-9)
+    np.testing.assert_allclose(ours.gain, theirs.gain, rtol=1e-9)
+    assert not np.allclose(gaussian_output(plan, c, 0.01).variance, ours.variance, rtol=1e-4)
+
+
+@every_builder
+def test_an_eps_scale_of_one_changes_no_bit(name):
+    plan = some_plan(name, "diffusion")
+    for limited in (False, True):
+        for column in COLUMNS:
+            ours = getattr(scale_eps(plan, 0, 1, limited=limited), column)
+            assert ours.tobytes() == getattr(plan, column).tobytes()
+
+
+@pytest.mark.parametrize("clip", [None, Clip(1.0)])
+@pytest.mark.parametrize("steps", [100, 28])
+def test_eps_scale_is_that_of_the_authors_code(clip, steps):
+    """Ning et al.'s ADM-ES by hand: strided ancestral sampling, scaler_i = start + i k of node i.
+
+    Their k counts nodes, ours timesteps: the nodes of 28 steps are exactly even.
+    """
+    start, k = 1.0041, 0.0002
+    grid = timesteps(1000, steps)
+    noise = SampleNoise(1, range(2), (4,), dtype=torch.float64)
+    a = np.append(LINEAR.alpha_bar[grid], 1.0)
+    x = noise.start()
+    for i, t in enumerate(grid.tolist()):
+        beta = 1 - a[i] / a[i + 1]
+        eps, v = tanh(x, t, None)
+        scaler = start + k * (grid[i] * (steps - 1) / 999 if steps == 100 else steps - 1 - i)
+        x0 = (1 / a[i]) ** 0.5 * x - (1 / a[i] - 1) ** 0.5 * (eps / scaler)
+        x0 = x0 if clip is None else x0.clamp(-1, 1)
+        mean = beta * a[i + 1] ** 0.5 / (1 - a[i]) * x0
+        mean = mean + (1 - a[i + 1]) * (1 - beta) ** 0.5 / (1 - a[i]) * x
+        low = beta * (1 - a[i + 1]) / (1 - a[i])
+        f = (v + 1) / 2
+        std = torch.exp((f * np.log(beta) + (1 - f) * np.log(low or 1.0)) / 2)
+        x = mean + (std * noise.at(t) if i < steps - 1 else 0)
+    plan = scale_eps(ddpm(LINEAR, grid), k * (steps - 1) / 999, start, limited=clip is not None)
+    ours = run(NetworkDenoiser(tanh, LINEAR, Reading(limit=clip)), plan, noise)
+    torch.testing.assert_close(ours, x, rtol=1e-9, atol=1e-11)
+
+
+def test_plans_of_other_scales_share_no_row_of_the_tree():
+    plan = ddim(LINEAR, timesteps(1000, 6))
+    noise = SampleNoise(3, range(2), (5,), dtype=torch.float64)
+    denoiser = NetworkDenoiser(tanh, LINEAR, Reading(limit=Clip(0.7)))
+    plans = [plan, *(scale_eps(plan, 0.0, b, limited=True) for b in (1.01, 1.02, 1.01))]
+    plans.append(splice(plans[1], plan, 500))
+    tree = run_tree(denoiser, plans, noise)
+    assert tree.calls == count_calls(plans) == 6 * 3 + 3
+    for ours, alone in zip(tree.samples, plans, strict=True):
+        assert torch.equal(ours, run(denoiser, alone, noise))
+    assert len({tuple(x.flatten().tolist()) for x in tree.samples}) == 4
+
+
+def test_eps_scale_in_json_and_in_print():
+    plan = ddim(LINEAR, [999, 500, 0])
+    assert "eps_scale" not in plan.to_json() + str(plan)
+    scaled = scale_eps(plan, 1e-5, 1.0, limited=True)
+    again = Plan.from_json(scaled.to_json())
+    assert again.eps_scale.tolist() == [1.0 + 1e-5 * t for t in (999, 500, 0)]
+    assert str(again) == str(scaled) and "1.009990" in str(scaled)
+    assert scaled.name == "ddim(eta=0), eps / (1e-05 t + 1)"
+    with pytest.raises(ValueError, match="unknown or missing: eps_scale"):
+        Plan.from_json(scaled.to_json().replace(', "eps_scale": 1.00999', "", 1))
 
 
 def test_eps_scale_comes_before_the_limit_of_x0():
@@ -317,15 +395,21 @@ def test_eps_scale_comes_before_the_limit_of_x0():
         return x * 0 + 1.0, None
 
     x, level = torch.full((1, 3), 1.2, dtype=torch.float64), LINEAR.level(300)
-    denoiser = NetworkDenoiser(network, LINEAR, Reading(limit=Clip(0.4)), eps_scale=(0.0, 1.25))
+    denoiser = NetworkDenoiser(network, LINEAR, Reading(limit=Clip(0.4)))
     x0 = (1.2 - level.sigma / 1.25) / level.alpha
-    assert x0 > 0.4 and torch.equal(denoiser(x, 300.0).x0, torch.full_like(x, 0.4))
+    assert x0 > 0.4 and torch.equal(denoiser(x, 300.0, 1.25).x0, torch.full_like(x, 0.4))
     free = dataclasses.replace(denoiser, reading=Reading())
-    assert free(x, 300.0).x0[0, 0].item() == pytest.approx(x0, rel=1e-12)
-    with pytest.raises(ValueError, match="must be positive"):
-        scale_eps(ddim(LINEAR, [999, 0]), 0.0, 0.0)
+    assert free(x, 300.0, 1.25).x0[0, 0].item() == pytest.approx(x0, rel=1e-12)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_eps_scale_refuses(limited):
+    plan = ddim(LINEAR, [999, 0])
+    for k, b in ((0.0, 0.0), (-1e-3, 0.9), (0.0, np.nan), (0.0, np.inf)):
+        with pytest.raises(ValueError, match="must be positive"):
+            scale_eps(plan, k, b, limited=limited)
     with pytest.raises(ValueError, match="keeps some signal"):
-        scale_eps(ddim(LINEAR.zero_terminal_snr(), [999, 0]), 0.0, 1.1)
+        scale_eps(ddim(LINEAR.zero_terminal_snr(), [999, 0]), 0.0, 1.1, limited=limited)
 
 
 # --- coefficients against quadrature

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import bound
+from seeded import SeededNoise, network
 
 from sampling import Schedule, ddim, dpmpp, run, sde_dpmpp, skipped, timesteps
 from sampling.gaussian import gaussian_frechet, gaussian_output
@@ -16,24 +17,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 SCHEDULES = {name: Schedule.named(name) for name in ("linear", "scaled_linear", "cosine")}
 LINEAR = SCHEDULES["linear"]
-
-
-class SeededNoise:
-    """float64 noise, the same for the same timestep."""
-
-    def draw(self, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(3, 5, generator=generator, dtype=torch.float64)
-
-    def start(self):
-        return self.draw(0)
-
-    def at(self, t, s=-1.0, visit=0):
-        return self.draw(int(t) + 1)
-
-
-def network(x, t, condition=None):
-    return torch.tanh(1.3 * x) * (1 - t / 2000), None
 
 
 def betas(schedule):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, bound
+from seeded import SeededNoise, network
 
 from sampling import Schedule, ddim, dpmpp, iterate, run, run_tree, skipped, timesteps
 from sampling.borrowed import BORROWED, num_nodes, sampler_named
@@ -31,24 +32,6 @@ CASES = json.loads(str(GOLDEN["cases"]))
 MIXTURE = {key: np.array(value) for key, value in json.loads(str(GOLDEN["mixture"])).items()}
 LINEAR = Schedule.linear()
 TAU = {"zero": 0, "half": 0.5, "one": 1}
-
-
-class SeededNoise:
-    """float64 noise, the same for the same timestep."""
-
-    def draw(self, seed):
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(3, 5, generator=generator, dtype=torch.float64)
-
-    def start(self):
-        return self.draw(0)
-
-    def at(self, t, s=-1.0, visit=0):
-        return self.draw(int(t) + 1 + 5000 * visit)
-
-
-def network(x, t, condition=None):
-    return torch.tanh(1.3 * x) * (1 - t / 2000), None
 
 
 # --- recorded runs --------------------------------------------------------------------------
