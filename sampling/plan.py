@@ -16,7 +16,8 @@ A `Plan` is the table of these coefficients in float64.  `builders.py` and `mult
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -78,6 +79,8 @@ class Plan:
 
     `alpha` and `sigma` at `t` convert what the network says to x0 and eps.  The first x is `start`
     times standard normal noise.
+
+    The columns are copies that cannot be written to: `dataclasses.replace` makes another plan.
     """
 
     name: str
@@ -107,9 +110,16 @@ class Plan:
             raise ValueError("a plan must jump between neighbouring nodes, each row to the next t")
         if self.eps[:, 0].any():
             raise ValueError("a row's own eps is a combination of x and x0: eps[:, 0] must be 0")
-        for name in PAST:
-            object.__setattr__(self, name, _trimmed(getattr(self, name)))
+        for name in COLUMNS:
+            column = getattr(self, name)
+            column = np.array(_trimmed(column) if name in PAST else column, dtype=np.float64)
+            column.flags.writeable = False  # `rows` are made once
+            object.__setattr__(self, name, column)
         self._check_look_back()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied by what it was made from, so that a copy is as fixed and as small."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def _check_look_back(self) -> None:
         before: NDArray[np.int64] = np.cumsum(self.calls) - self.calls
@@ -138,6 +148,11 @@ class Plan:
 
     def rows(self) -> Iterator[Row]:
         """The rows as plain Python floats, so that the loop never touches the device."""
+        return iter(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        rows = []
         ups: list[tuple[float, float]] = []  # the stretches that noise has gone up before
         columns = (getattr(self, name).tolist() for name in COLUMNS)
         for t, s, x, x0, eps, noise, *rest in zip(*columns, strict=True):
@@ -145,7 +160,8 @@ class Plan:
             if noise and s >= t:
                 ups.append((t, s))
             row = Row(t, s, x, _short(x0), _short(eps), noise, *rest)
-            yield row._replace(visit=visit) if noise and visit else row
+            rows.append(row._replace(visit=visit) if noise and visit else row)
+        return tuple(rows)
 
     def __repr__(self) -> str:
         return f"Plan({self.name}, NFE={len(self)})"

@@ -23,7 +23,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -38,6 +38,7 @@ from experiments.config import parser
 from experiments.generate import generate
 from files.threads import thread_defaults
 from models.backbone import Backbone
+from models.cifar10.backbone import load as load_cifar10
 from models.digits.backbone import load
 from models.weights import has_bf16
 from sampling import (
@@ -144,14 +145,41 @@ def _keep_busy(pipe: Connection) -> None:
 
 @torch.no_grad()
 def loop() -> None:
-    """The loop and the noise against the bare network calls."""
-    backbone, plan = load(), skipped(SCHEDULE, GRID)
-    sizes = range(BATCH), backbone.shape
-    noise, y = SampleNoise(0, *sizes), sample_labels(0, range(BATCH), 10)
-    inputs = [(noise.at(t), t) for t in plan.t.tolist()]
+    """The loop and the noise against the bare network calls, and a row of the loop by itself."""
+    print(f"{torch.get_num_threads()} threads, median of {ROUNDS} interleaved rounds")
+    _loop_of("digits", load(), BATCH)
+    _loop_of("cifar10", load_cifar10(), BATCH // 8)
+    plan, x = skipped(SCHEDULE, GRID), torch.zeros(1, 1, 4, 4)
+    runs = 100
+
+    def empty() -> None:
+        for _ in range(runs):
+            run(lambda x, t: (x, None), plan, Drawn(x, {}))
+
+    seconds = statistics.median(interleaved({"run": empty})["run"])
+    print(f"a network that does nothing: {1e6 * seconds / runs / STEPS:.1f} microseconds a row")
+
+
+class Drawn(NamedTuple):
+    """Noise that was drawn before: the first x, and z by time (x where there is none)."""
+
+    x: Tensor
+    z: dict[float, Tensor]
+
+    def start(self) -> Tensor:
+        return self.x
+
+    def at(self, t: float, s: float, visit: int = 0) -> Tensor:
+        return self.z.get(t, self.x)
+
+
+def _loop_of(name: str, backbone: Backbone, batch: int) -> None:
+    plan, sizes = skipped(SCHEDULE, GRID), (range(batch), backbone.shape)
+    noise, y = SampleNoise(0, *sizes), sample_labels(0, range(batch), 10)
+    drawn = Drawn(noise.start(), {t: noise.at(t) for t in plan.t.tolist()})
 
     def network() -> None:
-        for x, t in inputs:
+        for t, x in drawn.z.items():
             backbone.network(x, t, y)
 
     def draws(noise: Noise) -> None:
@@ -162,19 +190,17 @@ def loop() -> None:
 
     sides: dict[str, Callable[[], object]] = {
         "network calls alone": network,
+        "run, noise drawn before": lambda: run(backbone.given(y), plan, drawn),
         "run": lambda: run(backbone.given(y), plan, noise),
         "noise alone": lambda: draws(noise),
         "Brownian noise alone": lambda: draws(BrownianNoise(0, *sizes, backbone.schedule)),
     }
     seconds = interleaved(sides)
-    print(
-        f"digits, batch {BATCH}, {STEPS} steps, {torch.get_num_threads()} threads, median of "
-        f"{ROUNDS} interleaved rounds"
-    )
-    for name, values in seconds.items():
-        call = 1000 * statistics.median(values) / BATCH / STEPS
+    print(f"{name}, batch {batch}, {STEPS} steps")
+    for side, values in seconds.items():
+        call = 1000 * statistics.median(values) / batch / STEPS
         share = ratio(values, seconds["network calls alone"])
-        print(f"  {name:<22}{call:8.4f} ms an image call   {share} of the network")
+        print(f"  {side:<24}{call:8.4f} ms an image call   {share} of the network")
 
 
 def undivided() -> Backbone:
