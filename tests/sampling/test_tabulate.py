@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, bound
+from golden_samplers import TOLERANCE, Run, difference, tabulated
 
-from sampling import Schedule, ddim, dpmpp, iterate, run, run_tree, skipped, timesteps
+from sampling import Schedule, ddim, dpmpp, run, run_tree, skipped, timesteps
 from sampling.borrowed import BORROWED, num_nodes, sampler_named
 from sampling.tabulate import tabulate
 
@@ -30,7 +31,6 @@ with np.load(ROOT / "tests" / "golden" / "samplers_diffusers.npz") as file:
 CASES = json.loads(str(GOLDEN["cases"]))
 MIXTURE = {key: np.array(value) for key, value in json.loads(str(GOLDEN["mixture"])).items()}
 LINEAR = Schedule.linear()
-TAU = {"zero": 0, "half": 0.5, "one": 1}
 
 
 class SeededNoise:
@@ -54,66 +54,16 @@ def network(x, t, condition=None):
 # --- recorded runs --------------------------------------------------------------------------
 
 
-def mixture_x0(x, alpha, sigma):
-    """E[x0 | x] of the recorded mixture of Gaussians."""
-    m, v, w = (MIXTURE[key] for key in ("means", "variances", "weights"))
-    s, d = alpha**2 * v + sigma**2, x[:, None] - alpha * m
-    log = np.log(w) - (d**2 / s + np.log(s)).sum(-1) / 2
-    share = np.exp(log - log.max(1, keepdims=True))
-    share /= share.sum(1, keepdims=True)
-    return (share[..., None] * (m + alpha * v * d / s)).sum(1)
-
-
-class Recorded:
-    """Denoiser and noise of a recorded run, in the order in which the plan asks for them."""
-
-    def __init__(self, plan, start, noise):
-        self.plan, self.first, self.k = plan, start, -1
-        drawn = range(len(plan)) if len(noise) == len(plan) else np.flatnonzero(plan.noise)
-        assert len(drawn) == len(noise)
-        self.noise = dict(zip(drawn, noise, strict=True))
-
-    def start(self):
-        return torch.from_numpy(self.first / self.plan.start)
-
-    def at(self, t, s, visit=0):
-        return torch.from_numpy(self.noise[self.k])
-
-    def denoiser(self, x, t):
-        self.k += 1
-        level = self.plan.alpha[self.k], self.plan.sigma[self.k]
-        return torch.from_numpy(mixture_x0(x.numpy(), *level)), None
-
-
-def recorded_plan(case):
-    n, options = case["n_steps"], dict(case["options"])
-    grid = {k[4:]: options.pop(k) for k in ("set_mu", "set_sigmas") if k in options}
-    step = {k[5:]: options.pop(k) for k in [*options] if k.startswith("step_")}
-    if "sigmas" in grid:
-        grid["sigmas"] = np.linspace(1, 1 / n, n).tolist()
-    if (tau := options.pop("tau", "window200_800")) in TAU:
-        options["tau_func"] = lambda t: TAU[tau]
-    name = case["sampler"].removesuffix("Scheduler") + "Scheduler"
-    return tabulate(getattr(diffusers, name)(**options), n, grid=grid, step=step)
-
-
 @pytest.mark.parametrize("sampler", sorted({case["sampler"] for case in CASES}))
 def test_recorded_runs_step_by_step(sampler):
+    """`python tests/golden_samplers.py FOLDER` compares those of other step counts, too."""
     for case in CASES:
-        if case["sampler"] != sampler:
-            continue
-        plan = recorded_plan(case)
-        xs, alpha, sigma = (
-            GOLDEN[f"{case['id']}/{key}"] for key in ("xs", "calls_alpha", "calls_sigma")
-        )
-        assert np.allclose(plan.sigma * alpha, plan.alpha * sigma, rtol=1e-13, atol=0)
-        # Schedulers on sigma / alpha: a plan's x is what the network sees.
-        units = plan.alpha / alpha if case["space"] == "VE" else np.ones(len(plan))
-        replay = Recorded(plan, xs[0] * units[0], GOLDEN.get(f"{case['id']}/noise", ()))
-        states = [state.x.numpy() for state in iterate(replay.denoiser, plan, replay)]
-        for x, unit, expected in zip(states, [*units[1:], 1.0], xs[1:], strict=True):
-            error = np.abs(x / unit - expected).max()
-            assert error <= 1e-10 * max(1, np.abs(expected).max()), case
+        if case["sampler"] == sampler:
+            names = ("xs", "calls_alpha", "calls_sigma", "noise")
+            keys = {name: f"{case['id']}/{name}" for name in names}
+            fields = {name: GOLDEN[key] for name, key in keys.items() if key in GOLDEN}
+            recorded = Run({"source": "diffusers", **case}, fields, MIXTURE)
+            assert difference(recorded, tabulated(case)) <= TOLERANCE, case
 
 
 # --- every class, stepped in float64 --------------------------------------------------------
