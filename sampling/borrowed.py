@@ -53,13 +53,29 @@ def borrowed(
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
     cls = _class(scheduler)
-    known = inspect.signature(cls).parameters
-    if "trained_betas" not in known or schedule.straight is not None:
-        raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
-    check_options(f"scheduler {scheduler}", options, [k for k in known if k not in OURS])
     grid = np.asarray(timesteps, dtype=np.int64)
+    with double_precision(cls):
+        theirs = placed(schedule, grid, cls, options)
+        plan = as_plan(theirs, step or {})
+    if hasattr(theirs, "sigmas") and not hasattr(theirs, "_sigma_to_alpha_sigma_t"):
+        plan = _ending_in_our_units(plan, schedule.end.alpha)
+    t = [schedule.time_at(level) for level in (plan.sigma / plan.alpha).tolist()]
+    return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
+
+
+def placed(
+    schedule: Schedule, grid: NDArray[np.int64], cls: Any, options: Mapping[str, Any]
+) -> Any:
+    """A scheduler of diffusers' `cls` that is set to our timesteps, with options of its constructor.
+
+    To be called within `double_precision`; raises ValueError as `borrowed`.
+    """
+    name, known = cls.__name__, inspect.signature(cls).parameters
+    if "trained_betas" not in known or schedule.straight is not None:
+        raise ValueError(f"{name} cannot be put on the noise levels of {schedule.name}")
+    check_options(f"scheduler {name}", options, [k for k in known if k not in OURS])
     if not np.isfinite(schedule.noise_level[grid]).all():
-        raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
+        raise ValueError(f"{name} needs a schedule that keeps some signal everywhere")
     a = schedule.alpha_bar[grid[::-1]]
     ours = {
         "num_train_timesteps": len(grid),
@@ -68,16 +84,11 @@ def borrowed(
         "prediction_type": "epsilon",
         "clip_sample": False,
     }
-    with double_precision(cls):
-        theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
-        set_steps(theirs, len(grid))
-        _end_at(theirs, schedule.final)
-        _name_timesteps(theirs, grid)
-        plan = as_plan(theirs, step or {})
-    if hasattr(theirs, "sigmas") and not hasattr(theirs, "_sigma_to_alpha_sigma_t"):
-        plan = _ending_in_our_units(plan, schedule.end.alpha)
-    t = [schedule.time_at(level) for level in (plan.sigma / plan.alpha).tolist()]
-    return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
+    theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+    set_steps(theirs, len(grid))
+    _end_at(theirs, schedule.final)
+    _name_timesteps(theirs, grid)
+    return theirs
 
 
 def _class(name: str) -> Any:
