@@ -152,15 +152,16 @@ class Plan:
 
     @cached_property
     def _rows(self) -> tuple[Row, ...]:
-        rows = []
+        columns = {name: getattr(self, name).tolist() for name in COLUMNS}
+        columns |= {name: [_short(values) for values in columns[name]] for name in PAST}
+        rows: list[Row] = []
         ups: list[tuple[float, float]] = []  # the stretches that noise has gone up before
-        columns = (getattr(self, name).tolist() for name in COLUMNS)
-        for t, s, x, x0, eps, noise, *rest in zip(*columns, strict=True):
-            visit = sum(low <= t <= high for low, high in ups)
-            if noise and s >= t:
-                ups.append((t, s))
-            row = Row(t, s, x, _short(x0), _short(eps), noise, *rest)
-            rows.append(row._replace(visit=visit) if noise and visit else row)
+        for row in map(Row, *columns.values()):
+            if ups and row.noise:
+                row = row._replace(visit=sum(low <= row.t <= high for low, high in ups))
+            if row.noise and row.s >= row.t:
+                ups.append((row.t, row.s))
+            rows.append(row)
         return tuple(rows)
 
     def __repr__(self) -> str:
