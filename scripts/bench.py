@@ -3,6 +3,7 @@
     make bench
     python -m scripts.bench busy                # beside another busy process, which OpenMP must bear
     python -m scripts.bench loop                # against the bare network calls
+    python -m scripts.bench coupling            # what Brownian noise brings (docs/brownian.md)
     python -m scripts.bench table               # sampling a column of the digits' table, in fp32 and bf16
     python -m scripts.bench generation          # shards on disk, and two processes against one
     python -m scripts.bench evaluation          # 50,000 x 2048 features against 10,000
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -203,6 +205,26 @@ def _loop_of(name: str, backbone: Backbone, batch: int) -> None:
         print(f"  {side:<24}{call:8.4f} ms an image call   {share} of the network")
 
 
+@torch.no_grad()
+def coupling() -> None:
+    """How far apart the same seeds' pictures are at neighbouring step counts, with either noise."""
+    backbone, ids = load(), range(BATCH)
+    denoiser, counts = backbone.given(sample_labels(0, ids, 10)), (10, 20, 40, 80)
+    noises = {
+        "brownian": BrownianNoise(0, ids, backbone.shape, backbone.schedule),
+        "per_step": SampleNoise(0, ids, backbone.shape),
+    }
+    print(f"digits, {BATCH} samples, Skipped-Step: root mean square difference, mean over samples")
+    for name, noise in noises.items():
+        plans = [skipped(SCHEDULE, grid_of(1000, n)) for n in counts]
+        pictures = [run(denoiser, plan, noise) for plan in plans]
+        apart = [
+            f"{a} and {b}: {(x - y).square().flatten(1).mean(1).sqrt().mean():.3f}"
+            for (a, x), (b, y) in pairwise(zip(counts, pictures, strict=True))
+        ]
+        print(f"  noise={name}   {'   '.join(apart)}")
+
+
 def undivided() -> Backbone:
     """The digits in fp32 with all threads at each operation, not at slices of the batch."""
     threads = torch.get_num_threads()
@@ -372,7 +394,7 @@ def peak_gib() -> float:
 
 def main() -> None:
     command = parser(__doc__)
-    what = ("busy", "loop", "table", "generation", "evaluation")
+    what = ("busy", "loop", "coupling", "table", "generation", "evaluation")
     command.add_argument("what", nargs="?", choices=what, help="default: all")
     command.add_argument("references", nargs="?", type=int, default=10_000)
     args = command.parse_args()
@@ -380,6 +402,8 @@ def main() -> None:
         busy()
     if args.what in (None, "loop"):
         loop()
+    if args.what in (None, "coupling"):
+        coupling()
     if args.what in (None, "table"):
         table()
     if args.what in (None, "generation"):
