@@ -7,12 +7,15 @@ papers, in extended precision from the same alpha_bar.
 
 from __future__ import annotations
 
+import json
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import GOLDEN
 
-from sampling import SPACINGS, Schedule, ddim, ddpm, skipped, timesteps
+from sampling import SPACINGS, Schedule, ddim, ddpm, named, skipped, timesteps
 from sampling.builders import Grid
 
 SCHEDULES = {name: Schedule.named(name) for name in ("linear", "scaled_linear", "cosine")}
@@ -110,3 +113,37 @@ def test_a_plan_is_made_of_these_jumps(name, spacing, monkeypatch):
             assert np.array_equal(plan.x, jumps.x[at])
             assert np.array_equal(plan.x0[:, 0], jumps.x0[at])
             assert np.array_equal(plan.noise, jumps.noise[at])
+
+
+# --- as they were -----------------------------------------------------------------------------
+
+
+def recorded_plans():
+    """(name, options, schedule, spacing, steps, columns) of plans of version f6ee9b7.
+
+    That is before plans could look back further, with 18 samplers' columns one after another.
+    """
+    with np.load(GOLDEN / "plans_before.npz") as file:
+        plans, schedules, grids = (
+            json.loads(str(file[k])) for k in ("plans", "schedules", "grids")
+        )
+        columns, at = file["columns"], 0
+    for schedule, (spacing, n) in product(schedules, grids):
+        for name, options in plans:
+            yield name, options, schedule, spacing, n, columns[:, at : at + n]
+            at += n
+    assert at == columns.shape[1]
+
+
+def test_plans_are_what_they_were():
+    """Learned variances, guidance and analytic variances included; logarithms may be rounded otherwise elsewhere."""
+    for name, options, schedule, spacing, n, before in recorded_plans():
+        if options.get("variance") == "analytic":
+            options = {**options, "x0_variance": np.linspace(0, 1e-2, 1000)}
+        grid = timesteps(SCHEDULES[schedule], n, spacing)
+        plan = named(name, SCHEDULES[schedule], grid, **options)
+        x0 = np.pad(plan.x0, ((0, 0), (0, 2 - plan.x0.shape[1])))
+        now = [plan.x, *x0.T, plan.noise, plan.noise_high, plan.gradient, plan.gradient_high]
+        rtol = 1e-13 if "pp" in name and options.get("order") != 1 else 1e-15
+        np.testing.assert_allclose(np.stack(now), before, rtol=rtol, atol=1e-15, err_msg=name)
+        assert plan.look_back <= 1 and plan.eps.shape[1] == 1 and plan.start == 1
