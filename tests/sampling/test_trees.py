@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import pytest
 import torch
+from conftest import is_older
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,13 +62,16 @@ BUILDERS = {
     "heun": churn,
     **{f"churn {c}": functools.partial(churn, s_churn=c) for c in (1.0, 2.0)},
     **{f"restart {k}": functools.partial(restart, restarts=r) for k, r in enumerate(RESTARTS)},
-    "unipc": borrowed("unipc"),
-    "unipc 3": borrowed("unipc", solver_order=3),
-    "diffusers' deis": borrowed("deis"),
-    "sa_solver": borrowed("sa_solver"),
-    "diffusers' heun": borrowed("heun"),
-    "pndm": borrowed("pndm"),
 }
+if not is_older:
+    BUILDERS |= {
+        "unipc": borrowed("unipc"),
+        "unipc 3": borrowed("unipc", solver_order=3),
+        "diffusers' deis": borrowed("deis"),
+        "sa_solver": borrowed("sa_solver"),
+        "diffusers' heun": borrowed("heun"),
+        "pndm": borrowed("pndm"),
+    }
 
 
 @functools.cache
