@@ -210,7 +210,7 @@ def coupling() -> None:
     """How far apart the same seeds' pictures are at neighbouring step counts, with either noise."""
     backbone, ids = load(), range(BATCH)
     denoiser, counts = backbone.given(sample_labels(0, ids, 10)), (10, 20, 40, 80)
-    noises = {
+    noises: dict[str, Noise] = {
         "brownian": BrownianNoise(0, ids, backbone.shape, backbone.schedule),
         "per_step": SampleNoise(0, ids, backbone.shape),
     }
