@@ -53,14 +53,30 @@ def borrowed(
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
     cls = _class(scheduler)
-    known = kinds_of(cls)
-    if "trained_betas" not in known or schedule.straight is not None:
-        raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
-    theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
-    check_sampler(scheduler, options, theirs_alone)
     grid = np.asarray(timesteps, dtype=np.int64)
+    with double_precision(cls):
+        theirs = placed(schedule, grid, cls, options)
+        plan = as_plan(theirs, step or {})
+    if hasattr(theirs, "sigmas") and not hasattr(theirs, "_sigma_to_alpha_sigma_t"):
+        plan = _ending_in_our_units(plan, schedule.end.alpha)
+    t = [schedule.time_at(level) for level in (plan.sigma / plan.alpha).tolist()]
+    return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
+
+
+def placed(
+    schedule: Schedule, grid: NDArray[np.int64], cls: Any, options: Mapping[str, Any]
+) -> Any:
+    """A scheduler of diffusers' `cls` that is set to our timesteps, with options of its constructor.
+
+    To be called within `double_precision`; raises ValueError as `borrowed`.
+    """
+    name, known = cls.__name__, kinds_of(cls)
+    if "trained_betas" not in known or schedule.straight is not None:
+        raise ValueError(f"{name} cannot be put on the noise levels of {schedule.name}")
+    theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
+    check_sampler(name, options, theirs_alone)
     if not np.isfinite(schedule.noise_level[grid]).all():
-        raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
+        raise ValueError(f"{name} needs a schedule that keeps some signal everywhere")
     a = schedule.alpha_bar[grid[::-1]]
     ours = {
         "num_train_timesteps": len(grid),
@@ -70,26 +86,24 @@ def borrowed(
         "clip_sample": False,
         "snr_shift_scale": 1.0,
     }
-    with double_precision(cls):
-        try:
-            theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
-        except FAILURES as error:
-            raise ValueError(f"{scheduler} does not take {options}: {error}") from error
-        set_steps(theirs, len(grid))
-        _end_at(theirs, schedule.final)
-        _name_timesteps(theirs, grid)
-        plan = as_plan(theirs, step or {})
-    if hasattr(theirs, "sigmas") and not hasattr(theirs, "_sigma_to_alpha_sigma_t"):
-        plan = _ending_in_our_units(plan, schedule.end.alpha)
-    t = [schedule.time_at(level) for level in (plan.sigma / plan.alpha).tolist()]
-    return replace(plan, t=np.array(t, dtype=np.float64), s=np.append(t[1:], -1.0))
+    try:
+        theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
+    except FAILURES as error:
+        raise ValueError(f"{name} does not take {dict(options)}: {error}") from error
+    set_steps(theirs, len(grid))
+    _end_at(theirs, schedule.final)
+    _name_timesteps(theirs, grid)
+    return theirs
 
 
 def _class(name: str) -> Any:
     import diffusers
 
     check_choice("scheduler", name, [n for n in dir(diffusers) if n.endswith("Scheduler")])
-    return getattr(diffusers, name)
+    cls = getattr(diffusers, name)
+    if packages := getattr(cls, "_backends", None):  # a stand-in for a class that lacks one of them
+        raise ValueError(f"{name} needs a package that is missing: pip install {' '.join(packages)}")
+    return cls
 
 
 def _end_at(scheduler: Any, final: float) -> None:

@@ -17,7 +17,8 @@ A `Plan` is the table of these coefficients in float64.  `builders.py`, `multist
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -82,6 +83,8 @@ class Plan:
     `alpha` and `sigma` at `t` convert what the network says to x0 and eps.  `eps_scale` divides its
     eps before x0 is limited, which is the denoiser's business (see `scale_eps`).  The first x is
     `start` times standard normal noise.
+
+    The columns are copies that cannot be written to: `dataclasses.replace` makes another plan.
     """
 
     name: str
@@ -114,9 +117,16 @@ class Plan:
             raise ValueError("a plan must jump between neighbouring nodes, each row to the next t")
         if self.eps[:, 0].any():
             raise ValueError("a row's own eps is a combination of x and x0: eps[:, 0] must be 0")
-        for name in PAST:
-            object.__setattr__(self, name, _trimmed(getattr(self, name)))
+        for name in COLUMNS:
+            column = getattr(self, name)
+            column = np.array(_trimmed(column) if name in PAST else column, dtype=np.float64)
+            column.flags.writeable = False  # `rows` are made once
+            object.__setattr__(self, name, column)
         self._check_look_back()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied by what it was made from, so that a copy is as fixed and as small."""
+        return type(self), tuple(getattr(self, field.name) for field in fields(self))
 
     def _check_look_back(self) -> None:
         before: NDArray[np.int64] = np.cumsum(self.calls) - self.calls
@@ -145,14 +155,21 @@ class Plan:
 
     def rows(self) -> Iterator[Row]:
         """The rows as plain Python floats, so that the loop never touches the device."""
+        return iter(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        columns = {name: getattr(self, name).tolist() for name in COLUMNS}
+        columns |= {name: [_short(values) for values in columns[name]] for name in PAST}
+        rows: list[Row] = []
         ups: list[tuple[float, float]] = []  # the stretches that noise has gone up before
-        columns = (getattr(self, name).tolist() for name in COLUMNS)
-        for t, s, x, x0, eps, noise, *rest in zip(*columns, strict=True):
-            visit = sum(low <= t <= high for low, high in ups)
-            if noise and s >= t:
-                ups.append((t, s))
-            row = Row(t, s, x, _short(x0), _short(eps), noise, *rest)
-            yield row._replace(visit=visit) if noise and visit else row
+        for row in map(Row, *columns.values()):
+            if ups and row.noise:
+                row = row._replace(visit=sum(low <= row.t <= high for low, high in ups))
+            if row.noise and row.s >= row.t:
+                ups.append((row.t, row.s))
+            rows.append(row)
+        return tuple(rows)
 
     def __repr__(self) -> str:
         return f"Plan({self.name}, NFE={len(self)})"

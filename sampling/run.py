@@ -116,13 +116,14 @@ def advance(
     out = x * row.x
     if denoised is not None:
         out.add_(denoised.x0, alpha=row.x0[0])
-    for weight, past in zip(row.x0[1:], history, strict=False):
-        if weight:
-            out.add_(past.x0, alpha=weight)
-    for weight, past in zip(row.eps[1:], history, strict=False):
-        if weight:
-            assert past.eps is not None
-            out.add_(past.eps, alpha=weight)
+    if history:
+        for weight, past in zip(row.x0[1:], history, strict=False):
+            if weight:
+                out.add_(past.x0, alpha=weight)
+        for weight, past in zip(row.eps[1:], history, strict=False):
+            if weight:
+                assert past.eps is not None
+                out.add_(past.eps, alpha=weight)
     if row.noise:
         assert z is not None
         std = _between(row.noise, row.noise_high, None if denoised is None else denoised.v)

@@ -205,8 +205,12 @@ class Schedule:
             return self.straight.unit * self.level_at(noise_level).sigma
         logs = np.log(self.noise_level)
         wanted = float(np.log(noise_level))
-        if wanted < logs[0] - 1e-12:
-            raise ValueError(f"sigma / alpha = {noise_level:g} lies below that of timestep 0")
+        if wanted < logs[0] - 1e-7:  # schedulers find levels by differences that cancel
+            raise ValueError(
+                f"sigma / alpha = {noise_level:g} lies below that of timestep 0, where the network "
+                f"knows none: take {self.noise_level[0]:g} or more"
+            )
+        wanted = max(wanted, float(logs[0]))
         below = int(np.clip(np.searchsorted(logs, wanted, "right") - 1, 0, self.T - 2))
         time = below + (wanted - logs[below]) / (logs[below + 1] - logs[below])
         return float(round(time)) if abs(time - round(time)) < 1e-9 else float(time)

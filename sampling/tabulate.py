@@ -84,6 +84,11 @@ def as_plan(scheduler: Any, options: Mapping[str, Any]) -> Plan:
     except FAILURES as error:
         why = str(error) or type(error).__name__
         raise ValueError(f"{name} cannot be stepped by a network's output alone: {why}") from error
+    if trace.calls[-1].t < 0:
+        last = trace.calls[-1].t
+        raise ValueError(
+            f"{name} asks its network for timestep {last:g}, by rounding: take one step more or less"
+        )
     plan = _shortest(name, trace)
     _check(plan, random)
     return plan

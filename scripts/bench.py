@@ -3,6 +3,7 @@
     make bench
     python -m scripts.bench busy                # beside another busy process, which OpenMP must bear
     python -m scripts.bench loop                # against the bare network calls
+    python -m scripts.bench coupling            # what Brownian noise brings (docs/brownian.md)
     python -m scripts.bench table               # sampling a column of the digits' table, in fp32 and bf16
     python -m scripts.bench generation          # shards on disk, and two processes against one
     python -m scripts.bench evaluation          # 50,000 x 2048 features against 10,000
@@ -20,10 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
@@ -38,6 +40,7 @@ from experiments.config import parser
 from experiments.generate import generate
 from files.threads import thread_defaults
 from models.backbone import Backbone
+from models.cifar10.backbone import load as load_cifar10
 from models.digits.backbone import load
 from models.weights import has_bf16
 from sampling import (
@@ -144,14 +147,41 @@ def _keep_busy(pipe: Connection) -> None:
 
 @torch.no_grad()
 def loop() -> None:
-    """The loop and the noise against the bare network calls."""
-    backbone, plan = load(), skipped(SCHEDULE, GRID)
-    sizes = range(BATCH), backbone.shape
-    noise, y = SampleNoise(0, *sizes), sample_labels(0, range(BATCH), 10)
-    inputs = [(noise.at(t), t) for t in plan.t.tolist()]
+    """The loop and the noise against the bare network calls, and a row of the loop by itself."""
+    print(f"{torch.get_num_threads()} threads, median of {ROUNDS} interleaved rounds")
+    _loop_of("digits", load(), BATCH)
+    _loop_of("cifar10", load_cifar10(), BATCH // 8)
+    plan, x = skipped(SCHEDULE, GRID), torch.zeros(1, 1, 4, 4)
+    runs = 100
+
+    def empty() -> None:
+        for _ in range(runs):
+            run(lambda x, t: (x, None), plan, Drawn(x, {}))
+
+    seconds = statistics.median(interleaved({"run": empty})["run"])
+    print(f"a network that does nothing: {1e6 * seconds / runs / STEPS:.1f} microseconds a row")
+
+
+class Drawn(NamedTuple):
+    """Noise that was drawn before: the first x, and z by time (x where there is none)."""
+
+    x: Tensor
+    z: dict[float, Tensor]
+
+    def start(self) -> Tensor:
+        return self.x
+
+    def at(self, t: float, s: float, visit: int = 0) -> Tensor:
+        return self.z.get(t, self.x)
+
+
+def _loop_of(name: str, backbone: Backbone, batch: int) -> None:
+    plan, sizes = skipped(SCHEDULE, GRID), (range(batch), backbone.shape)
+    noise, y = SampleNoise(0, *sizes), sample_labels(0, range(batch), 10)
+    drawn = Drawn(noise.start(), {t: noise.at(t) for t in plan.t.tolist()})
 
     def network() -> None:
-        for x, t in inputs:
+        for t, x in drawn.z.items():
             backbone.network(x, t, y)
 
     def draws(noise: Noise) -> None:
@@ -162,19 +192,37 @@ def loop() -> None:
 
     sides: dict[str, Callable[[], object]] = {
         "network calls alone": network,
+        "run, noise drawn before": lambda: run(backbone.given(y), plan, drawn),
         "run": lambda: run(backbone.given(y), plan, noise),
         "noise alone": lambda: draws(noise),
         "Brownian noise alone": lambda: draws(BrownianNoise(0, *sizes, backbone.schedule)),
     }
     seconds = interleaved(sides)
-    print(
-        f"digits, batch {BATCH}, {STEPS} steps, {torch.get_num_threads()} threads, median of "
-        f"{ROUNDS} interleaved rounds"
-    )
-    for name, values in seconds.items():
-        call = 1000 * statistics.median(values) / BATCH / STEPS
+    print(f"{name}, batch {batch}, {STEPS} steps")
+    for side, values in seconds.items():
+        call = 1000 * statistics.median(values) / batch / STEPS
         share = ratio(values, seconds["network calls alone"])
-        print(f"  {name:<22}{call:8.4f} ms an image call   {share} of the network")
+        print(f"  {side:<24}{call:8.4f} ms an image call   {share} of the network")
+
+
+@torch.no_grad()
+def coupling() -> None:
+    """How far apart the same seeds' pictures are at neighbouring step counts, with either noise."""
+    backbone, ids = load(), range(BATCH)
+    denoiser, counts = backbone.given(sample_labels(0, ids, 10)), (10, 20, 40, 80)
+    noises: dict[str, Noise] = {
+        "brownian": BrownianNoise(0, ids, backbone.shape, backbone.schedule),
+        "per_step": SampleNoise(0, ids, backbone.shape),
+    }
+    print(f"digits, {BATCH} samples, Skipped-Step: root mean square difference, mean over samples")
+    for name, noise in noises.items():
+        plans = [skipped(SCHEDULE, grid_of(1000, n)) for n in counts]
+        pictures = [run(denoiser, plan, noise) for plan in plans]
+        apart = [
+            f"{a} and {b}: {(x - y).square().flatten(1).mean(1).sqrt().mean():.3f}"
+            for (a, x), (b, y) in pairwise(zip(counts, pictures, strict=True))
+        ]
+        print(f"  noise={name}   {'   '.join(apart)}")
 
 
 def undivided() -> Backbone:
@@ -346,7 +394,7 @@ def peak_gib() -> float:
 
 def main() -> None:
     command = parser(__doc__)
-    what = ("busy", "loop", "table", "generation", "evaluation")
+    what = ("busy", "loop", "coupling", "table", "generation", "evaluation")
     command.add_argument("what", nargs="?", choices=what, help="default: all")
     command.add_argument("references", nargs="?", type=int, default=10_000)
     args = command.parse_args()
@@ -354,6 +402,8 @@ def main() -> None:
         busy()
     if args.what in (None, "loop"):
         loop()
+    if args.what in (None, "coupling"):
+        coupling()
     if args.what in (None, "table"):
         table()
     if args.what in (None, "generation"):

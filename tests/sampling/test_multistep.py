@@ -81,17 +81,17 @@ every_builder = pytest.mark.parametrize("name", BUILDERS)
 START, COUNTS = 200, (64, 128, 256, 512)  # the first, low-order rows do not matter so far up
 
 
-def slope(builder, path: str, c: float = 0.25) -> float:
+def slope(builder, path: str, spaced=np.geomspace, start: float = START, c: float = 0.25) -> float:
     """Of the error of the standard deviation over the number of steps, both logarithmic.
 
-    From the exact marginal at sigma / alpha = 200 to that at 0.1, uniform in log-SNR.
+    From the exact marginal at sigma / alpha = `start` to that at 0.1, uniform in log-SNR.
     """
     errors = []
     for n in COUNTS:
-        schedule = path_at(path, np.geomspace(START, 0.1, n + 1))
+        schedule = path_at(path, spaced(start, 0.1, n + 1))
         plan = builder(schedule, every_node(schedule))
-        start = np.sqrt(plan.alpha[0] ** 2 * c + plan.sigma[0] ** 2)
-        output = gaussian_output(dataclasses.replace(plan, start=start), np.array([c]))
+        first = np.sqrt(plan.alpha[0] ** 2 * c + plan.sigma[0] ** 2)
+        output = gaussian_output(dataclasses.replace(plan, start=first), np.array([c]))
         end = schedule.end
         exact = np.sqrt(end.alpha**2 * c + end.sigma**2)
         errors.append(abs(np.sqrt(output.variance[0]) - exact))
@@ -113,7 +113,9 @@ ORDERS = {
     # As published, these are of second order: d2 is half of the second derivative, and d lies half
     # a step aside.  The second-order rest of iPNDM comes from weights of equal steps.
     "dpmpp(3) as published": (functools.partial(dpmpp, order=3, solver_type="heun", **FULL), 2),
+    "sde_dpmpp(3)": (functools.partial(sde_dpmpp, order=3, solver_type="heun", **FULL), 2),
     "er_sde(3)": (er_sde, 2),
+    "er_sde(3, ode)": (functools.partial(er_sde, noise_scale="ode"), 2),
 }
 
 
@@ -122,6 +124,13 @@ ORDERS = {
 def test_order_of_convergence(name, path):
     builder, order = ORDERS[name]
     assert slope(builder, path) == pytest.approx(order, abs=0.2)
+
+
+@every_path
+def test_ipndm_is_of_third_order_where_steps_are_equal(path):
+    """In sigma / alpha, for which its weights are made."""
+    third = slope(functools.partial(ipndm, order=3), path, np.linspace, start=20)
+    assert third == pytest.approx(3, abs=0.2)  # measured 3.08
 
 
 # --- invariants of every plan

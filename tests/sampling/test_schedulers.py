@@ -18,7 +18,7 @@ from sampling.inherit import schedule_of
 from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
 
 ALL = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler, MixPlusPlusScheduler])
-# All up to 100, all that divide 1000, every third of the others.
+# All up to 100, all that divide 1000, every third of the others; test_pairs.py has the coefficients of all.
 COUNTS = sorted({*range(1, 101), *range(101, 1001, 3), 200, 250, 500, 999, 1000})
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SHAPE = (2, 3, 4, 4)
