@@ -1,6 +1,7 @@
-"""Names and options that a user may misspell: refused with the known ones."""
+"""Names and options that a user may misspell: refused with the known ones; their plain values."""
 
 from collections.abc import Iterable
+from typing import Any
 
 
 def check_choice(what: str, name: str, known: Iterable[str]) -> None:
@@ -18,3 +19,10 @@ def check_options(what: str, options: Iterable[str], known: Iterable[str]) -> No
             raise ValueError(
                 f"{what} has no option {option!r}: it takes {', '.join(known) or 'none'}"
             )
+
+
+def plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's, so that a config is JSON."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value
