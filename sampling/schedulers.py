@@ -209,12 +209,13 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         z = None
         if row.noise:
             z = self._noise(row, sample, generator, variance_noise).to(x.device, x.dtype)
-        prev_sample = advance(row, x, Denoised(x0), self._history, z).to(sample.dtype)
+        prev_sample = advance(row, x, Denoised(x0), self._history, z)
         self._step_index = position + 1
         if self._looks_back:
             past = (Past(x0, None), *self._history)[: self._looks_back]
             self._history = past if position + 1 < len(self._rows) else ()
-        x0 = x0.to(sample.dtype)
+        if x.dtype != sample.dtype:
+            prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x0
         return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
@@ -242,9 +243,10 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _read(self, row: Row, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t, x0) in the precision of the computation."""
-        working = torch.promote_types(sample.dtype, torch.float32)
-        x, output = sample.to(working), model_output.to(working)
-        if output.shape[1] == 2 * x.shape[1]:
+        working = sample.dtype if sample.dtype == torch.float64 else torch.float32
+        x = sample if sample.dtype == working else sample.to(working)
+        output = model_output if model_output.dtype == working else model_output.to(working)
+        if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
         if self._read_by is not self.config:
             self._follow_config()
