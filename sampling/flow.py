@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .inherit import FLOW_SOURCES, options_of
+from .inherit import FLOW_SOURCES
 from .levels import Asked, Levels
 from .options import check_choice
 from .schedule import Schedule
@@ -48,9 +48,9 @@ class FlowMatching:
     def _made(self) -> Any:
         """The scheduler that places the levels.  Heun's are Euler's."""
         name = self.name.replace("FlowMatchHeun", "FlowMatchEuler")
-        known = options_of(name)
-        options = {k: self.config[k] for k in known if k in self.config}
-        options |= {"use_flow_sigmas": True} if "use_flow_sigmas" in known else {}
+        kept = FLOW_SOURCES[self.name].kept
+        options = {key: self.config[key] for key in kept if key in self.config}
+        options |= {"use_flow_sigmas": True} if "use_flow_sigmas" in kept else {}
         try:
             source = getattr(diffusers.schedulers, name)(**options)
         except (*FAILURES, ImportError) as error:

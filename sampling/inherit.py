@@ -212,6 +212,7 @@ FLOW_SOURCES: dict[str, Source] = {
     ),
 }
 
+FLOW_ENDS_NOISY = ("DEISMultistepScheduler", "SASolverScheduler")
 _FLOW_MATCHING = "its model is of flow matching, at noise levels by a rule of its pipeline's own"
 _DISTILLED = "its model was distilled to few steps, which another sampler does not take"
 _TOKENS = "its model is of discrete tokens, which have no Gaussian noise"
@@ -442,7 +443,9 @@ def _check_key(
             )
     elif key == "beta_schedule" and "trained_betas" not in overrides:
         raise ValueError(f"{says} is not known here: pass trained_betas=scheduler.betas.tolist()")
-    elif value == "flow_prediction" and whose.split("'")[0] in FLOW_SOURCES:
+    elif value == "flow_prediction" and (name := whose.split("'")[0]) in FLOW_ENDS_NOISY:
+        raise ValueError(f"{says} is not understood here: {WHY['use_flow_sigmas']}{_KEEP}")
+    elif value == "flow_prediction" and name in FLOW_SOURCES:
         raise ValueError(f"{says} goes with use_flow_sigmas=True: pass that, or {_KEEP}")
     elif key != "beta_schedule":
         raise ValueError(f"{says} is not known here, only {', '.join(VALUES[key])}: {_KEEP}")

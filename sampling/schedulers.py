@@ -161,8 +161,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         nearest; a last 0 is the end of the plan and no step.  Raises ValueError unless exactly one
         of the three is given and makes a grid.
 
-        For a model of flow matching all of them, and `mu`, mean what they mean to the class that
-        places its noise levels, which are in `sigmas` afterwards; ValueError where it takes them not.
+        For flow matching they, and `mu`, mean what they mean to the class that places the levels.
         """
         if self._read_by is not self.config:
             self._follow_config()
@@ -193,8 +192,8 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         `generator`.  Half precision is computed in float32; nothing waits for the device.
         `foreign` is what `DDIMPipeline` passes unasked: an eta of 0, which is not followed.
 
-        Returns `prev_sample` and `pred_original_sample` (x0 after clipping), as a tuple without
-        `return_dict`.  Raises ValueError before `set_timesteps`, for a timestep that is not on
+        Returns `prev_sample` and `pred_original_sample` (x0 after clipping), or a tuple of both.
+        Raises ValueError before `set_timesteps`, for a timestep that is not on
         its grid, noise of another shape than x, and both `generator` and `variance_noise`.
         """
         if generator is not None and variance_noise is not None:
@@ -280,7 +279,13 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check_foreign(self, options: Mapping[str, Any]) -> None:
         """Refuse options of other schedulers' `step` that ask for something else than is done."""
-        check_options(f"{type(self).__name__}.step", options, ("eta", "use_clipped_model_output"))
+        if options.get("per_token_timesteps") is not None:
+            raise ValueError(
+                "per_token_timesteps step every token from a noise level of its own, which is not "
+                "done here: keep the scheduler that the pipeline came with"
+            )
+        known = ("eta", "use_clipped_model_output", "per_token_timesteps")
+        check_options(f"{type(self).__name__}.step", options, known)
         if (eta := options.get("eta")) and eta != self._eta:
             raise ValueError(
                 f"{type(self).__name__} does not follow eta={eta}, since its plan says how much "
