@@ -26,8 +26,8 @@ from sampling import (
     timesteps,
 )
 from sampling.inherit import schedule_of
-from sampling.timesteps import NOISE_SPACINGS
 from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
+from sampling.timesteps import NOISE_SPACINGS
 
 ALL = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler, MixPlusPlusScheduler])
 # All up to 100, all that divide 1000, every third of the others.
