@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 # diffusers finds how to load our classes by this name in this module: do not rename it.
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -31,6 +30,7 @@ from .flow import FlowMatching
 from .inherit import flow_options, inherited, reading_of
 from .levels import Asked, Betas, Levels
 from .options import check_options, plain
+from .output import StepOutput
 from .plan import Plan, Row
 from .run import Noise, Past, advance
 from .schedule import Level
@@ -184,7 +184,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
         **foreign: Any,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput | tuple[Tensor, Tensor]:
         """One row: x_s from x_t [B, C, ...] and the network's output at `timestep`.
 
         Of an output with twice the channels of x the second half, a learned variance, is not
@@ -217,7 +217,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x0
-        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+        return StepOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
     def posterior(
         self, model_output: Tensor, timestep: int | float | Tensor, sample: Tensor
