@@ -374,7 +374,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             places = [self._place(t) for t in timesteps.reshape(-1).cpu()]
         else:
             due = self._begin_index if self._step_index is None else self._step_index
-            places = [min(due, len(self._times) - 1)] * timesteps.numel()
+            places = [due] * timesteps.numel()
         return torch.tensor(places)
 
     @property

@@ -42,7 +42,7 @@ from sampling import Schedule
 from sampling.denoise import Clip, NetworkDenoiser, Reading
 
 # What is compared class by class with diffusers 0.42 needs it; all else runs with older ones.
-OF_DIFFUSERS_042 = ["sampling/test_inherit.py", "sampling/test_tabulate.py"]
+OF_DIFFUSERS_042 = [f"sampling/test_{name}.py" for name in ("flow", "inherit", "tabulate")]
 is_older = tuple(map(int, version("diffusers").split(".")[:2])) < (0, 42)
 collect_ignore = OF_DIFFUSERS_042 if is_older else []
 

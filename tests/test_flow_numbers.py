@@ -9,7 +9,7 @@ from conftest import ROOT
 from diffusers import FlowMatchEulerDiscreteScheduler, LTXEulerAncestralRFScheduler
 
 from sampling import tabulate
-from scripts import flow
+from scripts import bench, flow
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, in diffusers
 
@@ -21,6 +21,14 @@ def test_the_page_has_the_tables_that_its_command_prints(capsys, monkeypatch):
     assert "python -m scripts.flow" in page
     marginals, errors = capsys.readouterr().out.strip().split("\n\n")
     assert marginals in page and errors in page
+
+
+def test_what_a_step_costs_is_printed(capsys, monkeypatch):
+    monkeypatch.setattr("scripts.bench.STEP_ROUNDS", 2)
+    monkeypatch.setattr("sys.argv", ["bench", "step"])
+    bench.main()
+    out = capsys.readouterr().out
+    assert out.count(" ms against ") == out.count("of diffusers'") == 4
 
 
 def test_renoising_is_that_of_diffusers():

@@ -527,6 +527,10 @@ def test_scale_noise_is_diffusers(cls, options):
     for one in (theirs, ours):
         one.step(x, t, x)
     same(theirs.timesteps[5:6])
+    for t in theirs.timesteps[5:]:
+        for one in (theirs, ours):
+            one.step(x, t, x)
+    same(theirs.timesteps[9:])  # after the last step: nothing is left to add
     half = ours.scale_noise(x.half(), theirs.timesteps[5:6], z.half())
     assert half.dtype == torch.float16
     assert torch.equal(ours.get_velocity(x, z, t), z - x)
