@@ -163,7 +163,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
         For flow matching they, and `mu`, mean what they mean to the class that places the levels.
         """
-        if self._read_by is not self.config:
+        if self._path.config is not self.config:
             self._follow_config()
         levels = self._path.levels(Asked(num_inference_steps, timesteps, sigmas, mu))
         self._plan, self._levels = self._make_plan(levels), levels
@@ -248,7 +248,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
         if self._read_by is not self.config:
-            self._follow_config()
+            self._reading, self._read_by = reading_of(self.config), self.config
         if self._inverted:
             output = -output
         return x, self._reading.x0(output, x, Level(row.alpha, row.sigma))

@@ -10,6 +10,7 @@ import pytest
 import tiny_flows as tiny
 import torch
 from diffusers import (
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
@@ -83,6 +84,21 @@ def test_pipelines_of_flow_matching(cls, name, tmp_path):
     pipe.scheduler.noise = SampleNoise(0, range(seen[0][0] + 1), seen[0][1:])
     with pytest.raises(ValueError, match="the pipeline steps"):
         result(pipe, words)
+
+
+@ALL
+@pytest.mark.parametrize("name", ["sd3", "flux"])
+def test_a_pipeline_that_was_saved_with_ours(cls, name, tmp_path):
+    pipe, words = opened(name)
+    pipe.scheduler = cls.from_config(pipe.scheduler.config)
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["scheduler"] == ["sampling.schedulers", cls.__name__]
+    nothing = {key: None for key, part in pipe.components.items() if part is None}
+    back = DiffusionPipeline.from_pretrained(tmp_path, **nothing)
+    back.set_progress_bar_config(disable=True)
+    assert type(back.scheduler) is cls
+    np.testing.assert_allclose(result(pipe, words), result(back, words), rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -587,7 +587,12 @@ def test_shift_as_pipelines_change_it():
         one.set_shift(5.0)
         one.set_timesteps(10)
     assert torch.equal(ours.sigmas, theirs.sigmas) and ours.shift == 5.0
-    ours.register_to_config(shift=7.0)
+    (x,), t = random(0, 1), ours.timesteps[3:4]
+    ours.step(x, t, x)
+    before = ours.scale_noise(x, t, x + 1)
+    ours.register_to_config(shift=7.0)  # of effect from the next run on
+    ours.step(x, ours.timesteps[3], x)
+    assert torch.equal(ours.scale_noise(x, t, x + 1), before)
     ours.set_timesteps(10)
     theirs = EULER(shift=7.0)
     theirs.set_timesteps(10)
