@@ -42,8 +42,8 @@ class FlowMatching:
                 f"{config.prediction_type!r}: from_config of the pipeline's own config says so"
             )
         self.config = config
-        self.inverted = bool(config.get("invert_sigmas"))
         self.source = self._made()
+        self.inverted = bool(self.source.config.get("invert_sigmas"))
 
     def _made(self) -> Any:
         """The scheduler that places the levels.  Heun's are Euler's."""
@@ -55,7 +55,8 @@ class FlowMatching:
             source = getattr(diffusers.schedulers, name)(**options)
         except (*FAILURES, ImportError) as error:
             raise ValueError(f"{self.name} itself refuses its config: {error}") from error
-        source.register_to_config(**{k: self.config[k] for k in LIMITS if k in self.config})
+        if "FlowMatch" in name:
+            source.register_to_config(**{k: self.config[k] for k in LIMITS if k in self.config})
         return source
 
     @property
@@ -87,7 +88,7 @@ class FlowMatching:
     @property
     def trial(self) -> Levels:
         """A run of three steps, on a scheduler of its own."""
-        mu = 1.0 if self.config.get("use_dynamic_shifting") else None
+        mu = 1.0 if self.source.config.get("use_dynamic_shifting") else None
         return self._levels(self._made(), Asked(3, None, None, mu))
 
     def levels(self, asked: Asked) -> Levels:

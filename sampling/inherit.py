@@ -95,6 +95,7 @@ BETAS = (
     "trained_betas",
     "prediction_type",
 )
+OWN = (*BETAS, *ABSENT, *SWITCHES)  # options of ours
 GRID = ("timestep_spacing", "steps_offset")
 CLIP = ("clip_sample", "clip_sample_range")
 THRESHOLD = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
@@ -103,7 +104,8 @@ SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 LIMITS = ("sigma_min", "sigma_max")
 # Of flow matching, and without effect as long as `use_flow_sigmas` is off.
 FLOW = ("flow_shift", "time_shift_type")
-SOLVER = (*FLOW, "solver_order", "solver_type", "lower_order_final")
+ORDERS = ("solver_order", "solver_type", "lower_order_final")
+SOLVER = (*FLOW, *ORDERS)
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,7 @@ SOURCES: dict[str, Source] = {
 
 _FLOW_BASE = ("num_train_timesteps", "prediction_type", *THRESHOLD, "use_flow_sigmas", *FLOW)
 # Of betas and of grids over them, which have no effect under flow sigmas, and how the class steps.
-_FLOW_OWN = (*BETAS, *GRID, ZERO_SNR, *SOLVER, "lambda_min_clipped", "variance_type")
+_FLOW_OWN = (*BETAS, *GRID, ZERO_SNR, *ORDERS, "lambda_min_clipped", "variance_type")
 _FLOW_DPMPP = Source(
     (*_FLOW_BASE, "use_dynamic_shifting"), (*_FLOW_OWN, "algorithm_type", "euler_at_final")
 )
@@ -295,8 +297,9 @@ def inherited(
     options that the caller states instead.  Raises ValueError for what cannot be done as the
     config's class does it (see the module).
     """
-    overrides = overrides or {}
     stated = {key: value for key, value in config.items() if key != "_use_default_values"}
+    stated |= {k: v for k, v in (overrides or {}).items() if k not in OWN}  # of the config's class
+    overrides = {k: v for k, v in (overrides or {}).items() if k in OWN}
     again = {"drops_last_node": False} if "timestep_spacing" in overrides else {}
     alike = [stated["_class_name"]] if "_class_name" in stated else _classes_of(config)
     if not alike or alike[0] in OURS:
@@ -310,7 +313,7 @@ def inherited(
     words = " or ".join(map(str, alike))
     source, defaults = _understood(name, words), options_of(name)
     read = {key: stated.get(key, default) for key, default in defaults.items()}
-    if name not in SOURCES or (name in FLOW_SOURCES and {**read, **overrides}["use_flow_sigmas"]):
+    if name not in SOURCES or (name in FLOW_SOURCES and read.get("use_flow_sigmas")):
         return _inherited_flow(name, words, stated, overrides)
     for key in read:
         if key not in overrides:
@@ -329,6 +332,10 @@ def _inherited_flow(
 ) -> dict[str, Any]:
     """The same for flow matching: options keep their names, and `flow_matching` is the class."""
     source, defaults = FLOW_SOURCES[name], options_of(name)
+    if overrides.get("flow_matching", name) != name:
+        raise ValueError(
+            f"the config is {words}'s, and flow_matching cannot be another class: leave it out"
+        )
     for key in overrides:
         if key in NO_FLOW:
             raise ValueError(
@@ -346,8 +353,7 @@ def _inherited_flow(
             if value != defaults[key]:
                 raise ValueError(f"{says} is not understood here: {WHY.get(key, '')}{_KEEP}")
     rest = {key: value for key, value in ABSENT.items() if key not in defaults}
-    given = {key: overrides[key] for key in overrides if key in read}
-    explicit = {**stated, **read, **rest, **given, "prediction_type": "flow_prediction"}
+    explicit = {**stated, **read, **rest, "prediction_type": "flow_prediction"}
     return {**explicit, "flow_matching": name, "_class_name": name}
 
 
@@ -364,7 +370,9 @@ def flow_options(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The options by which a config's class places levels of flow matching: may be overridden."""
     alike = [config["_class_name"]] if "_class_name" in config else _classes_of(config)
     name = config.get("flow_matching") if not alike or alike[0] in OURS else alike[0]
-    return tuple(options_of(name)) if name in FLOW_SOURCES else ()
+    if name not in FLOW_SOURCES:
+        return ()
+    return tuple(key for key in options_of(name) if key not in FLOW_SOURCES[name].own)
 
 
 def _classes_of(config: Mapping[str, Any]) -> list[str]:
@@ -418,7 +426,7 @@ def _understood(name: str, words: str) -> Source:
 def _check_unclassed(config: Mapping[str, Any]) -> None:
     """Raise ValueError unless a config of no class is in our own words."""
     for key in config:
-        if key not in (*BETAS, *ABSENT, *SWITCHES):
+        if key not in OWN:
             raise ValueError(
                 f"a config without _class_name does not say what {key} means: add the class that "
                 "it is of, as {**config, '_class_name': 'DDIMScheduler'}"

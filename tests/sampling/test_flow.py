@@ -774,6 +774,41 @@ def test_a_leftover_of_another_class_is_of_no_effect(cls):
     assert again.timesteps.dtype == torch.int64
 
 
+@pytest.mark.parametrize("name", FLOW_SOURCES)
+def test_options_of_one_class_in_the_config_of_another(name):
+    """As diffusers carries them along when a pipeline changes its scheduler."""
+    source = getattr(diffusers.schedulers, name)
+    base = {**WAN, "flow_shift": 5.0} if "use_flow_sigmas" in source().config else {"shift": 5.0}
+    others = {"invert_sigmas": True, "shift_terminal": 0.1, "stochastic_sampling": True}
+    others |= {"shift": 9.0, "flow_shift": 9.0, "use_dynamic_shifting": True, "shift_type": "log"}
+    others |= {"use_karras_sigmas": True, "use_lu_lambdas": True, "final_sigmas_type": "sigma_min"}
+    leftovers = {key: value for key, value in others.items() if key not in source().config}
+    theirs = source(**base)
+    ours = MixScheduler.from_config({**theirs.config, **leftovers, "_class_name": name})
+    for one in (theirs, ours):
+        one.set_timesteps(9)
+    assert len(leftovers) > 2
+    assert torch.equal(ours.sigmas.unique(), theirs.sigmas.unique())
+    assert ours.plan.t[0] > ours.plan.t[-1]
+
+
+def test_overrides_are_checked_as_the_config_is():
+    for source in (UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        karras = source(use_karras_sigmas=True).config
+        assert "places noise levels elsewhere" in refusal(karras)
+        assert refusal(karras, use_karras_sigmas=False) is None
+        plain = source().config
+        assert "places noise levels elsewhere" in refusal(plain, use_karras_sigmas=True)
+        assert "use_flow_sigmas goes with" in refusal(plain, use_flow_sigmas=True)
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 2.0}
+        ours = MixScheduler.from_config(plain, **flow)
+        assert ours.config.flow_shift == 2.0 and ours.config.flow_matching == source.__name__
+        assert "no option 'solver_order'" in refusal(plain, solver_order=3)
+    assert "stochastic_sampling=True" in refusal(EULER().config, stochastic_sampling=True)
+    for other in (None, "UniPCMultistepScheduler"):
+        assert "flow_matching cannot be another" in refusal(EULER().config, flow_matching=other)
+
+
 @ALL
 @EVERY
 def test_config_is_json_and_comes_back(cls, source, options, grid, tmp_path, caplog):
