@@ -15,6 +15,9 @@ gaussian.py    what a plan does to Gaussian data, in closed form
 tabulate.py    any linear scheduler of diffusers as a plan
 borrowed.py    UniPC, DEIS, SA-Solver, Heun, ... as diffusers has them, at our timesteps
 inherit.py     what another scheduler's config says: honoured, or refused
+levels.py      the timesteps of betas that a scheduler of ours visits
+flow.py        the noise levels of flow matching, as diffusers' own classes place them
+output.py      what a scheduler's step returns
 schedulers.py  Skipped-Step, Mix and Mix++ for diffusers pipelines
 options.py     misspelt names and options
 """

@@ -102,7 +102,9 @@ def _class(name: str) -> Any:
     check_choice("scheduler", name, [n for n in dir(diffusers) if n.endswith("Scheduler")])
     cls = getattr(diffusers, name)
     if packages := getattr(cls, "_backends", None):  # a stand-in for a class that lacks one of them
-        raise ValueError(f"{name} needs a package that is missing: pip install {' '.join(packages)}")
+        raise ValueError(
+            f"{name} needs a package that is missing: pip install {' '.join(packages)}"
+        )
     return cls
 
 

@@ -53,6 +53,8 @@ def implied_x0(output: Tensor, x: Tensor, level: Level, prediction_type: str = "
         norm = alpha**2 + sigma**2
         return (x * (alpha / norm)).sub_(output, alpha=sigma / norm)
     if prediction_type == "flow_prediction":
+        if abs(alpha + sigma - 1) < 1e-15:  # as on the path of flow matching
+            return torch.sub(x, output, alpha=sigma)
         return (x * (1 / (alpha + sigma))).sub_(output, alpha=sigma / (alpha + sigma))
     check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
     return output

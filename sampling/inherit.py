@@ -1,7 +1,8 @@
 """What a scheduler's config says, in the options of ours: right, or refused.
 
 For every class of diffusers that asks its network at the timesteps of a schedule of betas,
-`SOURCES` lists the options that are understood.  A key that is not in the list must have that
+`SOURCES` lists the options that are understood, and `FLOW_SOURCES` for those of flow matching,
+which place their noise levels themselves (see `flow.py`).  A key that is not in the list must have that
 class's default, a key that the class itself never reads is of no effect, and a class that is not
 in the list is refused: each by one error that names the class, the key and what to do.
 
@@ -30,6 +31,7 @@ import numpy as np
 from diffusers.configuration_utils import FrozenDict
 
 from .denoise import Clip, DynamicThreshold, Reading
+from .options import check_choice
 from .schedule import Schedule
 
 _KEEP = "keep the scheduler that the pipeline came with"
@@ -49,8 +51,13 @@ NEAR = {
 }
 WHY = {
     "timestep_type": "the network is asked at continuous noise levels; ",
-    "use_flow_sigmas": "the model is of flow matching; ",
-    "use_dynamic_shifting": "the model is of flow matching; ",
+    "use_flow_sigmas": "its model is of flow matching, where this class stops before the clean image: "
+    "say that it samples as another does, as {**config, '_class_name': "
+    "'DPMSolverMultistepScheduler'}, or ",
+    "use_dynamic_shifting": "it is of flow matching, which use_flow_sigmas is not set for; ",
+    "stochastic_sampling": "that class then draws all noise anew in every row, as models do that "
+    "were distilled: pass stochastic_sampling=False if this one was not, or ",
+    "final_sigmas_type": "it leaves noise in the image: pass final_sigmas_type='zero', or ",
 }
 
 # Our options with their values for a class that has no such option.
@@ -61,6 +68,7 @@ ABSENT: dict[str, Any] = {
     "set_alpha_to_one": True,
     "rescale_betas_zero_snr": False,
     "snr_shift_scale": 1.0,
+    "flow_matching": None,
     "clip_sample": False,
     "clip_sample_range": 1.0,
     "thresholding": False,
@@ -87,6 +95,7 @@ BETAS = (
     "trained_betas",
     "prediction_type",
 )
+OWN = (*BETAS, *ABSENT, *SWITCHES)  # options of ours
 GRID = ("timestep_spacing", "steps_offset")
 CLIP = ("clip_sample", "clip_sample_range")
 THRESHOLD = ("thresholding", "dynamic_thresholding_ratio", "sample_max_value")
@@ -95,7 +104,8 @@ SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 LIMITS = ("sigma_min", "sigma_max")
 # Of flow matching, and without effect as long as `use_flow_sigmas` is off.
 FLOW = ("flow_shift", "time_shift_type")
-SOLVER = (*FLOW, "solver_order", "solver_type", "lower_order_final")
+ORDERS = ("solver_order", "solver_type", "lower_order_final")
+SOLVER = (*FLOW, *ORDERS)
 
 
 @dataclass(frozen=True)
@@ -179,7 +189,33 @@ SOURCES: dict[str, Source] = {
     ),
 }
 
-_FLOW_MATCHING = "its model is of flow matching, which has no noise schedule of betas"
+_FLOW_BASE = ("num_train_timesteps", "prediction_type", *THRESHOLD, "use_flow_sigmas", *FLOW)
+# Of betas and of grids over them, which have no effect under flow sigmas, and how the class steps.
+_FLOW_OWN = (*BETAS, *GRID, ZERO_SNR, *ORDERS, "lambda_min_clipped", "variance_type")
+_FLOW_DPMPP = Source(
+    (*_FLOW_BASE, "use_dynamic_shifting"), (*_FLOW_OWN, "algorithm_type", "euler_at_final")
+)
+
+# By classes that a config of flow matching may be of; what is kept keeps its name.
+FLOW_SOURCES: dict[str, Source] = {
+    "FlowMatchEulerDiscreteScheduler": Source(
+        (
+            *("num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift"),
+            *("base_image_seq_len", "max_image_seq_len", "invert_sigmas", "shift_terminal"),
+            *(*SIGMAS, "time_shift_type"),
+        )
+    ),
+    "FlowMatchHeunDiscreteScheduler": Source(("num_train_timesteps", "shift")),
+    "DPMSolverMultistepScheduler": _FLOW_DPMPP,
+    "DPMSolverSinglestepScheduler": _FLOW_DPMPP,
+    "UniPCMultistepScheduler": Source(
+        (*_FLOW_BASE, "use_dynamic_shifting", "shift_terminal"),
+        (*_FLOW_OWN, *LIMITS, "predict_x0", "disable_corrector", "solver_p"),
+    ),
+}
+
+FLOW_ENDS_NOISY = ("DEISMultistepScheduler", "SASolverScheduler")
+_FLOW_MATCHING = "its model is of flow matching, at noise levels by a rule of its pipeline's own"
 _DISTILLED = "its model was distilled to few steps, which another sampler does not take"
 _TOKENS = "its model is of discrete tokens, which have no Gaussian noise"
 _CONTINUOUS = "its network is asked at continuous noise levels, not at the timesteps of betas"
@@ -188,9 +224,6 @@ _CONTINUOUS = "its network is asked at continuous noise levels, not at the times
 REFUSED: dict[str, str] = {
     **dict.fromkeys(
         (
-            "FlowMatchEulerDiscreteScheduler",
-            "FlowMatchHeunDiscreteScheduler",
-            "LTXEulerAncestralRFScheduler",
             "MiniMaxH3Scheduler",
             "HeliosScheduler",
             "RFD4ProteinaScheduler",
@@ -238,13 +271,25 @@ REFUSED: dict[str, str] = {
         ("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
         "it goes from images to noise: take the config of the pipeline's own scheduler",
     ),
+    "LTXEulerAncestralRFScheduler": "its levels are those of another class: take the config as "
+    "{**config, '_class_name': 'FlowMatchEulerDiscreteScheduler'}",
     "RePaintScheduler": "its step takes an image and a mask: use an inpainting pipeline, or the "
     "model's DDPMScheduler config",
     "UnCLIPScheduler": f"its pipelines pass prev_timestep to step, which ours do not take: {_KEEP}",
 }
 
 
-def inherited(config: Mapping[str, Any], overrides: Collection[str] = ()) -> dict[str, Any]:
+KNOWN = dict.fromkeys((*SOURCES, *FLOW_SOURCES, *REFUSED))
+# What has no meaning for flow matching.
+NO_FLOW = (
+    *("beta_start", "beta_end", "beta_schedule", "trained_betas", "timestep_spacing"),
+    *("steps_offset", "set_alpha_to_one", ZERO_SNR, "snr_shift_scale", "drops_last_node"),
+)
+
+
+def inherited(
+    config: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """A scheduler's config in the options of our schedulers, with its class's defaults explicit.
 
     diffusers would give a new class its own defaults for all that the old config does not state:
@@ -253,15 +298,23 @@ def inherited(config: Mapping[str, Any], overrides: Collection[str] = ()) -> dic
     config's class does it (see the module).
     """
     stated = {key: value for key, value in config.items() if key != "_use_default_values"}
+    stated |= {k: v for k, v in (overrides or {}).items() if k not in OWN}  # of the config's class
+    overrides = {k: v for k, v in (overrides or {}).items() if k in OWN}
     again = {"drops_last_node": False} if "timestep_spacing" in overrides else {}
     alike = [stated["_class_name"]] if "_class_name" in stated else _classes_of(config)
     if not alike or alike[0] in OURS:
+        if flow := stated.get("flow_matching"):
+            check_choice("flow_matching", flow, FLOW_SOURCES)
+            return _inherited_flow(flow, flow, stated, overrides)
         if not alike:
             _check_unclassed(stated)
         return {**stated, **again}
-    name, words = alike[0], " or ".join(map(str, alike))
-    source, defaults = _understood(name, words), _options(name)
+    name = next((one for one in alike if one in REFUSED), alike[0])  # of classes that look alike
+    words = " or ".join(map(str, alike))
+    source, defaults = _understood(name, words), options_of(name)
     read = {key: stated.get(key, default) for key, default in defaults.items()}
+    if name not in SOURCES or (name in FLOW_SOURCES and read.get("use_flow_sigmas")):
+        return _inherited_flow(name, words, stated, overrides)
     for key in read:
         if key not in overrides:
             _check_key(source, f"{words}'s {key}", key, (read[key], defaults[key]), overrides)
@@ -274,6 +327,54 @@ def inherited(config: Mapping[str, Any], overrides: Collection[str] = ()) -> dic
     return {**explicit, **again}
 
 
+def _inherited_flow(
+    name: str, words: str, stated: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same for flow matching: options keep their names, and `flow_matching` is the class."""
+    source, defaults = FLOW_SOURCES[name], options_of(name)
+    if overrides.get("flow_matching", name) != name:
+        raise ValueError(
+            f"the config is {words}'s, and flow_matching cannot be another class: leave it out"
+        )
+    for key in overrides:
+        if key in NO_FLOW:
+            raise ValueError(
+                f"{key} is of noise schedules of betas, and {words} places the levels of flow "
+                "matching: leave it out; set_timesteps takes sigmas of your own"
+            )
+    read = {key: overrides.get(key, stated.get(key, default)) for key, default in defaults.items()}
+    for key, value in read.items():
+        if key == "prediction_type":
+            _check_flow_prediction(words, value)
+        elif key not in (*source.kept, *source.own) and (value or defaults[key]):
+            says = f"{words}'s {key}={value!r}"
+            if key in SIGMAS or key == "use_lu_lambdas":
+                raise ValueError(f"{says} is not understood with use_flow_sigmas: pass {key}=False")
+            if value != defaults[key]:
+                raise ValueError(f"{says} is not understood here: {WHY.get(key, '')}{_KEEP}")
+    rest = {key: value for key, value in ABSENT.items() if key not in defaults}
+    explicit = {**stated, **read, **rest, "prediction_type": "flow_prediction"}
+    return {**explicit, "flow_matching": name, "_class_name": name}
+
+
+def _check_flow_prediction(words: str, value: str) -> None:
+    if value != "flow_prediction":
+        raise ValueError(
+            f"{words}'s use_flow_sigmas goes with prediction_type='flow_prediction', not "
+            f"{value!r}: pass that if the model is of flow matching, else use_flow_sigmas=False, or "
+            f"{_KEEP}"
+        )
+
+
+def flow_options(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The options by which a config's class places levels of flow matching: may be overridden."""
+    alike = [config["_class_name"]] if "_class_name" in config else _classes_of(config)
+    name = config.get("flow_matching") if not alike or alike[0] in OURS else alike[0]
+    if name not in FLOW_SOURCES:
+        return ()
+    return tuple(key for key in options_of(name) if key not in FLOW_SOURCES[name].own)
+
+
 def _classes_of(config: Mapping[str, Any]) -> list[str]:
     """The classes that a live scheduler's config, which does not state its class, may be of.
 
@@ -282,14 +383,14 @@ def _classes_of(config: Mapping[str, Any]) -> list[str]:
     """
     if "_use_default_values" not in config and not isinstance(config, FrozenDict):
         return []
-    keys, options = [*config], {name: [*_options(name)] for name in (*SOURCES, *REFUSED)}
+    keys, options = [*config], {name: [*options_of(name)] for name in KNOWN}
     matching = [name for name, own in options.items() if own and own == keys[: len(own)]]
     longest = max((len(options[name]) for name in matching), default=0)
     return [name for name in matching if len(options[name]) == longest]
 
 
 @cache
-def _options(name: str) -> dict[str, Any]:
+def options_of(name: str) -> dict[str, Any]:
     """The options of a class of diffusers and their defaults; none where it cannot be imported."""
     source = getattr(diffusers.schedulers, name, _Absent)
     parameters = inspect.signature(source.__init__).parameters.values()
@@ -306,21 +407,26 @@ class _Absent:
 def _understood(name: str, words: str) -> Source:
     """The understood options of a class.  Raises ValueError for any other class."""
     if name in REFUSED:
-        raise ValueError(f"the config of a {words} is of no use here: {REFUSED[name]}")
-    if name not in SOURCES:
+        which = [one for one in words.split(" or ") if one not in REFUSED]
+        if which:  # the same options as those of a class that is refused
+            which = [f", or say that it is of the other: {{**config, '_class_name': {which[0]!r}}}"]
+        raise ValueError(
+            f"the config of a {words} is of no use here: {REFUSED[name]}{''.join(which)}"
+        )
+    if name not in KNOWN:
         raise ValueError(
             f"the class {name} is not known here: if it samples as a class of diffusers does, say "
             "so, as {**config, '_class_name': 'DDIMScheduler'}"
         )
-    if not _options(name):
+    if not options_of(name):
         raise ValueError(f"{name}'s options are not known without torchsde: pip install torchsde")
-    return SOURCES[name]
+    return SOURCES.get(name) or FLOW_SOURCES[name]
 
 
 def _check_unclassed(config: Mapping[str, Any]) -> None:
     """Raise ValueError unless a config of no class is in our own words."""
     for key in config:
-        if key not in (*BETAS, *ABSENT, *SWITCHES):
+        if key not in OWN:
             raise ValueError(
                 f"a config without _class_name does not say what {key} means: add the class that "
                 "it is of, as {**config, '_class_name': 'DDIMScheduler'}"
@@ -345,6 +451,10 @@ def _check_key(
             )
     elif key == "beta_schedule" and "trained_betas" not in overrides:
         raise ValueError(f"{says} is not known here: pass trained_betas=scheduler.betas.tolist()")
+    elif value == "flow_prediction" and (name := whose.split("'")[0]) in FLOW_ENDS_NOISY:
+        raise ValueError(f"{says} is not understood here: {WHY['use_flow_sigmas']}{_KEEP}")
+    elif value == "flow_prediction" and name in FLOW_SOURCES:
+        raise ValueError(f"{says} goes with use_flow_sigmas=True: pass that, or {_KEEP}")
     elif key != "beta_schedule":
         raise ValueError(f"{says} is not known here, only {', '.join(VALUES[key])}: {_KEEP}")
 

@@ -157,3 +157,10 @@ def _parts(kind: Any) -> tuple[Any, ...]:
     """Those of a union, null last."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return tuple(sorted(parts, key=lambda part: part is NoneType))
+
+
+def plain(value: Any) -> Any:
+    """Numbers of NumPy and torch as Python's, so that a config is JSON."""
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -113,9 +113,14 @@ def advance(
 
     `denoised`, `history` and `z` are needed where the row has a coefficient for them.
     """
-    out = x * row.x
-    if denoised is not None:
-        out.add_(denoised.x0, alpha=row.x0[0])
+    if denoised is not None and row.x and abs(row.x + row.x0[0] - 1) < 1e-15:
+        out = torch.lerp(
+            denoised.x0, x, row.x
+        )  # one pass: DDIM where alpha + sigma = 1, or alpha = 1
+    else:
+        out = x * row.x
+        if denoised is not None:
+            out.add_(denoised.x0, alpha=row.x0[0])
     if history:
         for weight, past in zip(row.x0[1:], history, strict=False):
             if weight:

@@ -8,34 +8,35 @@ Thin adapters: the coefficients are those of the plans in `plan.py`, the arithme
 `run.py`.  `step` takes no `eta`, because pipelines pass eta = 0 to every scheduler that does,
 which would silently turn Mix into DDIM.
 
-What `from_config` makes of another class's config, or refuses, is in `inherit.py`.
+What `from_config` makes of another class's config, or refuses, is in `inherit.py`; which noise
+levels are visited in `levels.py`, and `flow.py` for flow matching.
 """
 
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
 # diffusers finds how to load our classes by this name in this module: do not rename it.
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .builders import mix, mixpp, skipped
 from .denoise import Denoised
-from .inherit import check_zero_snr, inherited, reading_of, schedule_of
-from .options import check_options
+from .flow import FlowMatching
+from .inherit import flow_options, inherited, reading_of
+from .levels import Asked, Betas, Levels
+from .options import check_options, plain
+from .output import StepOutput
 from .plan import Plan, Row
 from .run import Noise, Past, advance
-from .schedule import Level, Schedule
-from .timesteps import timesteps as grid_of
+from .schedule import Level
 
 PAPER_CUTOFF = 0.291  # of T: the paper's at 25 steps, where T is 1000
+ROUNDING = 1e-6  # of T: timesteps nearer than this are the same
 
 
 class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -57,29 +58,39 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _eta: float | None = None  # DDIM's eta that the plan follows throughout, if there is one
     _looks_back = 0  # rows
 
-    def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
+    def _make_plan(self, levels: Levels) -> Plan:
         raise NotImplementedError
 
     def _setup(self) -> None:
         """The rest of every __init__: the config is registered already."""
-        self.register_to_config(**{k: _plain(v) for k, v in self.config.items() if k[0] != "_"})
-        if self.config.rescale_betas_zero_snr:
-            check_zero_snr("", self.config.prediction_type)
-        schedule = schedule_of(self.config)
-        self._make_plan(schedule, np.array([schedule.T - 1]))  # refuse bad options now
-        self.alphas_cumprod = torch.from_numpy(schedule.alpha_bar).float()
-        levels = np.sqrt([schedule.alpha_bar, 1 - schedule.alpha_bar])
-        self._levels = torch.from_numpy(levels).float()
+        self.register_to_config(**{k: plain(v) for k, v in self.config.items() if k[0] != "_"})
+        self._follow_config()
+        self._make_plan(self._path.trial)  # refuse bad options now
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.arange(schedule.T).flip(0)
-        self._grid = self.timesteps
+        self._show(self._path.times, self._path.sigmas)
+        self._levels: Levels | None = None
         self._plan: Plan | None = None
         self._rows: list[Row] = []
-        self._index: dict[int, int] = {}
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._history: tuple[Past, ...] = ()  # what a plan looks back at, newest first
+
+    def _follow_config(self) -> None:
+        """What is made of the config, once more after `register_to_config`, which makes a new one."""
+        self._path: Any = (FlowMatching if self.config.flow_matching else Betas)(self.config)
+        self._table = self._path.table.float()  # alpha and sigma
+        if isinstance(self._path, Betas):
+            self.alphas_cumprod = torch.from_numpy(self._path.schedule.alpha_bar).float()
+        self._inverted = isinstance(self._path, FlowMatching) and self._path.inverted
         self._reading, self._read_by = reading_of(self.config), self.config
+
+    def _show(self, times: list[float], sigmas: Tensor | None, device: Any = None) -> None:
+        """What pipelines read."""
+        dtype = torch.int64 if isinstance(times[0], int) else torch.float32
+        self._times, self.timesteps = times, torch.tensor(times, dtype=dtype, device=device)
+        self._grid = self.timesteps
+        if sigmas is not None:
+            self.sigmas = sigmas.to(device=device)
 
     @property
     def plan(self) -> Plan:
@@ -102,10 +113,16 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         a misspelt cutoff would else be silently ignored, and for a config that it cannot honour.
         """
         known = set(inspect.signature(cls.__init__).parameters) - {"self"}
+        placing = flow_options(config or {})
         if not return_unused_kwargs:
-            check_options(cls.__name__, kwargs, sorted(known))
-        config = inherited(config or {}, known & {*kwargs})
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+            check_options(cls.__name__, kwargs, sorted({*known, *placing}))
+        config = inherited(config or {}, {k: kwargs[k] for k in {*kwargs} & {*known, *placing}})
+        kwargs = {k: v for k, v in kwargs.items() if k in known or k not in placing}
+        made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        if scheduler.config.flow_matching:  # whose options are none of __init__
+            scheduler._setup()
+        return made
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
@@ -133,8 +150,9 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
-        timesteps: Sequence[int] | Tensor | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
     ) -> None:
         """Make the plan: `num_inference_steps` by the config's spacing, or an explicit grid.
 
@@ -142,36 +160,20 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sqrt((1 - abar) / abar), decreasing, each taken to the timestep whose log sigma is
         nearest; a last 0 is the end of the plan and no step.  Raises ValueError unless exactly one
         of the three is given and makes a grid.
+
+        For flow matching they, and `mu`, mean what they mean to the class that places the levels.
         """
-        if sum(v is not None for v in (num_inference_steps, timesteps, sigmas)) != 1:
-            raise ValueError("give exactly one of num_inference_steps, timesteps and sigmas")
-        schedule = schedule_of(self.config)
-        if sigmas is not None:
-            grid = _nearest(schedule, sigmas)
-        elif timesteps is not None:
-            grid = _decreasing(timesteps)
-            if not np.issubdtype(grid.dtype, np.integer):
-                raise ValueError("timesteps must be integers")
-        else:
-            grid = self._spaced(schedule, num_inference_steps)
-        self._plan = self._make_plan(schedule, grid)
+        if self._path.config is not self.config:
+            self._follow_config()
+        levels = self._path.levels(Asked(num_inference_steps, timesteps, sigmas, mu))
+        self._plan, self._levels = self._make_plan(levels), levels
         self._rows = list(self._plan.rows())
-        self._index = {int(t): i for i, t in enumerate(grid)}
-        self.num_inference_steps = len(grid)
-        self.timesteps = torch.tensor(grid.tolist(), dtype=torch.int64, device=device)
-        self._grid = self.timesteps
+        self.num_inference_steps = len(self._rows)
+        self._show(levels.times, levels.sigmas, device)
+        if isinstance(self._path, FlowMatching):
+            self._table = levels.table.float()
         self._step_index = self._begin_index = None
         self._history = ()
-
-    def _spaced(self, schedule: Schedule, steps: int | None) -> NDArray[np.int64]:
-        """The grid of that many steps by the config's spacing."""
-        spacing, offset = str(self.config.timestep_spacing), self.config.steps_offset
-        drops = self.config.drops_last_node and spacing in ("leading", "linspace")
-        if spacing == "leading" and offset:
-            spacing = f"leading+{offset}"
-        if drops and steps is not None and steps < schedule.T:
-            return grid_of(schedule, steps + 1, spacing)[:-1]
-        return grid_of(schedule, steps, spacing)
 
     def step(
         self,
@@ -182,7 +184,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
         **foreign: Any,
-    ) -> DDIMSchedulerOutput | tuple[Tensor, Tensor]:
+    ) -> StepOutput | tuple[Tensor, Tensor]:
         """One row: x_s from x_t [B, C, ...] and the network's output at `timestep`.
 
         Of an output with twice the channels of x the second half, a learned variance, is not
@@ -190,8 +192,8 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         `generator`.  Half precision is computed in float32; nothing waits for the device.
         `foreign` is what `DDIMPipeline` passes unasked: an eta of 0, which is not followed.
 
-        Returns `prev_sample` and `pred_original_sample` (x0 after clipping), as a tuple without
-        `return_dict`.  Raises ValueError before `set_timesteps`, for a timestep that is not on
+        Returns `prev_sample` and `pred_original_sample` (x0 after clipping), or a tuple of both.
+        Raises ValueError before `set_timesteps`, for a timestep that is not on
         its grid, noise of another shape than x, and both `generator` and `variance_noise`.
         """
         if generator is not None and variance_noise is not None:
@@ -206,15 +208,16 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         z = None
         if row.noise:
             z = self._noise(row, sample, generator, variance_noise).to(x.device, x.dtype)
-        prev_sample = advance(row, x, Denoised(x0), self._history, z).to(sample.dtype)
+        prev_sample = advance(row, x, Denoised(x0), self._history, z)
         self._step_index = position + 1
         if self._looks_back:
             past = (Past(x0, None), *self._history)[: self._looks_back]
             self._history = past if position + 1 < len(self._rows) else ()
-        x0 = x0.to(sample.dtype)
+        if x.dtype != sample.dtype:
+            prev_sample, x0 = prev_sample.to(sample.dtype), x0.to(sample.dtype)
         if not return_dict:
             return prev_sample, x0
-        return DDIMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x0)
+        return StepOutput(prev_sample=prev_sample, pred_original_sample=x0)
 
     def posterior(
         self, model_output: Tensor, timestep: int | float | Tensor, sample: Tensor
@@ -239,12 +242,15 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _read(self, row: Row, model_output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t, x0) in the precision of the computation."""
-        working = torch.promote_types(sample.dtype, torch.float32)
-        x, output = sample.to(working), model_output.to(working)
-        if output.shape[1] == 2 * x.shape[1]:
+        working = sample.dtype if sample.dtype == torch.float64 else torch.float32
+        x = sample if sample.dtype == working else sample.to(working)
+        output = model_output if model_output.dtype == working else model_output.to(working)
+        if output.shape != x.shape and output.shape[1] == 2 * x.shape[1]:
             output = output[:, : x.shape[1]]
-        if self._read_by is not self.config:  # register_to_config makes a new one
+        if self._read_by is not self.config:
             self._reading, self._read_by = reading_of(self.config), self.config
+        if self._inverted:
+            output = -output
         return x, self._reading.x0(output, x, Level(row.alpha, row.sigma))
 
     def _noise(
@@ -273,7 +279,13 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check_foreign(self, options: Mapping[str, Any]) -> None:
         """Refuse options of other schedulers' `step` that ask for something else than is done."""
-        check_options(f"{type(self).__name__}.step", options, ("eta", "use_clipped_model_output"))
+        if options.get("per_token_timesteps") is not None:
+            raise ValueError(
+                "per_token_timesteps step every token from a noise level of its own, which is not "
+                "done here: keep the scheduler that the pipeline came with"
+            )
+        known = ("eta", "use_clipped_model_output", "per_token_timesteps")
+        check_options(f"{type(self).__name__}.step", options, known)
         if (eta := options.get("eta")) and eta != self._eta:
             raise ValueError(
                 f"{type(self).__name__} does not follow eta={eta}, since its plan says how much "
@@ -282,9 +294,9 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _begin_at(self, position: int) -> None:
         """Let the next step be a first one, which has no row before to look back at."""
-        rows = list(self.plan.rows())
-        schedule, grid = schedule_of(self.config), list(self._index)[position:]
-        first = list(self._make_plan(schedule, np.array(grid)).rows())[: self._looks_back]
+        assert self._levels is not None
+        rest = self._make_plan(self._levels._replace(nodes=self._levels.nodes[position:]))
+        rows, first = list(self.plan.rows()), list(rest.rows())[: self._looks_back]
         rows[position : position + len(first)] = first
         self._rows = rows
         self._history = ()
@@ -303,20 +315,30 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 return self._following(self._step_index)
             if timestep.device.type != "cpu" and self._begin_index is not None:
                 return self._following(self._begin_index)
-        position = self._index.get(int(timestep)) if _is_exact(timestep) else None
-        return self._rounded(timestep) if position is None else position
+        return self._place(timestep)
 
-    def _rounded(self, timestep: int | float | Tensor) -> int:
-        """The row of a timestep that was rounded to half precision: 999 is 1000 in bfloat16."""
-        if isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16):
-            known = torch.tensor(list(self._index)).to(timestep.dtype)
-            rows = (known == timestep.cpu()).nonzero().flatten().tolist()
-            expected = self._step_index or self._begin_index or 0
-            if len(rows) == 1 or expected in rows:
-                return expected if expected in rows else int(rows[0])
+    def _place(self, timestep: int | float | Tensor) -> int:
+        """Where a timestep stands among all, also one that was rounded: 999 is 1000 in bfloat16.
+
+        The row that is due, if it may be that; noise levels of flow matching are no round numbers,
+        and what UniPC makes of them may come twice.
+        """
+        value, due = float(timestep), self._step_index or self._begin_index or 0
+        half = isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16)
+        if not half and self._times[due : due + 1] == [value]:
+            return due
+        known = torch.tensor(self._times, dtype=torch.float64)
+        if half:
+            near = known.to(timestep.dtype).double() == value  # type: ignore[union-attr]
+        else:
+            near = (known - value).abs() <= ROUNDING * self.config.num_train_timesteps
+        rows = near.nonzero().flatten().tolist()
+        if due in rows or len(rows) == 1:
+            return due if due in rows else int(rows[0])
+        if rows and value in (exact := [self._times[row] for row in rows]):
+            return int(rows[exact.index(value)])
         raise ValueError(
-            f"timestep {float(timestep):g} is not on the grid of set_timesteps: "
-            f"{list(self._index)[:4]}..."
+            f"timestep {value:g} is not on the grid of set_timesteps: {self._times[:4]}..."
         )
 
     def _following(self, position: int) -> int:
@@ -325,34 +347,44 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return position
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """q(x_t | x_0): sqrt(abar_t) x0 + sqrt(1 - abar_t) noise; timesteps int64 [B]."""
+        """q(x_t | x_0): alpha_t x0 + sigma_t noise; timesteps [B]."""
         signal, std = self._levels_at(timesteps, original_samples)
         return signal * original_samples + std * noise
 
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """`add_noise` by the name and in the order that pipelines of flow matching have for it."""
+        return self.add_noise(sample, noise, timestep)
+
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = sqrt(abar_t) noise - sqrt(1 - abar_t) x0, what a v_prediction network learns."""
+        """v = alpha_t noise - sigma_t x0, what a v_prediction network learns; noise - x0 for flows."""
+        if self.config.flow_matching:
+            return noise - sample
         signal, std = self._levels_at(timesteps, sample)
         return signal * noise - std * sample
 
     def _levels_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        self._levels = self._levels.to(like.device)  # stays there for the next call
-        levels = self._levels[:, timesteps.to(like.device)].to(like.dtype)
+        index = self._places(timesteps) if self.config.flow_matching else timesteps
+        self._table = self._table.to(like.device)  # stays there for the next call
+        levels = self._table[:, index.to(like.device)].to(like.dtype)
         return levels.reshape(2, -1, *[1] * (like.ndim - 1))
 
+    def _places(self, timesteps: Tensor) -> Tensor:
+        """The rows of timesteps [B] of flow matching: where the pipeline is, once it has said so."""
+        if self._begin_index is None:
+            places = [self._place(t) for t in timesteps.reshape(-1).cpu()]
+        else:
+            due = self._begin_index if self._step_index is None else self._step_index
+            places = [due] * timesteps.numel()
+        return torch.tensor(places)
 
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy and torch as Python's, so that a config is JSON."""
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.tolist() if hasattr(value, "tolist") else value
+    @property
+    def shift(self) -> float:
+        """The static shift of FlowMatchEuler's noise levels."""
+        return float(self._path.shift)
 
-
-def _is_exact(timestep: int | float | Tensor) -> bool:
-    """Whether a timestep is an integer that has not been rounded."""
-    if isinstance(timestep, Tensor):
-        half = timestep.dtype in (torch.bfloat16, torch.float16)
-        return not half and bool(timestep == int(timestep))
-    return timestep == int(timestep)
+    def set_shift(self, shift: float) -> None:
+        """Another static shift, from the next `set_timesteps` on, as FlowMatchEuler has it."""
+        self._path.set_shift(shift)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
@@ -362,30 +394,6 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
         and a.dtype == b.dtype
         and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
     )
-
-
-def _decreasing(values: Sequence[float] | Tensor) -> NDArray[Any]:
-    """An explicit grid as an array; the plan checks that it lies within 0..T-1."""
-    grid = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-    if grid.ndim != 1 or len(grid) == 0 or (np.diff(grid) >= 0).any():
-        raise ValueError(f"a grid must decrease strictly, got {grid.tolist()}")
-    return grid
-
-
-def _nearest(schedule: Schedule, sigmas: Sequence[float] | Tensor) -> NDArray[np.int64]:
-    """The timesteps whose log sigma is nearest."""
-    wanted = _decreasing(sigmas).astype(np.float64)
-    if wanted[-1] == 0:
-        wanted = wanted[:-1]
-    if len(wanted) == 0 or not (wanted > 0).all():
-        raise ValueError("sigmas must be positive, but for a 0 at the end")
-    distance = np.abs(np.log(schedule.noise_level) - np.log(wanted)[:, None])
-    grid = distance.argmin(axis=1)
-    if (np.diff(grid) >= 0).any():
-        raise ValueError(
-            f"several sigmas are nearest to one timestep, {grid.tolist()}: leave some out"
-        )
-    return grid
 
 
 class SkippedStepScheduler(_PlanScheduler):
@@ -400,7 +408,9 @@ class SkippedStepScheduler(_PlanScheduler):
     diffusers' DDIM, even (the paper's: guided-diffusion's), or any other of `sampling.timesteps`;
     `steps_offset` shifts leading; `drops_last_node` takes leading and linspace of one node more
     without the last one, as DPM-Solver++ and UniPC do.  `set_alpha_to_one`: end at the clean image,
-    else at the noise level of timestep 0.
+    else at the noise level of timestep 0.  `flow_matching`: the class of diffusers that places the
+    noise levels of a flow-matching model, by options of its own, in place of all that (see
+    `flow.py`); `from_config` sets it.
 
     Raises ValueError for values that make no plan.
     """
@@ -427,11 +437,12 @@ class SkippedStepScheduler(_PlanScheduler):
         sample_max_value: float = 1.0,
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
+        flow_matching: str | None = None,
     ):
         self._setup()
 
-    def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
-        return skipped(schedule, grid)
+    def _make_plan(self, levels: Levels) -> Plan:
+        return skipped(levels.schedule, levels.nodes)
 
 
 class MixScheduler(_PlanScheduler):
@@ -465,6 +476,7 @@ class MixScheduler(_PlanScheduler):
         sample_max_value: float = 1.0,
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
+        flow_matching: str | None = None,
         cutoff: float | None = None,
         cutoff_sigma: float | None = None,
         cutoff_log_snr: float | None = None,
@@ -473,15 +485,15 @@ class MixScheduler(_PlanScheduler):
     ):
         self._setup()
 
-    def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
+    def _make_plan(self, levels: Levels) -> Plan:
         c = self.config
         cutoff = c.cutoff
         if (cutoff, c.cutoff_sigma, c.cutoff_log_snr) == (None, None, None):
-            cutoff = PAPER_CUTOFF * schedule.T
-        _check_timestep("cutoff", cutoff, schedule)
+            cutoff = PAPER_CUTOFF * c.num_train_timesteps
+        cutoff = levels.switch("cutoff", cutoff, c.num_train_timesteps)
         return mix(
-            schedule,
-            grid,
+            levels.schedule,
+            levels.nodes,
             cutoff=cutoff,
             cutoff_sigma=c.cutoff_sigma,
             cutoff_log_snr=c.cutoff_log_snr,
@@ -520,6 +532,7 @@ class MixPlusPlusScheduler(_PlanScheduler):
         sample_max_value: float = 1.0,
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
+        flow_matching: str | None = None,
         lo: float | None = None,
         hi: float | None = None,
         orders: Sequence[int] = (2, 2),
@@ -527,29 +540,21 @@ class MixPlusPlusScheduler(_PlanScheduler):
         self._setup()
         self._looks_back = max(self.config.orders) - 1
 
-    def _make_plan(self, schedule: Schedule, grid: NDArray[np.int64]) -> Plan:
+    def _make_plan(self, levels: Levels) -> Plan:
         lo, hi, orders = self.config.lo, self.config.hi, self.config.orders
-        lo = PAPER_CUTOFF * schedule.T if lo is None else lo
-        _check_timestep("lo", lo, schedule)
-        _check_timestep("hi", hi, schedule)
+        T = self.config.num_train_timesteps
+        lo = PAPER_CUTOFF * T if lo is None else lo
+        lo, hi = levels.switch("lo", lo, T), levels.switch("hi", hi, T)
         if not isinstance(orders, list) or len(orders) != 2:
             raise ValueError(
                 f"orders are two, of the stochastic and the deterministic rows, got {orders!r}"
             )
         stochastic, deterministic = orders
         return mixpp(
-            schedule,
-            grid,
+            levels.schedule,
+            levels.nodes,
             lo=lo,
             hi=hi,
             stochastic_order=stochastic,
             deterministic_order=deterministic,
-        )
-
-
-def _check_timestep(name: str, value: Any, schedule: Schedule) -> None:
-    """Raise ValueError for a switch that is no timestep in 0..T; None is none."""
-    if value is not None and not (isinstance(value, int | float) and 0 <= value <= schedule.T):
-        raise ValueError(
-            f"{name} must be in 0..{schedule.T}, neither negative nor beyond, got {value!r}"
         )

@@ -4,6 +4,7 @@
     python -m scripts.bench busy                # beside another busy process, which OpenMP must bear
     python -m scripts.bench loop                # against the bare network calls
     python -m scripts.bench coupling            # what Brownian noise brings (docs/brownian.md)
+    python -m scripts.bench step                # scheduler.step against diffusers' own
     python -m scripts.bench table               # sampling a column of the digits' table, in fp32 and bf16
     python -m scripts.bench generation          # shards on disk, and two processes against one
     python -m scripts.bench evaluation          # 50,000 x 2048 features against 10,000
@@ -30,6 +31,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatchEuler
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
@@ -58,10 +61,13 @@ from sampling import (
 )
 from sampling import timesteps as grid_of
 from sampling.brownian import BrownianNoise
+from sampling.schedulers import MixScheduler, SkippedStepScheduler
 
 BATCH, STEPS, ROUNDS = 64, 25, 11
 SIZE = Size(num_samples=4 * BATCH, batch_size=BATCH, shard_size=BATCH)
 SCHEDULE, GRID = Schedule.linear(), grid_of(1000, STEPS)
+STEP_ROUNDS = 201
+LATENTS = torch.randn(2, 1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
 OPENMP_SPINS = "300000"  # libgomp's own default where neither variable is set
 
 
@@ -223,6 +229,41 @@ def coupling() -> None:
             for (a, x), (b, y) in pairwise(zip(counts, pictures, strict=True))
         ]
         print(f"  noise={name}   {'   '.join(apart)}")
+
+
+def step() -> None:
+    """`step` of our schedulers and of diffusers' at the same stochasticity, for one latent image."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    flow: Any = FlowMatchEuler(shift=3.0)
+    renoised = FlowMatchEuler(shift=3.0, stochastic_sampling=True)
+    betas: Any = DDIMScheduler(clip_sample=False)
+    pairs: dict[str, tuple[Any, Any, dict[str, float]]] = {
+        "DDIM, eta 0": (MixScheduler.from_config(betas.config, cutoff=1000), betas, {"eta": 0.0}),
+        "DDIM, eta 1": (SkippedStepScheduler.from_config(betas.config), betas, {"eta": 1.0}),
+        "flow": (MixScheduler.from_config(flow.config, cutoff=1000), flow, {}),
+        "flow with noise": (SkippedStepScheduler.from_config(flow.config), renoised, {}),
+    }
+    print(
+        f"1 x 4 x 64 x 64, one thread, median of {STEP_ROUNDS} interleaved rounds of {STEPS} steps"
+    )
+    for name, (ours, theirs, options) in pairs.items():
+        both = [(_run(ours, {}), _run(theirs, options)) for _ in range(STEP_ROUNDS)][1:]
+        a, b = zip(*both, strict=True)
+        mine, its = (1000 * statistics.median(seconds) / STEPS for seconds in (a, b))
+        share = ratio(a, b)
+        print(f"  {name:<16}{mine:8.4f} ms against {its:.4f} ms   {share} of diffusers'")
+    torch.set_num_threads(threads)
+
+
+def _run(scheduler: Any, options: Mapping[str, float]) -> float:
+    """Seconds of all steps of a run without a network."""
+    scheduler.set_timesteps(STEPS)
+    x, output = LATENTS
+    start = time.perf_counter()
+    for t in scheduler.timesteps:
+        scheduler.step(output, t, x, **options)
+    return time.perf_counter() - start
 
 
 def undivided() -> Backbone:
@@ -394,7 +435,7 @@ def peak_gib() -> float:
 
 def main() -> None:
     command = parser(__doc__)
-    what = ("busy", "loop", "coupling", "table", "generation", "evaluation")
+    what = ("busy", "loop", "coupling", "step", "table", "generation", "evaluation")
     command.add_argument("what", nargs="?", choices=what, help="default: all")
     command.add_argument("references", nargs="?", type=int, default=10_000)
     args = command.parse_args()
@@ -404,6 +445,8 @@ def main() -> None:
         loop()
     if args.what in (None, "coupling"):
         coupling()
+    if args.what in (None, "step"):
+        step()
     if args.what in (None, "table"):
         table()
     if args.what in (None, "generation"):

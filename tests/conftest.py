@@ -42,7 +42,9 @@ from sampling import Schedule
 from sampling.denoise import Clip, NetworkDenoiser, Reading
 
 # What is compared class by class with diffusers 0.42 needs it; all else runs with older ones.
-OF_DIFFUSERS_042 = [f"sampling/test_{n}.py" for n in ("every_sampler", "inherit", "tabulate")]
+OF_DIFFUSERS_042 = [
+    f"sampling/test_{name}.py" for name in ("every_sampler", "flow", "inherit", "tabulate")
+]
 is_older = tuple(map(int, version("diffusers").split(".")[:2])) < (0, 42)
 collect_ignore = OF_DIFFUSERS_042 if is_older else []
 

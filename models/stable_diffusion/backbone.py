@@ -52,7 +52,7 @@ def load(
         pipe.vae.to(torch.float32)  # its activations are too large for half precision
     pipe.to(device)
     pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
-    config = inherited(pipe.scheduler.config, ("timestep_spacing",))
+    config = inherited(pipe.scheduler.config, {"timestep_spacing": None})
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
     texts, guided = tuple(prompts), guidance_scale != 1

@@ -27,7 +27,7 @@ from diffusers import (
 )
 from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from sampling.inherit import REFUSED, SOURCES, schedule_of
+from sampling.inherit import FLOW_SOURCES, REFUSED, SOURCES, schedule_of
 from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of NumPy, in diffusers
@@ -182,9 +182,9 @@ def refusal(config, cls=MixScheduler, **more) -> str | None:
 
 
 def test_every_class_of_diffusers_is_known():
-    """A new version may bring others: say what they are."""
-    assert set(CLASSES) == set(SOURCES) | set(REFUSED)
-    assert not set(SOURCES) & set(REFUSED)
+    """A new version may bring others: say what they are.  For flow matching see test_flow.py."""
+    assert set(CLASSES) == set(SOURCES) | set(FLOW_SOURCES) | set(REFUSED)
+    assert not (set(SOURCES) | set(FLOW_SOURCES)) & set(REFUSED)
     assert {s.name for s in KarrasDiffusionSchedulers} - {"EDMEulerScheduler"} <= set(SOURCES)
 
 
@@ -221,6 +221,17 @@ def assert_the_remedy_works(says, source):
     elif "trained_betas=scheduler.betas.tolist()" in says:
         ours = MixScheduler.from_config(source.config, trained_betas=source.betas.tolist())
         assert_same_levels(ours, source)
+    elif "goes with prediction_type='flow_prediction'" in says:
+        again = {"prediction_type": "flow_prediction"}
+        MixScheduler.from_config(source.config, **again).set_timesteps(STEPS)
+        ours = MixScheduler.from_config(source.config, use_flow_sigmas=False)
+        assert_same_levels(ours, type(source)(**{**source.config, "use_flow_sigmas": False}))
+    elif "goes with use_flow_sigmas=True" in says:
+        MixScheduler.from_config(source.config, use_flow_sigmas=True).set_timesteps(STEPS)
+    elif "'_class_name': 'DPMSolverMultistepScheduler'}" in says:
+        config = {**source.config, "_class_name": "DPMSolverMultistepScheduler"}
+        again = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+        MixScheduler.from_config(config, **again).set_timesteps(STEPS)
     elif "leaves no signal" in says:
         MixScheduler.from_config(source.config, prediction_type="v_prediction")
         MixScheduler.from_config(source.config, rescale_betas_zero_snr=False)

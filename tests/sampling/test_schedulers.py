@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,20 @@ from conftest import bound
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sampling import SampleNoise, Schedule, mix, mixpp, run, schedulers, skipped, timesteps
+from sampling import (
+    SPACINGS,
+    SampleNoise,
+    Schedule,
+    mix,
+    mixpp,
+    run,
+    schedulers,
+    skipped,
+    timesteps,
+)
 from sampling.inherit import schedule_of
 from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
+from sampling.timesteps import NOISE_SPACINGS
 
 ALL = pytest.mark.parametrize("cls", [SkippedStepScheduler, MixScheduler, MixPlusPlusScheduler])
 # All up to 100, all that divide 1000, every third of the others; test_pairs.py has the coefficients of all.
@@ -327,9 +339,20 @@ def test_options_are_refused_early(cls):
         cls(beta_schedule="exp")
     with pytest.raises(ValueError, match=f"{cls.__name__} has no option 'cutof': it takes"):
         cls.from_config(DDIMScheduler().config, cutof=291)
-    scheduler = cls(timestep_spacing="exponential")
-    with pytest.raises(ValueError, match="unknown spacing 'exponential'"):
-        scheduler.set_timesteps(10)
+    for bad in ("exponential", "leading+1.5", "", "sgm_uniform"):
+        with pytest.raises(ValueError, match=f"unknown spacing '{re.escape(bad)}'"):
+            cls(timestep_spacing=bad)
+        with pytest.raises(ValueError, match=f"unknown spacing '{re.escape(bad)}'"):
+            cls.from_config(DDIMScheduler().config, timestep_spacing=bad)
+    with pytest.raises(ValueError, match="sections must be integers"):
+        cls(timestep_spacing="90,many")
+    with pytest.raises(ValueError, match="is published for T = 1000"):
+        cls(timestep_spacing="ays_sd", num_train_timesteps=500)
+    zero = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    with pytest.raises(ValueError, match="keeps some signal everywhere"):
+        cls(timestep_spacing="karras", **zero)
+    for known in (*SPACINGS, *NOISE_SPACINGS, "leading+1", "90,60,60,20,20"):
+        cls(timestep_spacing=known)
 
 
 def test_mix_refuses_bad_options_early():
