@@ -22,6 +22,7 @@ from sampling.options import check_choice
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
+PAPERS_CUTOFF = 291
 NOISES = ("per_step", "brownian")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
@@ -29,7 +30,10 @@ LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems 
 FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
 # Options that a loader got later, with what held before: a config that says no more than that stays
 # the config that it was.
-LATER_OPTIONS = {"models.digits.load": {"precision": "fp32"}}
+LATER_OPTIONS: dict[str, dict[str, Any]] = {
+    "models.adm.load": {"flags": None},
+    "models.digits.load": {"precision": "fp32"},
+}
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,11 @@ def _check_options(options: Mapping[str, Any], T: int) -> None:
     if k is not None and type(k) is not int:
         raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
     for option in TIMESTEPS:
+        if options.get(option) == PAPERS_CUTOFF < T != 1000:
+            raise ValueError(
+                f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
+                f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them"
+            )
         if option in options and options[option] > T:
             raise ValueError(
                 f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
@@ -221,12 +230,12 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     for key in ("checkpoint", "id", "text_encoder", "vae"):
         if key in identity:
             identity[key] = Path(identity[key]).name
-    if "card" in identity:
+    if identity.get("card"):
         identity["card"] = Path(identity["card"]).stem
         identity["schedule"], identity["shape"] = backbone.schedule.name, list(backbone.shape)
         # Heads and the order of attention change pixels, but no key and no shape.
         identity["network"] = read_card(model["card"]).network
-    return {**identity, "sha256": backbone.sha256, "clip": backbone.clip}
+    return {**identity, **backbone.facts, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
 def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | None:

@@ -109,6 +109,11 @@ def _of_model(cfg: Config) -> list[Source]:
     if "id" in cfg.model:
         pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
         return [pipeline, _inception()]
+    if "flags" in cfg.model and cfg.model.card is None:
+        raise ValueError(
+            "a checkpoint without a card names no place to fetch it from: give the file as "
+            "model.checkpoint=..., or its card as model.card=..."
+        )
     if "card" not in cfg.model:
         raise ValueError(f"model {cfg.model.name} needs no download: it is part of the repository")
     card = read_card(cfg.model.card)

@@ -73,8 +73,8 @@ guidance:
 
 model:
   # guided-diffusion's clip_denoised=True; fp16 for what was released with use_fp16=True
-  adm: &adm { name: adm, _target_: models.adm.load, card: C, checkpoint: F, clip: true,
-              precision: fp32, channels_last: false, compile: false,
+  adm: &adm { name: adm, _target_: models.adm.load, flags: null, card: null, checkpoint: F,
+              clip: true, precision: fp32, channels_last: false, compile: false,
               metrics: adm, reference: adm_imagenet256 }
   adm_imagenet: { <<: *adm, name: adm_imagenet, card: adm_imagenet, precision: fp16,
                   checkpoint: DL/256x256_diffusion.pt }
@@ -247,7 +247,7 @@ GROUPS = (
     "sampler",
     "experiment",
 )
-UNSET = {"sd": ["model.id=I"], "adm": ["model.card=C", "model.checkpoint=F"]}
+UNSET = {"sd": ["model.id=I"], "adm": ["model.checkpoint=F"]}
 COMMANDS = EXPECTED["command"]
 
 
