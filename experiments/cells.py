@@ -182,6 +182,7 @@ class Settings:
         if backbone.prompts is not None:
             digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
+        if backbone.prompts is not None or backbone.evaluations_per_call > 1:
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
             if self.names not in ("id", "prompt"):

@@ -99,6 +99,15 @@ class ImageNetwork:
         return eps, v
 
 
+def guided(given: Tensor, without: Tensor, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): u + s (c - u) of outputs [B, C, ...].
+
+    In the first `channels` alone, where that is a number: the others are those with condition.
+    """
+    led = without[:, :channels] + scale * (given[:, :channels] - without[:, :channels])
+    return led if channels is None else torch.cat([led, given[:, channels:]], dim=1)
+
+
 def optimized(net: nn.Module, channels_last: bool, compile: bool) -> nn.Module:
     """The same network in another memory layout, and compiled."""
     if channels_last:
