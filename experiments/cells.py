@@ -206,7 +206,8 @@ def _check_options(options: Mapping[str, Any], T: int) -> None:
         if options.get(option) == PAPERS_CUTOFF < T != 1000:
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
-                f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them"
+                f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them, "
+                f"in an experiment experiment.rows.NAME.{option}=..."
             )
         if option in options and options[option] > T:
             raise ValueError(

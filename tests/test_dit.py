@@ -253,6 +253,8 @@ def test_mistakes_are_one_line(command, folder, tmp_path):
     pipe = tiny.dit()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     pipe.save_pretrained(flow := tmp_path / "flow")
+    tiny.dit(in_channels=3, out_channels=6).save_pretrained(tmp_path / "three")
+    tiny.dit(out_channels=5).save_pretrained(tmp_path / "five")
     words = ["model=dit", f"model.id={folder}", "steps=2", "num_samples=1", "out=w"]
     for change, said in (
         ("label=1000", "label must be in 0..999, balanced or null, got 1000"),
@@ -264,6 +266,11 @@ def test_mistakes_are_one_line(command, folder, tmp_path):
         ("prompts=[a]", "takes no prompts"),
         ("guidance=classifier", "has no classifier: use guidance=none"),
         (f"model.id={tmp_path / 'ddpm'}", "is a DDPMPipeline: only DiTPipeline can"),
+        (
+            f"model.id={tmp_path / 'three'}",
+            "takes 3 channels and gives 6, the VAE's latents have 4",
+        ),
+        (f"model.id={tmp_path / 'five'}", "takes 4 channels and gives 5, the VAE's latents have 4"),
         (f"model.id={flow}", "is of flow matching"),
         (f"model.id={broken('scheduler')}", "copy or download it again"),
         (f"model.id={broken('vae/diffusion_pytorch_model.safetensors')}", "is not complete"),

@@ -65,7 +65,8 @@ def load(
         schedule, prediction, clip = _diffusion(pipe.scheduler.config)
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
     config = net.config
-    _check_channels(guided_channels, config.in_channels)
+    latents = config.in_channels if vae is None else vae.config.latent_channels
+    _check_channels(guided_channels, config, latents)
     pixels = config.sample_size * scale
     return Backbone(
         network=ClassNetwork(
@@ -122,7 +123,13 @@ def _diffusion(config: Any) -> tuple[Schedule, str, bool]:
     return schedule_of(stated), stated["prediction_type"], bool(stated["clip_sample"])
 
 
-def _check_channels(guided_channels: int | None, channels: int) -> None:
+def _check_channels(guided_channels: int | None, config: Any, latents: int) -> None:
+    channels, out = config.in_channels, config.out_channels
+    if channels != latents or out not in (None, channels, 2 * channels):
+        raise ValueError(
+            f"the transformer takes {channels} channels and gives {out or channels}, the VAE's latents "
+            f"have {latents}: give a pipeline of parts that belong together as model.id=..."
+        )
     if guided_channels is not None and guided_channels not in range(1, channels + 1):
         raise ValueError(
             f"model.guided_channels must be in 1..{channels}, or null for all of them, got "
