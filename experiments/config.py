@@ -58,6 +58,7 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
     _register()
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
 
@@ -67,7 +68,16 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     _register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose(config, list(overrides), return_hydra_config=with_hydra)
+        return hydra.compose(config, list(map(_quoted, overrides)), return_hydra_config=with_hydra)
+
+
+def _quoted(word: str) -> str:
+    """`model.flags=--a 1,2 --b=3` in quotes: it is a command line itself, and Hydra would take its
+    commas and equals signs for its own."""
+    name, _, value = word.partition("=")
+    if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
+        return word
+    return f"{name}='" + value.replace("'", "\\'") + "'"
 
 
 def _register() -> None:
@@ -86,6 +96,10 @@ def _register() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # `defaults: [/open/options@_here_]` is an empty `options` that takes any name.
+    opened = OmegaConf.create({"options": {}})
+    OmegaConf.set_struct(opened.options, False)
+    ConfigStore.instance().store(group="open", name="options", node=opened)
     for card in _adm_models():
         node = {
             "defaults": [

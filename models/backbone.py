@@ -1,7 +1,7 @@
 """What every pretrained model looks like to the rest: one small record, bound to labels by `given`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,6 +39,9 @@ class Backbone:
     network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
     `embed` turns labels int64 [B] into what the network takes as condition, once a batch.
 
+    `facts` are what samples depend on besides the config and the weights, in a form that JSON
+    knows; where a name is that of a setting, they stand for it.
+
     `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
     `memory` estimates the bytes that sampling a batch of that size takes on the device.
     """
@@ -57,6 +60,7 @@ class Backbone:
     prompts: tuple[str, ...] | None = None
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Callable[[int], float] | None = None
 
     def given(self, labels: Tensor | None) -> Denoiser:
@@ -80,20 +84,33 @@ class ImageNetwork:
 
     With twice the channels of x the second half is the learned-variance fraction v.  An
     unconditional module (`conditional=False`) does not see the labels, which may still steer it
-    by guidance.
+    by guidance.  It is told `time_scale` times t.
     """
 
-    def __init__(self, net: nn.Module, conditional: bool = True):
+    def __init__(self, net: nn.Module, conditional: bool = True, time_scale: float = 1.0):
         self.net = net
         self.conditional = conditional
+        self.time_scale = time_scale
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
         y = condition if self.conditional else None
-        out = self.net(x, torch.full((len(x),), t, device=x.device), y)
+        times = torch.full((len(x),), t, device=x.device)
+        if self.time_scale != 1:
+            times = times * self.time_scale
+        out = self.net(x, times, y)
         if out.shape[1] == x.shape[1]:
             return out, None
         eps, v = out.chunk(2, dim=1)
         return eps, v
+
+
+def guided(given: Tensor, without: Tensor, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): u + s (c - u) of outputs [B, C, ...].
+
+    In the first `channels` alone, where that is a number: the others are those with condition.
+    """
+    led = without[:, :channels] + scale * (given[:, :channels] - without[:, :channels])
+    return led if channels is None else torch.cat([led, given[:, channels:]], dim=1)
 
 
 def optimized(net: nn.Module, channels_last: bool, compile: bool) -> nn.Module:

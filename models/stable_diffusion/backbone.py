@@ -6,17 +6,17 @@ Networks, tokenizers and text encoders are those of the published pipeline; the 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from files.media import Images
-from models.backbone import Backbone, optimized, times
-from models.stable_diffusion.pipeline import load_pipeline, pipeline_digest
+from models.backbone import Backbone, guided, optimized, times
+from models.hub import WITHDRAWN
+from models.pipelines import decode, load_pipeline, pipeline_digest, prepare_vae
 from models.weights import dtype_named
 
 Condition = dict[str, Any]
+KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def load(
@@ -46,16 +46,14 @@ def load(
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
-    pipe = load_pipeline(id, revision, variant, dtype)
+    pipe = load_pipeline(id, revision, variant, dtype, KINDS, WITHDRAWN)
     sha256 = pipeline_digest(pipe)
-    if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
-        pipe.vae.to(torch.float32)  # its activations are too large for half precision
+    prepare_vae(pipe.vae, dtype)
     pipe.to(device)
-    pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
     config = inherited(pipe.scheduler.config, {"timestep_spacing": None})
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     size = _image_size(pipe, image_size)
-    texts, guided = tuple(prompts), guidance_scale != 1
+    texts, is_guided = tuple(prompts), guidance_scale != 1
     return Backbone(
         network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
@@ -63,15 +61,15 @@ def load(
         num_classes=len(texts),
         clip=False,
         sha256=sha256,
-        decode=lambda latents: decode(pipe, latents),
+        decode=lambda latents: decode(pipe.vae, latents),
         media=Images((size, size, 3)),
         device=torch.device(device),
         prediction_type=config["prediction_type"],
         prompts=texts,
         embed=lambda labels: embed(
-            pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size
+            pipe, [texts[i] for i in labels.tolist()], negative_prompt, is_guided, size
         ),
-        evaluations_per_call=1 + guided,
+        evaluations_per_call=1 + is_guided,
     )
 
 
@@ -143,15 +141,5 @@ class TextNetwork:
         output = self.unet(inputs, steps, **condition, return_dict=False)[0].to(x.dtype)
         if self.scale != 1:
             unprompted, prompted = output.chunk(2)
-            output = unprompted + self.scale * (prompted - unprompted)
+            output = guided(prompted, unprompted, self.scale)
         return output, None
-
-
-@torch.no_grad()
-def decode(pipe: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as the pipeline's own."""
-    scaled = latents.to(pipe.vae.dtype) / pipe.vae.config.scaling_factor
-    images = pipe.vae.decode(scaled, return_dict=False)[0]
-    pixels = pipe.image_processor.postprocess(images, output_type="np")
-    rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
-    return rounded
