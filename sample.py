@@ -9,11 +9,11 @@ processes share the shards.
 
 from pathlib import Path
 
+from experiments.cells import Model
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
 from experiments.generate import generate
 from experiments.workers import share
 from files.whole import write_text
-from models.backbone import Backbone
 
 
 def main(cfg: Config) -> None:
@@ -45,7 +45,7 @@ def main(cfg: Config) -> None:
     print(f"{n} samples, {len(cell.plan)} network calls each{twice}: {cell.folder}")
 
 
-def num_samples(cfg: Config, backbone: Backbone) -> int:
+def num_samples(cfg: Config, backbone: Model) -> int:
     """The number asked for, else one a prompt, or 64 where there are none."""
     if cfg.num_samples is not None:
         n: int = cfg.num_samples

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,11 +15,17 @@ from files.media import Images, Media
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import Noise, Plan, SampleNoise, sample_labels, scale_eps
+from sampling import Noise, Plan, SampleNoise, count_calls, sample_labels, scale_eps
 from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
 from sampling.options import check_choice, check_options
 from sampling.samplers import check_sampler, check_schedule
+
+if TYPE_CHECKING:
+    from models.diffusers.running import WholePipeline
+
+# A network, or a whole pipeline that runs a plan: whoever describes cells treats them alike.
+Model: TypeAlias = "Backbone | WholePipeline"
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
@@ -121,7 +127,7 @@ class Settings:
     """What all cells of a command share.  `model` is the model's config as a plain dictionary."""
 
     model: dict[str, Any]
-    backbone: Backbone
+    backbone: Model
     spacing: Any
     seed: int
     label: int | str | None
@@ -175,17 +181,27 @@ class Settings:
 
     def _plan(self, sampler: dict[str, Any], steps: int | None) -> tuple[Plan, dict[str, Any]]:
         """A sampler's plan, without a scale of eps, and what its samples depend on besides the name."""
-        name, schedule = sampler["name"], self.backbone.schedule
+        name, schedule = sampler["name"], self.backbone.schedule_at(steps)
         stated = {k: v for k, v in sampler.items() if k not in ("name", "eps_scale")}
         if name == "plan":
             check_options("sampler plan", stated, ["path"])
             plan = stored_plan(stated.get("path"))
             check_schedule(plan, schedule)
             return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest()}
-        options = _options(name, stated, schedule.T)
+        path = schedule.straight
+        T = schedule.T if path is None else int(path.unit)
+        options = _options(name, stated, T)
         identity = dict(options)
+        if path is not None:
+            # T lies beyond all timesteps: flow matching's first, where there is noise alone, is T.
+            options |= {k: math.inf for k in TIMESTEPS if options.get(k) == T}
+            if self.spacing != "even":
+                raise ValueError(
+                    "a model of flow matching has the noise levels that its own scheduler places: leave "
+                    "spacing=even"
+                )
         if name == "mixpp" and options.get("variance") == "analytic":
-            measured = stored_x0_variance(self.backbone)
+            measured = stored_x0_variance(network_of(self.backbone))
             options["x0_variance"] = measured
             identity["x0_variance"] = hashlib.sha256(measured.tobytes()).hexdigest()[:12]
         return sampler_at(name, schedule, steps, self.spacing, **options), identity
@@ -216,6 +232,20 @@ class Settings:
                 raise ValueError(f"unknown names {self.names!r}: choose id or prompt")
             config["names"] = self.names
         return config
+
+
+def network_of(model: Model) -> Backbone:
+    """The model as a network that can be asked for x0; ValueError for a pipeline that runs as a whole."""
+    if isinstance(model, Backbone):
+        return model
+    raise ValueError(
+        "this pipeline runs as a whole, and variance=analytic needs its network: use variance=fixed_small"
+    )
+
+
+def network_calls(model: Model, plans: Sequence[Plan]) -> int:
+    """How many calls a sample takes for these plans: a network's as one tree, a pipeline's one by one."""
+    return count_calls(plans) if isinstance(model, Backbone) else sum(map(len, plans))
 
 
 def stored_plan(path: Any) -> Plan:
@@ -276,7 +306,7 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     return options
 
 
-def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+def _identity(model: dict[str, Any], backbone: Model) -> dict[str, Any]:
     """What of a model's config its samples depend on, wherever its files lie.
 
     channels_last and compile change the last bits alone, as another GPU does; of a pipeline its
@@ -301,7 +331,7 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     return {**identity, **backbone.facts, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
-def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | None:
+def labels_of(cell: Cell, backbone: Model, ids: Sequence[int]) -> Tensor | None:
     """Class of each sample, a function of (seed, i) alone; None if the model has no classes.
 
     The config's `label` is one class for all, "balanced" (class i mod num_classes: equally many of
@@ -330,7 +360,7 @@ def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | No
     return torch.full((len(ids),), label, dtype=torch.int64)
 
 
-def noise_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Noise:
+def noise_of(cell: Cell, backbone: Model, ids: Sequence[int]) -> Noise:
     """The noise of these samples, each a function of (seed, i) alone; raises as `SampleNoise`."""
     seed, shape, device = cell.config["seed"], backbone.shape, backbone.device
     if cell.config.get("noise") == "brownian":
@@ -338,7 +368,7 @@ def noise_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Noise:
     return SampleNoise(seed, ids, shape, device=device)
 
 
-def file_names(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> list[str]:
+def file_names(cell: Cell, backbone: Model, ids: Sequence[int]) -> list[str]:
     """File names of videos: 000007.mp4, or with names=prompt `{prompt}-{k}.mp4` as VBench reads.
 
     k counts the videos of a prompt.  Raises ValueError for prompts that cannot be file names, or

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.preprocessing import Preprocessing
-from experiments.cells import Settings
+from experiments.cells import Model, Settings
 from experiments.devices import pick_device
 from experiments.evaluate import Evaluator, ReferenceSource
 from experiments.tracking import Tracker, WandbTracker
@@ -35,7 +35,6 @@ from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
-from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_options
 
@@ -97,9 +96,10 @@ def _register() -> None:
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     # `defaults: [/open/options@_here_]` is an empty `options` that takes any name.
-    opened = OmegaConf.create({"options": {}})
-    OmegaConf.set_struct(opened.options, False)
-    ConfigStore.instance().store(group="open", name="options", node=opened)
+    for name in ("options", "call"):
+        opened = OmegaConf.create({name: {}})
+        OmegaConf.set_struct(opened[name], False)
+        ConfigStore.instance().store(group="open", name=name, node=opened)
     for card in _adm_models():
         node = {
             "defaults": [
@@ -225,7 +225,7 @@ def config_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
+def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     """The model of configs/model, steered as configs/guidance says, with the config's prompts.
 
     `more` goes to the model's loader.  Raises ValueError if the model takes no such guidance,
@@ -236,7 +236,8 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
     options = {**cast(dict[str, Any], model), **more}
     del options["name"]
     loader = hydra.utils.get_method(options.pop("_target_"))
-    takes = list(inspect.signature(loader).parameters)
+    signature = inspect.signature(loader).parameters
+    takes = list(signature)
     if device.type == "cpu" and options.get("precision") == "fp16":
         print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
     elif options.get("precision") == "bf16" and not has_bf16(device):
@@ -246,12 +247,13 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Backbone:
         if "guidance" not in takes:
             raise ValueError(f"model {name} has no classifier: use guidance=none")
         options["guidance"] = guidance
-    if "prompts" in takes:
+    can_do_without = "prompts" in takes and signature["prompts"].default is None
+    if "prompts" in takes and not (can_do_without and cfg.prompts is None):
         options["prompts"] = prompts_of(cfg.prompts)
-    elif cfg.prompts is not None:
+    elif cfg.prompts is not None and "prompts" not in takes:
         raise ValueError(f"model {name} takes no prompts: use model=sd21 or leave prompts=null")
     check_options(f"model {name}", options, takes)
-    return cast(Backbone, loader(**options, device=device))
+    return cast("Model", loader(**options, device=device))
 
 
 def takes_option(model: DictConfig, option: str) -> bool:
@@ -269,7 +271,7 @@ def prompts_of(prompts: str | ListConfig | None) -> list[str]:
     return read_prompts(Path(prompts)) if isinstance(prompts, str) else [str(p) for p in prompts]
 
 
-def settings_of(cfg: DictConfig, backbone: Backbone, spacing: Any, names: str) -> Settings:
+def settings_of(cfg: DictConfig, backbone: Model, spacing: Any, names: str) -> Settings:
     """What all cells of this config share."""
     return Settings(
         model=plain(cfg.model),

@@ -3,14 +3,14 @@
 import math
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from experiments.cells import Cell, Column
+from experiments.cells import Cell, Column, Model, network_calls
 from experiments.check.machine import (
     MACHINES,
     Speed,
@@ -26,7 +26,7 @@ from experiments.experiment import Experiment
 from experiments.folder import read_manifest
 from files.places import ROOT
 from models.backbone import Backbone
-from sampling import SampleNoise, count_calls, run, skipped
+from sampling import Plan, SampleNoise, count_calls, run, skipped
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
 
@@ -44,7 +44,7 @@ def dry_run(cfg: Config) -> Iterator[str]:
     yield from report(experiment.columns(settings), backbone, mode)
 
 
-def _timed_backbone(cfg: Config) -> Backbone:
+def _timed_backbone(cfg: Config) -> Model:
     """The network that is timed; what is looked for on the disk is that of the config."""
     changes: dict[str, Any] = {}
     if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
@@ -71,10 +71,17 @@ class Cost(NamedTuple):
     unwritten: float = 0.0
 
 
-def count(column: Column, stored_bytes: float = 0.0) -> Cost:
-    """What sampling a column costs, and what is still missing of it."""
+def count(
+    column: Column,
+    stored_bytes: float = 0.0,
+    calls_of: Callable[[Sequence[Plan]], int] = count_calls,
+) -> Cost:
+    """What sampling a column costs, and what is still missing of it.
+
+    `calls_of` plans are a sample's network calls.
+    """
     size, plans = column.size, column.plans
-    calls = cache(lambda todo: count_calls([plans[i] for i in todo]))
+    calls = cache(lambda todo: calls_of([plans[i] for i in todo]))
     missing, done = 0, [shards_done(cell) for cell in column.cells]
     for k in range(size.num_shards):
         todo = tuple(i for i, shards in enumerate(done) if k not in shards)
@@ -127,9 +134,10 @@ def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     return each, size
 
 
-def report(columns: Sequence[Column], backbone: Backbone, mode: str = "eager") -> Iterator[str]:
+def report(columns: Sequence[Column], backbone: Model, mode: str = "eager") -> Iterator[str]:
     """What the columns cost, line by line; `mode` is what is done to the network (`Speed`)."""
-    costs = [count(column, backbone.media.stored_bytes) for column in columns]
+    calls_of = partial(network_calls, backbone)
+    costs = [count(column, backbone.media.stored_bytes, calls_of) for column in columns]
     total = Cost(*map(sum, zip(*costs, strict=True)))
     cells = sum(len(column.cells) for column in columns)
     saved = 100 * (1 - total.tree / total.alone)
@@ -144,7 +152,10 @@ def report(columns: Sequence[Column], backbone: Backbone, mode: str = "eager") -
         f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do"
     )
     yield from _disk(total, columns[0].cells[0].folder)
-    yield from _time(total, backbone, mode, columns[0].size.batch_size)
+    if isinstance(backbone, Backbone):
+        yield from _time(total, backbone, mode, columns[0].size.batch_size)
+    else:
+        yield "time: a pipeline that runs as a whole is not timed here; num_samples=1 tells"
 
 
 def _line(column: Column, cost: Cost) -> str:
@@ -165,6 +176,7 @@ def _time(total: Cost, backbone: Backbone, mode: str, batch_size: int) -> Iterat
     if known is not None:
         seconds = known.seconds
     else:
+        yield f"calibrating: calls with batches of up to {batch_size} are timed now"
         seconds, measured = calibrate(backbone, batch_size)
         what = "random weights" if backbone.sha256 == "untrained" else "the model"
         yield (

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from eval.records import Record, check_same_kind, load_records
 from eval.sheets import Pictures, sheet_size, write_sheets
 from eval.table import Table
-from experiments.cells import Cell, Column, Settings, file_names, labels_of
+from experiments.cells import Cell, Column, Model, Settings, file_names, labels_of
 from experiments.config import (
     Config,
     config_digest,
@@ -30,7 +30,6 @@ from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
 from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
-from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options
 
@@ -252,7 +251,7 @@ class Work:
 
 
 def sample_columns(
-    columns: Sequence[Column], backbone: Backbone, tracker: Tracker, part: tuple[int, int]
+    columns: Sequence[Column], backbone: Model, tracker: Tracker, part: tuple[int, int]
 ) -> bool:
     """Sample what is missing of the part (rank, world); whether everything is complete then.
 

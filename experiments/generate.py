@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.cells import Cell, file_names, labels_of, noise_of
+from experiments.cells import Cell, Model, file_names, labels_of, network_calls, noise_of
 from experiments.folder import (
     claim,
     finish,
@@ -32,9 +32,9 @@ from experiments.folder import (
     write_shard,
 )
 from experiments.workers import worker
-from files.media import Shard
+from files.media import Pixels, Shard
 from models.backbone import Backbone
-from sampling import Noise, Plan, count_calls, run_tree
+from sampling import Noise, run_tree
 from sampling.denoise import Denoised
 
 Watch = Callable[[Sequence[Cell], int], None]
@@ -42,7 +42,7 @@ Watch = Callable[[Sequence[Cell], int], None]
 
 def generate(
     cells: Sequence[Cell],
-    backbone: Backbone,
+    backbone: Model,
     *,
     rank: int = 0,
     world: int = 1,
@@ -69,7 +69,7 @@ def generate(
     cells = [cell for cell in cells if not is_complete(cell)]
     if not cells:
         return True
-    work = _Work(cells, range(rank, size.num_shards, world))
+    work = _Work(cells, range(rank, size.num_shards, world), backbone)
     batch_size = size.batch_size
     with work.bar as bar:
         for k in work.missing:
@@ -85,7 +85,8 @@ def generate(
 class _Work:
     """The shards that a process has to make, each with the cells that lack it, and its progress."""
 
-    def __init__(self, cells: Sequence[Cell], shards: Sequence[int]):
+    def __init__(self, cells: Sequence[Cell], shards: Sequence[int], model: Model):
+        self.model = model
         self.size = cells[0].size
         self.stamps = {(k, cell.folder): stamp(cell.shard(k)) for k in shards for cell in cells}
         lacking = {k: [cell for cell in cells if read_shard(cell, k) is None] for k in shards}
@@ -99,7 +100,7 @@ class _Work:
         )
 
     def _calls(self, k: int, cells: Sequence[Cell]) -> int:
-        return count_calls([cell.plan for cell in cells]) * len(self.size.ids(k))
+        return network_calls(self.model, [c.plan for c in cells]) * len(self.size.ids(k))
 
     def still_missing(self, k: int) -> list[Cell]:
         """The cells whose shard k no other process has made since this one began."""
@@ -115,13 +116,13 @@ class _Work:
 
 
 def _make_shard(
-    cells: Sequence[Cell], k: int, backbone: Backbone, batch_size: int, bar: tqdm[Any]
+    cells: Sequence[Cell], k: int, backbone: Model, batch_size: int, bar: tqdm[Any]
 ) -> int:
     """Sample the ids of shard k for all cells in one tree and write one file a cell.
 
     Returns the batch size for the next shard: halved as often as the device ran out of memory.
     """
-    ids, plans = cells[0].size.ids(k), [cell.plan for cell in cells]
+    ids = cells[0].size.ids(k)
     labels = labels_of(cells[0], backbone, ids)
     parts: list[list[Shard]] = [[] for _ in cells]
     cuda = backbone.device.type == "cuda"
@@ -131,14 +132,14 @@ def _make_shard(
     while first < len(ids):
         batch = slice(first, first + batch_size)
         noise = noise_of(cells[0], backbone, ids[batch])
-        samples = _run_batch(plans, backbone, noise, None if labels is None else labels[batch], bar)
-        if samples is None:
+        mine_of = None if labels is None else labels[batch]
+        pictures = _run_batch(cells, backbone, (noise, mine_of), ids[batch], bar)
+        if pictures is None:
             batch_size = _halved(batch_size, backbone.device)
             continue
-        for cell, mine, x in zip(cells, parts, samples, strict=True):
-            _check_finite(x, ids[batch])
+        for cell, mine, images in zip(cells, parts, pictures, strict=True):
             names = file_names(cell, backbone, ids[batch])
-            mine.append(cell.media.store(cell.folder, names, backbone.decode(x)))
+            mine.append(cell.media.store(cell.folder, names, images))
         first += batch_size
     seconds = time.perf_counter() - start
     facts = {
@@ -147,7 +148,7 @@ def _make_shard(
         "device": torch.cuda.get_device_name(backbone.device) if cuda else "cpu",
         "memory": torch.cuda.max_memory_allocated(backbone.device) if cuda else None,
     }
-    nfe = sum(map(len, plans))
+    nfe = sum(len(cell.plan) for cell in cells)
     for cell, mine in zip(cells, parts, strict=True):
         arrays = {"ids": np.array(ids)}
         arrays |= {name: np.concatenate([part[name] for part in mine]) for name in mine[0]}
@@ -159,28 +160,59 @@ def _make_shard(
 
 
 def _run_batch(
-    plans: Sequence[Plan],
-    backbone: Backbone,
-    noise: Noise,
-    labels: Tensor | None,
+    cells: Sequence[Cell],
+    backbone: Model,
+    given: tuple[Noise, Tensor | None],
+    ids: Sequence[int],
     bar: tqdm[Any],
-) -> list[Tensor] | None:
-    """The samples of every plan, or None if the device has too little memory for the batch."""
+) -> list[Pixels] | None:
+    """The pictures of every cell by this noise and of these labels, `given`.
+
+    None if the device has too little memory for the batch.
+    """
+    noise, labels = given
     calls = 0
+
+    def called(n: int) -> None:
+        nonlocal calls
+        calls += n
+        bar.update(n)
+
     try:
-        denoiser = backbone.given(labels)
-
-        def counted(x: Tensor, *told: float) -> Denoised:
-            nonlocal calls
-            seen = denoiser(x, *told)
-            calls += len(x)
-            bar.update(len(x))
-            return Denoised(*seen)
-
-        return run_tree(counted, plans, noise).samples
+        if isinstance(backbone, Backbone):
+            return _by_tree(cells, backbone, given, ids, called)
+        pictures = []
+        for cell in cells:
+            images = backbone.images(cell.plan, cell.steps, noise, labels, called)
+            _check_finite(torch.from_numpy(images), ids)
+            pictures.append((images * 255).round().astype(np.uint8))
+        return pictures
     except torch.OutOfMemoryError:
         bar.update(-calls)
         return None
+
+
+def _by_tree(
+    cells: Sequence[Cell],
+    backbone: Backbone,
+    given: tuple[Noise, Tensor | None],
+    ids: Sequence[int],
+    called: Callable[[int], None],
+) -> list[Pixels]:
+    """The pictures of every cell, their common beginnings sampled once."""
+    noise, labels = given
+    denoiser = backbone.given(labels)
+
+    def counted(x: Tensor, *told: float) -> Denoised:
+        seen = denoiser(x, *told)
+        called(len(x))
+        return Denoised(*seen)
+
+    pictures = []
+    for x in run_tree(counted, [cell.plan for cell in cells], noise).samples:
+        _check_finite(x, ids)
+        pictures.append(backbone.decode(x))
+    return pictures
 
 
 def _halved(batch_size: int, device: torch.device) -> int:

@@ -42,6 +42,8 @@ class Backbone:
     `facts` are what samples depend on besides the config and the weights, in a form that JSON
     knows; where a name is that of a setting, they stand for it.
 
+    `limit` is how x0 is limited where `clip` is not to [-1, 1].
+
     `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
     `memory` estimates the bytes that sampling a batch of that size takes on the device.
     """
@@ -62,6 +64,11 @@ class Backbone:
     evaluations_per_call: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Callable[[int], float] | None = None
+    limit: Callable[[Tensor], Tensor] | None = None
+
+    def schedule_at(self, steps: int | None) -> Schedule:
+        """The path of a run of so many steps: the same for all."""
+        return self.schedule
 
     def given(self, labels: Tensor | None) -> Denoiser:
         """The model as the samplers see it, bound to labels int64 [B]; None: unconditional."""
@@ -70,7 +77,8 @@ class Backbone:
             y = labels.to(self.device)
             condition = self.embed(labels) if self.embed else y
             gradient = self.guidance.gradient(y) if self.guidance else None
-        reading = Reading(self.prediction_type, Clip() if self.clip else None)
+        limit = self.limit or (Clip() if self.clip else None)
+        reading = Reading(self.prediction_type, limit)
         return NetworkDenoiser(self.network, self.schedule, reading, condition, gradient)
 
 

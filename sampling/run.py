@@ -60,7 +60,7 @@ def iterate(denoiser: Denoiser, plan: Plan, noise: Noise) -> Iterator[State]:
     x, memory = _start(plan, noise), Memory.of([plan])
     history: History = ()
     for row in plan.rows():
-        x, x0, history = _step(row, denoiser, x, history, memory, noise)
+        x, x0, history = step_row(row, denoiser, x, history, memory, noise)
         yield State(row, x, x0)
 
 
@@ -77,7 +77,7 @@ def _start(plan: Plan, noise: Noise) -> Tensor:
     return x if plan.start == 1 else x * plan.start
 
 
-def _step(
+def step_row(
     row: Row, denoiser: Denoiser, x: Tensor, history: History, memory: Memory, noise: Noise
 ) -> tuple[Tensor, Tensor | None, History]:
     """One row: (x_t, the calls before) -> (x_s, x0, the calls up to now)."""
@@ -200,7 +200,7 @@ def run_tree(denoiser: Denoiser, plans: Sequence[Plan], noise: Noise) -> Tree:
             for branch in sorted(branches.values(), key=len, reverse=True):
                 row = tables[branch[0]].rows[depth]
                 memory = Memory.of([tables[i].plan for i in branch])
-                out, _, past = _step(row, denoiser, x, history, memory, noise)
+                out, _, past = step_row(row, denoiser, x, history, memory, noise)
                 stack.append((branch, depth + 1, out, past))
                 calls += row.calls
     return Tree([samples[i] for i in range(len(plans))], [len(p) for p in plans], calls)

@@ -10,6 +10,7 @@ that the network was not trained on.
 import numpy as np
 import torch
 
+from experiments.cells import network_of
 from experiments.config import composed, images_of, load_backbone, parser, reported
 from models.variance import measure_x0_variance, save_x0_variance
 
@@ -21,7 +22,7 @@ def main() -> None:
     command.add_argument("--every", type=int, default=5, help="timesteps between measured ones")
     args = command.parse_args()
     cfg = composed("reproduce", *args.overrides)
-    backbone = load_backbone(cfg)
+    backbone = network_of(load_backbone(cfg))
     real = images_of(cfg.reference.get("held_out") or cfg.reference.images)
     channels, height, width = backbone.shape
     if real.images.shape[1:] != (height, width, channels):

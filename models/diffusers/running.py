@@ -1,0 +1,288 @@
+"""A whole pipeline of diffusers, run as it is with a plan as its scheduler.
+
+The pipeline's own loop asks its network, guides, and decodes; from us are the coefficients, the
+arithmetic of a row and the noise, each sample's own.  There is no denoiser to share calls with, so that
+plans are run one after the other.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from files.media import Media
+from sampling import Noise, Plan, Schedule
+from sampling.denoise import Denoised
+from sampling.flow import FlowMatching
+from sampling.levels import Asked, Levels
+from sampling.output import StepOutput
+from sampling.run import History, Memory, step_row
+from sampling.schedule import Level
+from sampling.schedulers import SkippedStepScheduler
+
+FINEST = 1000  # steps of the path of flow matching that stands for all, where no run is meant
+
+
+class Seen(NamedTuple):
+    """What a pipeline does, told by its first step: the shape of a sample as `step` gets it, whether
+    the network predicts a variance, and the noise levels."""
+
+    shape: tuple[int, ...]
+    learned_variance: bool
+    levels: Levels
+
+
+class _Stopped(Exception):
+    """Ends a pipeline's call once what it does is `seen`."""
+
+    def __init__(self, seen: Seen):
+        self.seen = seen
+
+
+class PlanScheduler(SkippedStepScheduler):
+    """Any plan as the scheduler of a pipeline, once it was told to `follow` one.
+
+    Until then the pipeline's first step ends in `_Stopped`.
+    """
+
+    plan_to_run: Plan | None = None
+    called: Callable[[], object]
+
+    def follow(
+        self, plan: Plan, levels: Levels | None, noise: Noise, called: Callable[[], object]
+    ) -> None:
+        """Run `plan`; `called` hears of every network call.
+
+        On flow matching the pipeline is told its own times of the `levels`.
+        """
+        self.plan_to_run, self.path_levels = plan, levels
+        self.noise, self.called = noise, called
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """The plan's rows, whatever is asked; of flow matching, its levels are."""
+        plan = self.plan_to_run
+        if plan is None:
+            super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
+            return
+        self._rows = list(plan.rows())
+        times, shown = [row.t for row in self._rows if row.calls], None
+        if levels := self.path_levels:
+            shown = levels.sigmas
+            times = np.interp(times, levels.schedule.times, levels.times[::-1]).tolist()
+        if all(t == int(t) for t in times):
+            times = [int(t) for t in times]
+        self._show(times, shown, device)
+        self.num_inference_steps = len(times)
+        self._step_index, self._begin_index = 0, None
+        self._history: History = ()
+        self._memory = Memory.of([plan])
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | float | Tensor,
+        sample: Tensor,
+        generator: Any = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        **foreign: Any,
+    ) -> StepOutput | tuple[Tensor, Tensor]:
+        """The row that is due, and those after it that call no network."""
+        output, x = model_output.float(), sample.float()
+        has_variance = output.shape[1] == 2 * x.shape[1]
+        if self.plan_to_run is None:
+            assert self._levels is not None
+            raise _Stopped(Seen(tuple(sample.shape[1:]), has_variance, self._levels))
+        self._check_foreign(foreign)
+        output, v = output.chunk(2, dim=1) if has_variance else (output, None)
+        at = self._step_index or 0
+        row = self._rows[at]
+        level = Level(row.alpha, row.sigma)
+        x0 = self._reading.x0(-output if self._inverted else output, x, level, row.eps_scale)
+        assert self.noise is not None
+        noise = _Repeated(self.noise, len(x))
+        while True:
+            seen = Denoised(x0, v)
+            x, _, self._history = step_row(
+                self._rows[at], lambda *_, seen=seen: seen, x, self._history, self._memory, noise
+            )
+            at += 1
+            if at == len(self._rows) or self._rows[at].calls:
+                break
+        self._step_index = at
+        self.called()
+        x = x.to(sample.dtype)
+        return StepOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """The noise of samples whose batch a pipeline doubles for guidance, as DiT's does."""
+
+    noise: Noise
+    size: int
+
+    def start(self) -> Tensor:
+        return self._whole(self.noise.start())
+
+    def at(self, t: float, s: float, visit: int = 0) -> Tensor:
+        return self._whole(self.noise.at(t, s, visit))
+
+    def _whole(self, z: Tensor) -> Tensor:
+        return z.repeat(self.size // len(z), *[1] * (z.ndim - 1))
+
+
+@dataclass(frozen=True)
+class WholePipeline:
+    """A pipeline on its `device`, ready to run plans; what a `Backbone` says of itself, it says alike.
+
+    `scheduler` makes one of ours by the pipeline's config, `schedule` is its path: of flow matching a
+    fine one that stands for those of all runs (`schedule_at`).  `call` are the arguments of every
+    call.  Without `pipe` it is there to be counted.
+    """
+
+    pipe: Any
+    scheduler: Callable[[], PlanScheduler]
+    schedule: Schedule
+    num_classes: int | None
+    clip: bool
+    sha256: str
+    media: Media
+    device: torch.device
+    call: Mapping[str, Any] = field(default_factory=dict)
+    prompts: tuple[str, ...] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    guidance: None = None
+    evaluations_per_call: int = 1
+    memory: None = None
+    seen: dict[int, Seen] = field(default_factory=dict)
+
+    @property
+    def is_flow(self) -> bool:
+        return self.schedule.straight is not None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a sample, as the pipeline's loop has it."""
+        return self.look(next(iter(self.seen), 1)).shape
+
+    def learned_variance(self) -> bool:
+        return self.look(next(iter(self.seen), 1)).learned_variance
+
+    def schedule_at(self, steps: int | None) -> Schedule:
+        """The path of a run of so many steps: of flow matching, as the pipeline itself places it."""
+        if not self.is_flow:
+            return self.schedule
+        if steps is None:
+            raise ValueError(
+                "a model of flow matching has its levels by the number of steps: set steps=25"
+            )
+        if self.pipe is None:
+            return nominal_levels(self.scheduler(), steps).schedule
+        return self.look(steps).levels.schedule
+
+    def look(self, steps: int) -> Seen:
+        """What the pipeline does in so many steps, found by its first one."""
+        if steps not in self.seen:
+            self.pipe.scheduler = self.scheduler()
+            try:
+                with torch.no_grad():
+                    self.pipe(**self._words(1, None), num_inference_steps=steps)
+            except _Stopped as stopped:
+                self.seen[steps] = stopped.seen
+            else:
+                raise ValueError(
+                    f"{type(self.pipe).__name__} never asked its scheduler for a step: no sampler can "
+                    "be put in; give another pipeline as model.id=..."
+                )
+        return self.seen[steps]
+
+    def images(
+        self,
+        plan: Plan,
+        steps: int,
+        noise: Noise,
+        labels: Tensor | None,
+        called: Callable[[int], object] = lambda n: None,
+    ) -> NDArray[np.float32]:
+        """Samples in 0..1, [B, H, W, C] or [B, T, H, W, C], of prompts or classes `labels` [B].
+
+        `called` hears of every network call of how many samples it was.
+        `steps` are those of `schedule_at` that the plan was made with.
+        """
+        start = noise.start()
+        scheduler = self.scheduler()
+        levels = self.look(steps).levels if self.is_flow else None
+        scheduler.follow(plan, levels, noise, lambda: called(len(start)))
+        self.pipe.scheduler = scheduler
+        words = self._words(len(start), labels)
+        if "latents" in inspect.signature(self.pipe.__call__).parameters:
+            words["latents"] = start
+        count = steps if self.is_flow else len(plan)
+        with torch.no_grad(), _drawing(type(self.pipe), start):
+            out = self.pipe(**words, num_inference_steps=count)
+        images = out.images if hasattr(out, "images") else out.frames
+        return np.asarray(images, dtype=np.float32)
+
+    def _words(self, n: int, labels: Tensor | None) -> dict[str, Any]:
+        """The arguments of a call for n samples."""
+        words: dict[str, Any] = {**self.call, "output_type": "np"}
+        places = [0] * n if labels is None else labels.tolist()
+        if self.prompts is not None:
+            words["prompt"] = [self.prompts[i] for i in places]
+            for name in words.keys() & {"negative_prompt"}:
+                if isinstance(words[name], str):
+                    words[name] = [words[name]] * n
+        elif self.num_classes is not None:
+            words["class_labels"] = places
+        else:
+            words["batch_size"] = n
+        known = inspect.signature(self.pipe.__call__).parameters
+        # Whatever else is drawn, as by a decoder, is the same in every run.
+        if "generator" in known:
+            words["generator"] = torch.Generator().manual_seed(0)
+        return words
+
+
+def nominal_levels(scheduler: PlanScheduler, steps: int) -> Levels:
+    """The levels of flow matching where no pipeline tells what it asks for."""
+    path = FlowMatching(scheduler.config)
+    mu = 1.0 if path.source.config.get("use_dynamic_shifting") else None
+    return path.levels(Asked(steps, None, None, mu))
+
+
+@contextmanager
+def _drawing(cls: type, start: Tensor) -> Iterator[None]:
+    """Where the pipeline draws x_T itself, it draws `start`."""
+    modules = [sys.modules[c.__module__] for c in cls.__mro__ if c.__module__ in sys.modules]
+    modules = [m for m in modules if m.__name__.startswith("diffusers.pipelines.")]
+    drawn = {module: getattr(module, "randn_tensor", None) for module in modules}
+
+    def draw(real: Callable[..., Tensor], shape: Any, *args: Any, **more: Any) -> Tensor:
+        if tuple(shape) != tuple(start.shape):
+            return real(shape, *args, **more)
+        return start.to(more.get("device") or start.device, more.get("dtype") or start.dtype)
+
+    try:
+        for module, real in drawn.items():
+            if real is not None:
+                module.randn_tensor = lambda *a, real=real, **k: draw(real, *a, **k)  # type: ignore[attr-defined]
+        yield
+    finally:
+        for module, real in drawn.items():
+            if real is not None:
+                module.randn_tensor = real  # type: ignore[attr-defined]
