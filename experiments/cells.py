@@ -18,6 +18,7 @@ from models.variance import stored_x0_variance
 from sampling import Noise, Plan, SampleNoise, count_calls, sample_labels, scale_eps
 from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
+from sampling.denoise import Denoised
 from sampling.options import check_choice, check_options
 from sampling.samplers import check_sampler, check_schedule
 
@@ -241,6 +242,20 @@ def network_of(model: Model) -> Backbone:
     raise ValueError(
         "this pipeline runs as a whole, and variance=analytic needs its network: use variance=fixed_small"
     )
+
+
+def predicts_variance(model: Model) -> bool:
+    """Whether the network has a learned variance, by one call of it.
+
+    Of a pipeline that is there to be counted alone nobody knows: True.
+    """
+    if not isinstance(model, Backbone):
+        return model.pipe is None or model.learned_variance()
+    labels = torch.zeros(1, dtype=torch.int64) if model.num_classes else None
+    noise = SampleNoise(0, [0], model.shape, device=model.device)
+    with torch.no_grad():
+        seen = model.given(labels)(noise.start(), float(model.schedule.times[-1]))
+    return Denoised(*seen).v is not None
 
 
 def network_calls(model: Model, plans: Sequence[Plan]) -> int:

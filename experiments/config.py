@@ -36,10 +36,16 @@ from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.weights import has_bf16
-from sampling.options import check_options
+from sampling.options import check_choice, check_options
 
 CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
+# Samplers by their names in tables, where these are others than in configs.
+TITLES = {
+    **{"ddpm": "DDPM", "ddim": "DDIM", "skipped": "Skipped-Step", "mix": "Mix", "mixpp": "Mix++"},
+    **{"dpmpp": "DPM-Solver++(2M)", "sde_dpmpp": "SDE-DPM-Solver++(2M)", "unipc": "UniPC"},
+    **{"deis": "DEIS", "sa_solver": "SA-Solver", "heun": "Heun"},
+}
 # Settings that say who does the work, where, and how it is watched: they change no result.
 CIRCUMSTANCES = ("stage", "only", "part", "parts", "logger", "device", "batch_size", "out", "hydra")
 
@@ -300,14 +306,14 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
     )
     folder = config.folder and ROOT / config.folder
-    if batch and config.images.get("path") != batch:
+    if batch and _images(config).get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
     return ReferenceSource(
         name=config.name,
-        images=lambda: images_of(config.images),
+        images=lambda: images_of(_images(config)),
         floor=(lambda: images_of(config.floor)) if config.floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
@@ -316,6 +322,14 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
     )
+
+
+def _images(config: DictConfig) -> DictConfig:
+    """The real images of a reference; `reference.images=DIR` is a folder or file of them."""
+    images = config.images
+    if not isinstance(images, str):
+        return cast(DictConfig, images)
+    return OmegaConf.create({"_target_": "files.images.load_samples", "path": images})
 
 
 def function_of(config: DictConfig) -> Callable[..., Any]:
@@ -348,6 +362,19 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
         return WandbTracker(**{**options, "group": options["group"] or group})
     except ImportError:
         raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
+
+
+def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Rows of a table: configs/sampler by the name, or as options say that go over it."""
+    rows = {}
+    for sampler in samplers:
+        stated = sampler if isinstance(sampler, dict) else {"name": sampler}
+        check_choice("sampler", stated.get("name"), options_of("sampler"))
+        path = Path(CONFIGS, "sampler", f"{stated['name']}.yaml")
+        more = ", ".join(f"{key}={value}" for key, value in stated.items() if key != "name")
+        title = TITLES.get(stated["name"], str(stated["name"])) + (f" ({more})" if more else "")
+        rows[title] = {**yaml.safe_load(path.read_text(encoding="utf-8")), **stated}
+    return rows
 
 
 # --- what stands in configs/ --------------------------------------------------------------------

@@ -11,16 +11,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from eval.records import Record, check_same_kind, load_records
 from eval.sheets import Pictures, sheet_size, write_sheets
 from eval.table import Table
-from experiments.cells import Cell, Column, Model, Settings, file_names, labels_of
+from experiments.cells import (
+    Cell,
+    Column,
+    Model,
+    Settings,
+    file_names,
+    labels_of,
+    predicts_variance,
+)
 from experiments.config import (
     Config,
     config_digest,
     evaluator_of,
     load_backbone,
     plain,
+    sampler_rows,
     settings_of,
     tracker_of,
 )
@@ -30,8 +41,10 @@ from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
 from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
+from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options
+from sampling.samplers import Unfit
 
 STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
@@ -47,7 +60,8 @@ class Experiment:
 
     `rows` are samplers by the name they have in the table, or are given by `cutoffs`: one row of
     Mix a cutoff.  `num_samples` is one number or one for each of `steps`.  `paper` is a file of the
-    paper's own numbers; `names` and `frames` are for videos.
+    paper's own numbers; `names` and `frames` are for videos.  Of rows by `samplers` the `fitting` are
+    kept: those that the model cannot do are left out.
     """
 
     name: str
@@ -62,6 +76,7 @@ class Experiment:
     paper: str | None = None
     names: str = "id"
     frames: int = 1
+    fitting: bool = False
 
     @staticmethod
     def of(cfg: Config) -> Experiment:
@@ -74,6 +89,11 @@ class Experiment:
             options["steps"] = [cfg.steps] if isinstance(cfg.steps, int) else plain(cfg.steps)
         if cfg.num_samples is not None:
             options["num_samples"] = plain(cfg.num_samples)
+        if samplers := options.pop("samplers", None):
+            stated, more = sampler_rows(samplers), options.get("rows") or {}
+            rows = {**stated, **more}
+            options["rows"] = {row: stated.get(row, {}) | more.get(row, {}) for row in rows}
+            options["fitting"] = True
         cutoffs = options.pop("cutoffs", None)
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
@@ -97,7 +117,25 @@ class Experiment:
                 "counts: give one number, or one a step count"
             )
         pairs = sorted(zip(self.steps, sizes, strict=True))
-        return [settings.column(self.rows, steps, n) for steps, n in pairs]
+        rows = self._able(settings, *pairs[0]) if self.fitting else self.rows
+        return [settings.column(rows, steps, n) for steps, n in pairs]
+
+    def _able(self, settings: Settings, steps: int, n: int) -> dict[str, dict[str, Any]]:
+        """The rows that the model can do; says which are left out, and why.  ValueError if none is left."""
+        rows = {}
+        for row, sampler in self.rows.items():
+            try:
+                plan = settings.cell(row, sampler, steps, n).plan
+                if np.isfinite(plan.noise_high).any() and not predicts_variance(settings.backbone):
+                    raise Unfit("the network predicts no variance")
+            except Unfit as error:
+                if first_process():
+                    print(f"left out: {row}: {error}")
+            else:
+                rows[row] = sampler
+        if not rows:
+            raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
+        return rows
 
 
 class Results(NamedTuple):
@@ -227,10 +265,15 @@ class Work:
         rows = list(self.experiment.rows)
         table = Table(sorted(records, key=lambda record: rows.index(record["row"])))
         if self.experiment.scorer == "images":
-            write_sheets(self.out, self.pictures(sheet_size(self.backbone.shape)))
+            write_sheets(self.out, self.pictures(self._sheet_size()))
         by_cutoff = self.experiment.renderer == "cutoffs"
         self.tracker.reported(self.experiment.title, table, by_cutoff)
         return table
+
+    def _sheet_size(self) -> int:
+        if isinstance(self.backbone, Backbone):
+            return sheet_size(self.backbone.shape)
+        return sheet_size((3, *self.backbone.media.size[-3:-1]))
 
     def pictures(self, count: int) -> list[Pictures]:
         """The first pictures of every step count and sampler, the same ids in all."""

@@ -88,7 +88,7 @@ def sampling_sentence(config: dict[str, Any]) -> str:
 def _guidance_words(config: dict[str, Any]) -> str:
     guidance, scale = config.get("guidance"), config["model"].get("guidance_scale", 1)
     text = f", {guidance['name']} guidance with scale {guidance['scale']:g}" if guidance else ""
-    text += f", classifier-free guidance {scale:g}" if scale != 1 else ""
+    text += f", classifier-free guidance {scale:g}" if scale not in (None, 1) else ""
     two = config.get("evaluations_per_call") == 2
     return f"{text} (two network evaluations a call)" if two else text
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .builders import Timesteps
 from .options import check_choice, kinds_of
 from .plan import Plan
-from .samplers import SAMPLERS, builder_kinds, check_sampler, named
+from .samplers import SAMPLERS, Unfit, builder_kinds, check_sampler, named
 from .schedule import Schedule
 from .tabulate import FAILURES, as_plan, double_precision, set_steps
 from .timesteps import timesteps as timesteps_of
@@ -72,11 +72,16 @@ def placed(
     """
     name, known = cls.__name__, kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
-        raise ValueError(f"{name} cannot be put on the noise levels of {schedule.name}")
+        raise Unfit(
+            f"{name} cannot be put on the noise levels of {schedule.name}: use ddim, skipped, mix, mixpp, "
+            "dpmpp or sde_dpmpp"
+        )
     theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
     check_sampler(name, options, theirs_alone)
     if not np.isfinite(schedule.noise_level[grid]).all():
-        raise ValueError(f"{name} needs a schedule that keeps some signal everywhere")
+        raise Unfit(
+            f"{name} needs a schedule that keeps some signal everywhere: use ddim, skipped or mix"
+        )
     a = schedule.alpha_bar[grid[::-1]]
     ours = {
         "num_train_timesteps": len(grid),

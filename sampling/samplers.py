@@ -22,6 +22,11 @@ from .options import check_choice, check_options, check_types, kinds_of
 from .plan import Plan
 from .schedule import Schedule
 
+
+class Unfit(ValueError):
+    """A sampler that is not for this model, whatever its options."""
+
+
 SAMPLERS: dict[str, Callable[..., Plan]] = {
     "ddpm": ddpm,
     "ddim": ddim,

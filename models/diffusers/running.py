@@ -106,6 +106,11 @@ class PlanScheduler(SkippedStepScheduler):
         has_variance = output.shape[1] == 2 * x.shape[1]
         if self.plan_to_run is None:
             assert self._levels is not None
+            if len(sample) > 2:  # two of one sample: with and without guidance
+                raise ValueError(
+                    "the pipeline steps the frames of a video apart, where a sample has no noise of its "
+                    "own: give another pipeline as model.id=..."
+                )
             raise _Stopped(Seen(tuple(sample.shape[1:]), has_variance, self._levels))
         self._check_foreign(foreign)
         output, v = output.chunk(2, dim=1) if has_variance else (output, None)
