@@ -16,12 +16,12 @@ from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
 from sampling import Noise, Plan, SampleNoise, sample_labels, timesteps
-from sampling.borrowed import num_nodes, sampler_named
+from sampling.borrowed import num_nodes, sampler_kinds, sampler_named
 from sampling.brownian import BrownianNoise
 from sampling.options import check_choice
+from sampling.samplers import check_sampler
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
-NUMBERS = (*TIMESTEPS, "cutoff_sigma", "cutoff_log_snr", "eta", "eta_head", "eta_tail")
 NOISES = ("per_step", "brownian")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
@@ -138,9 +138,7 @@ class Settings:
         cells of different experiments are sampled once and different ones never meet.  Raises
         ValueError for options that make no plan.
         """
-        name = sampler["name"]
-        options = {k: v for k, v in sampler.items() if k != "name" and v is not None}
-        _check_options(options, self.backbone.schedule.T)
+        name, options = sampler["name"], _options(sampler, self.backbone.schedule.T)
         measured = {}
         if name == "mixpp" and options.get("variance") == "analytic":
             measured["x0_variance"] = stored_x0_variance(self.backbone)
@@ -185,23 +183,25 @@ class Settings:
         return config
 
 
-def _check_options(options: Mapping[str, Any], T: int) -> None:
-    """Options of a sampler as a command line may misstate them.
+def _options(sampler: Mapping[str, Any], T: int) -> dict[str, Any]:
+    """The options of a sampler that are not null, as a command line may misstate them.
 
-    The builder takes any cutoff >= 0; in a command one beyond T is a slip.
+    Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
+    the builder takes any cutoff >= 0; in a command one beyond T is a slip.
     """
-    for option in NUMBERS:
-        if option in options and type(options[option]) not in (int, float):
-            raise ValueError(f"sampler.{option} must be a number, got {options[option]!r}")
-    k = options.get("skipped_steps")
-    if k is not None and type(k) is not int:
-        raise ValueError(f"sampler.skipped_steps must be an integer, got {k!r}")
+    name = sampler["name"]
+    stated = {option: value for option, value in sampler.items() if option != "name"}
+    kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
+    kinds.pop("x0_variance", None)  # measured, and read from its file
+    check_sampler(name, stated, kinds)
+    options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
         if option in options and options[option] > T:
             raise ValueError(
                 f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
                 f"got {options[option]}"
             )
+    return options
 
 
 def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:

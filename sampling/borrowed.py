@@ -5,7 +5,6 @@ timestep, one after the other" is then our grid, for every class alike, those to
 their previous timestep as t - T // n.
 """
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from .builders import Timesteps
-from .options import check_choice, check_options
+from .options import check_choice, kinds_of
 from .plan import Plan
-from .samplers import SAMPLERS, named
+from .samplers import SAMPLERS, builder_kinds, check_sampler, named
 from .schedule import Schedule
 from .tabulate import as_plan, double_precision, set_steps
 
@@ -53,10 +52,11 @@ def borrowed(
     for a class that is made for another path than diffusion, and as `tabulate` does.
     """
     cls = _class(scheduler)
-    known = inspect.signature(cls).parameters
+    known = kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
         raise ValueError(f"{scheduler} cannot be put on the noise levels of {schedule.name}")
-    check_options(f"scheduler {scheduler}", options, [k for k in known if k not in OURS])
+    theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
+    check_sampler(scheduler, options, theirs_alone)
     grid = np.asarray(timesteps, dtype=np.int64)
     if not np.isfinite(schedule.noise_level[grid]).all():
         raise ValueError(f"{scheduler} needs a schedule that keeps some signal everywhere")
@@ -153,18 +153,34 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
     `diffusers` takes the class as `scheduler`, and the options of that class.  Raises ValueError
     for an unknown name or option, listing the known ones.
     """
+    check_sampler(name, options, sampler_kinds(name, options.get("scheduler")))
     if name == "diffusers":
         return borrowed(schedule, timesteps, **options)
     if name not in BORROWED:
-        check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
         return named(name, schedule, timesteps, **options)
     theirs = BORROWED[name]
-    check_options(f"sampler {name}", options, [*theirs.options, *theirs.step])
     step = {key: value for key, value in options.items() if key in theirs.step}
     rest = {key: value for key, value in options.items() if key not in theirs.step}
     plan = borrowed(schedule, timesteps, theirs.scheduler, step, **theirs.fixed, **rest)
     given = ", ".join(f"{key}={value}" for key, value in options.items())
     return replace(plan, name=f"{name}({given})")
+
+
+def sampler_kinds(name: str, scheduler: Any = None) -> dict[str, Any]:
+    """Every option that `sampler_named` takes for a sampler, and what it may be.
+
+    Those of `diffusers` are of the class `scheduler`.  Raises ValueError for an unknown name.
+    """
+    check_choice("sampler", name, [*SAMPLERS, *BORROWED, "diffusers"])
+    if name in SAMPLERS:
+        return builder_kinds(name)
+    if name == "diffusers":
+        kinds = kinds_of(_class(scheduler))
+        return {"scheduler": str} | {k: kind for k, kind in kinds.items() if k not in OURS}
+    theirs = BORROWED[name]
+    cls = _class(theirs.scheduler)
+    kinds = kinds_of(cls) | kinds_of(cls.step)
+    return {option: kinds[option] for option in (*theirs.options, *theirs.step)}
 
 
 def num_nodes(sampler: Mapping[str, Any], steps: int | None) -> int | None:

@@ -368,9 +368,9 @@ def mixpp(
     (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
     every timestep.  Raises ValueError for another variance or order, or lo > hi.
     """
-    if lo < 0:
+    if not lo >= 0:
         raise ValueError(f"lo must not be negative, got {lo:g}")
-    if hi is not None and lo > hi:
+    if hi is not None and not lo <= hi:
         raise ValueError(f"mixpp is stochastic for lo <= t < hi, but lo = {lo:g} > hi = {hi:g}")
     head = sde_dpmpp(schedule, timesteps, stochastic_order)
     grid = Grid.of(schedule, timesteps)

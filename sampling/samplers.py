@@ -1,7 +1,6 @@
 """Every sampler that is a plan, by the name that configs and records give it."""
 
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .builders import (
@@ -17,7 +16,7 @@ from .builders import (
 )
 from .detours import churn, restart
 from .multistep import deis, er_sde, ipndm
-from .options import check_choice, check_options
+from .options import check_choice, check_options, check_types, kinds_of
 from .plan import Plan
 from .schedule import Schedule
 
@@ -41,9 +40,20 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
 def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -> Plan:
     """The plan of that name with the builder's options, as configs and records store them.
 
-    Raises ValueError for an unknown name or option, listing the known ones.
+    Raises ValueError for an unknown name or option, listing the known ones, and for an option of
+    another type than the builder's signature says.
     """
+    check_sampler(name, options, builder_kinds(name))
+    return SAMPLERS[name](schedule, timesteps, **options)
+
+
+def builder_kinds(name: str) -> dict[str, Any]:
+    """The options of a sampler that is a builder, and what each may be."""
     check_choice("sampler", name, SAMPLERS)
-    builder = SAMPLERS[name]
-    check_options(f"sampler {name}", options, list(inspect.signature(builder).parameters)[2:])
-    return builder(schedule, timesteps, **options)
+    return dict(list(kinds_of(SAMPLERS[name]).items())[2:])
+
+
+def check_sampler(name: str, options: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise ValueError for options that a sampler does not have, or of another type than its own."""
+    check_options(f"sampler {name}", options, kinds)
+    check_types("sampler.", options, kinds)
