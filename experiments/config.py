@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -43,7 +45,7 @@ from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options, closest, meant
+from sampling.options import check_choice, check_options, check_types, closest
 
 CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
@@ -52,6 +54,8 @@ CIRCUMSTANCES = (
     *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
     *("trusted", "hydra"),
 )
+# What a command can do without: ~experiment.rows.DDPM.
+MAY_GO = ("experiment.rows.", "experiment.rivals.", "metrics.options.", "hydra.callbacks.")
 Word = tuple[str, str]  # a setting of the command line, without + and ++, and its value
 
 
@@ -125,12 +129,14 @@ def _refuse_flag(message: str) -> None:
 
 
 def _words(overrides: Sequence[str]) -> list[Word]:
-    """Raises ValueError for what is no setting."""
+    """Raises ValueError for what is no setting, and for taking away one that is needed."""
     words = []
     for word in overrides:
         key, equals, value = word.lstrip("+").partition("=")
         if not equals and not key.startswith("~"):
             raise ValueError(f"{word!r} is no setting: write NAME=VALUE, as in seed=1")
+        if key.startswith("~") and not key[1:].startswith(MAY_GO):
+            raise ValueError(f"{key} takes away what is needed: leave it out")
         words.append((key.lstrip("~"), value))
     return words
 
@@ -138,9 +144,34 @@ def _words(overrides: Sequence[str]) -> list[Word]:
 def _forced(overrides: Sequence[str]) -> list[str]:
     """With `++` before all that are values; without + before names of files, and what Hydra checks."""
     return [
-        word if word.startswith("~") else f"{'++' if _may_be_added(key) else ''}{key}={value}"
+        word
+        if word.startswith("~")
+        else f"{'++' if _may_be_added(key) else ''}{key}={_readable(key, value)}"
         for word, (key, value) in zip(overrides, _words(overrides), strict=True)
     ]
+
+
+def _readable(key: str, value: str) -> str:
+    """The value as Hydra's grammar has it: quoted where it is plain text that it cannot read.
+
+    Raises ValueError for a name or a value that is neither.
+    """
+    parser = OverridesParser.create()
+    try:
+        parser.parse_override(f"x={value}")
+    except HydraException:
+        quoted = QuotedString(value, Quote.single).with_quotes()
+        if not re.search(r"""[][{}(),'"\\]""", value):
+            return quoted
+        meant = shlex.quote(f"{key}={quoted}")
+        raise ValueError(f"cannot read {key}={value}: write {meant} if it is text") from None
+    try:
+        parser.parse_override(f"{key}=0")
+    except HydraException:
+        raise ValueError(
+            f"{key!r} is no name of a setting: write NAME=VALUE, as in seed=1"
+        ) from None
+    return value
 
 
 def _may_be_added(key: str) -> bool:
@@ -190,6 +221,7 @@ def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str
 
     Launchers and sweepers are Hydra's plugins, and nothing else can stand there.
     """
+    check_types("hydra.", {"verbose": plain(config.verbose)}, {"verbose": bool | str | list[str]})
     announce = f"{Announce.__module__}.{Announce.__name__}"
     for callback in plain(config.callbacks).values():
         if callback["_target_"] != announce:
@@ -198,7 +230,9 @@ def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str
         for factory in _factories(plain(logging)):
             callable_at(factory, ["logging", "colorlog", *trusted])
     if config.job.env_set and not any("hydra.job.env_set" in word for word in words):
-        raise ValueError(f"a config sets {config.job.env_set} in hydra.job.env_set: remove it there")
+        raise ValueError(
+            f"a config sets {config.job.env_set} in hydra.job.env_set: remove it there"
+        )
 
 
 def _factories(logging: Any) -> Iterator[Any]:
@@ -353,6 +387,8 @@ def _mended(text: str) -> str:
         guess = closest(name, known) if isinstance(known, DictConfig) else None
         more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
         return f"Hydra has no setting {found[1]}: {more}"
+    if "Could not delete from config" in text:
+        return f"{text.rstrip('.')}: leave that ~ out"
     text, _, key = text.partition(" full_key: ")
     return f"{key.split()[0]}: {text}; correct it" if key else text
 

@@ -83,7 +83,9 @@ class Experiment:
         for axis, choices in (("scorer", SCORERS), ("renderer", RENDERERS)):
             check_choice(f"experiment.{axis}", str(options.get(axis)), choices)
         if absent := [key for key in REQUIRED if not options.get(key)]:
-            raise ValueError(f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=...")
+            raise ValueError(
+                f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
+            )
         takes = [field.name for field in fields(Experiment)]
         return Experiment(**{key: value for key, value in options.items() if key in takes})
 

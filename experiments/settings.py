@@ -15,9 +15,19 @@ from typing import Any, Literal
 
 from eval.extractors import EXTRACTORS
 from eval.scoring import Options
+from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
 from sampling.borrowed import sampler_kinds
-from sampling.options import check_choice, check_types, closest, described, fits, kinds_of, takes_any_name
+from sampling.options import (
+    check_choice,
+    check_types,
+    closest,
+    described,
+    fits,
+    kinds_of,
+    needed_by,
+    takes_any_name,
+)
 
 Kinds = dict[str, Any]
 Group = dict[str, Any]  # a folder of configs/: one of its files, or what stands in it
@@ -115,7 +125,7 @@ def callable_at(target: Any, trusted: Sequence[str] = ()) -> Callable[..., Any]:
         raise ValueError(f"_target_ {target} is no function: correct its name")
     # A module shows what it imports, too.
     _check_package(target, f"{found.__module__}.{name}", trusted)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _check_package(target: Any, path: str, trusted: Sequence[str]) -> None:
@@ -149,17 +159,19 @@ class Checker:
         """Raise ValueError at the first setting that is unknown, missing or of another type."""
         kinds = COMMANDS[self.command]
         brought = dict.fromkeys(BROUGHT.get(self.command, ()), Group)
-        self.level("", self.cfg, {**kinds, **brought})
-        if absent := [key for key in kinds if key not in self.cfg]:
-            raise ValueError(f"{absent[0]} is needed: leave out ~{absent[0]}")
+        self.level("", self.cfg, {**kinds, **brought}, list(kinds))
         for name, value in self.cfg.items():
             if part := getattr(self, name, None) if kinds.get(name) == Group else None:
                 part(value)
         for name in brought:
             getattr(self, name)(self.cfg[name])
 
-    def level(self, path: str, values: Mapping[str, Any], kinds: Kinds) -> None:
+    def level(
+        self, path: str, values: Mapping[str, Any], kinds: Kinds, needed: Sequence[str] = ()
+    ) -> None:
         """Compare one level, whose settings are called `path` and their name."""
+        if absent := [key for key in needed if key not in values]:
+            raise ValueError(f"{path}{absent[0]} is missing: give {path}{absent[0]}=...")
         for key, value in values.items():
             if key not in kinds:
                 raise ValueError(self.unknown(path, str(key), value, kinds))
@@ -175,10 +187,13 @@ class Checker:
         kinds = {key: kind for key, kind in kinds_of(function).items() if key not in given}
         if takes_any_name(function):
             kinds = {**dict.fromkeys(config, Any), **kinds}
-        self.level(path, config, {**kinds, **more, "_target_": str})
+        needed = [key for key in needed_by(function) if key not in given]
+        self.level(path, config, {**kinds, **more, "_target_": str}, [*more, *needed])
 
     def model(self, model: Mapping[str, Any]) -> None:
         self.call("model.", model, {"name": str}, GIVEN)
+        if isinstance(model.get("net"), Mapping):
+            self.level("model.net.", model["net"], net_kinds())
 
     def guidance(self, guidance: Mapping[str, Any]) -> None:
         self._named("guidance", guidance, GUIDANCE)
@@ -188,7 +203,7 @@ class Checker:
 
     def _named(self, group: str, config: Mapping[str, Any], kinds: Mapping[str, Kinds]) -> None:
         check_choice(group, config.get("name"), kinds)
-        self.level(f"{group}.", config, kinds[config["name"]])
+        self.level(f"{group}.", config, kinds[config["name"]], list(kinds[config["name"]]))
 
     def sampler(self, sampler: Any, path: str = "sampler.") -> None:
         if not isinstance(sampler, Mapping) or "name" not in sampler:
@@ -203,17 +218,22 @@ class Checker:
         for extractor in EXTRACTORS.values():
             kinds |= kinds_of(extractor)
         kinds = {key: kind for key, kind in kinds.items() if key not in ("device", "mode")}
-        self.level("metrics.", metrics, {**kinds, **METRICS})
+        self.level("metrics.", metrics, {**kinds, **METRICS}, list(METRICS))
         self.level("metrics.options.", metrics["options"], kinds_of(Options))
 
     def reference(self, reference: Mapping[str, Any]) -> None:
-        self.level("reference.", reference, REFERENCE)
+        needed = (
+            ("name",) if reference.get("name") == "none" else ("name", "images", "floor", "folder")
+        )
+        self.level("reference.", reference, REFERENCE, needed)
         for part in ("images", "floor", "held_out"):
             self.call(f"reference.{part}.", reference.get(part), {})
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
-        kinds = TUNING if "tuning_samples" in experiment else EXPERIMENT
-        self.level("experiment.", experiment, kinds)
+        if "tuning_samples" in experiment:
+            self.level("experiment.", experiment, TUNING, list(TUNING))
+        else:
+            self.level("experiment.", experiment, EXPERIMENT)
         for part in ("rows", "rivals"):
             for row, sampler in (experiment.get(part) or {}).items():
                 self.sampler(sampler, f"experiment.{part}.{row}.")
@@ -223,12 +243,13 @@ class Checker:
             ("images", "network", "classifier", "augment"),
             {"unet": Recipe, "saving": Saving, "classifier_recipe": ClassifierRecipe},
         )
-        self.level("training.", training, dict.fromkeys((*calls, *recipes), Group))
+        parts = (*calls, *recipes)
+        self.level("training.", training, dict.fromkeys(parts, Group), parts)
         for part in calls:
             self.call(f"training.{part}.", training.get(part), {}, ("split", "x"))
         for part, recipe in recipes.items():
             kinds = {key: kind for key, kind in kinds_of(recipe).items() if key != "folder"}
-            self.level(f"training.{part}.", training[part], kinds)
+            self.level(f"training.{part}.", training[part], kinds, list(kinds))
 
     # --- what may have been meant ---------------------------------------------------------------
 
@@ -242,7 +263,9 @@ class Checker:
             return f"{said}: did you mean {self._typed(path + key, guess)}?"
         if other := closest(key, kinds):
             is_group = kinds[other] == Group and not path
-            wanted = f"one of {', '.join(self.groups(other))}" if is_group else described(kinds[other])
+            wanted = (
+                f"one of {', '.join(self.groups(other))}" if is_group else described(kinds[other])
+            )
             return f"{said}: {path}{other} must be {wanted}"
         return f"{said}: choose among {', '.join(path + name for name in kinds) or 'none'}"
 

@@ -92,6 +92,13 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+def needed_by(function: Callable[..., Any]) -> list[str]:
+    """The parameters without a default."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind in named]
+
+
 def takes_any_name(function: Callable[..., Any]) -> bool:
     """Whether a function has **kwargs, whose names it looks at itself."""
     parameters = inspect.signature(function).parameters.values()

@@ -53,6 +53,10 @@ def unet(cfg: Config, device: Any, out: Path) -> None:
     """Train from where the folder is."""
     training, saving = plain(cfg.training), plain(cfg.training.saving)
     changes = plain(cfg.model).get("net") or {}
+    if "dropout" in changes:
+        raise ValueError(
+            "the dropout of training is training.unet.dropout: leave model.net.dropout out"
+        )
     network = function_of(cfg.training.network, cfg.trusted)
     check_options("training.unet", training["unet"], Recipe.__dataclass_fields__)
     work = UNetTraining(
