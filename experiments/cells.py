@@ -23,6 +23,7 @@ from sampling.samplers import check_sampler
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 NOISES = ("per_step", "brownian")
+NAMES = ("id", "prompt")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
 # would not be found.
@@ -168,6 +169,7 @@ class Settings:
             "label": self.label,
         }
         check_choice("noise", self.noise, NOISES)
+        check_choice("names", self.names, NAMES)
         if self.noise != "per_step":
             config["noise"] = self.noise
         if backbone.guidance is not None:
@@ -177,8 +179,6 @@ class Settings:
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
-            if self.names not in ("id", "prompt"):
-                raise ValueError(f"unknown names {self.names!r}: choose id or prompt")
             config["names"] = self.names
         return config
 

@@ -4,11 +4,14 @@ All of Hydra is here, and the rule by which errors end a command.
 """
 
 import argparse
+import codecs
 import errno
 import functools
 import hashlib
 import inspect
+import io
 import json
+import locale
 import os
 import re
 import shlex
@@ -316,6 +319,7 @@ def _terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
+    _speak_utf8()
     try:
         function(*args)
     except KeyboardInterrupt:
@@ -334,6 +338,20 @@ def reported(function: Callable[..., None], *args: Any) -> None:
         if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
             raise
         sys.exit(_failure(_one_line(error)))
+
+
+def _speak_utf8() -> None:
+    """Names and messages are UTF-8 whatever the locale says.
+
+    Where that has another encoding, the command starts again in Python's UTF-8 mode, which is for all
+    that it reads and names, too.
+    """
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8")
 
 
 def _failure(text: str) -> int:

@@ -86,6 +86,10 @@ class Experiment:
             raise ValueError(
                 f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
             )
+        if options["renderer"] in ("table", "cutoffs") and not options.get("metrics"):
+            raise ValueError("experiment.metrics must not be empty: name what the table shows")
+        if len(set(options["steps"])) < len(options["steps"]):
+            raise ValueError("experiment.steps names a step count twice: give each once")
         takes = [field.name for field in fields(Experiment)]
         return Experiment(**{key: value for key, value in options.items() if key in takes})
 

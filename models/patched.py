@@ -96,7 +96,9 @@ def patched_unet(embedded: Mapping[str, Any], changes: Mapping[str, Any]) -> Pat
 
 def net_kinds() -> dict[str, Any]:
     """The options of such a network, and what each may be."""
-    return {"patch": int, "channels": int} | kinds_of(Options)
+    kinds = {"patch": int, "channels": int} | kinds_of(Options)
+    del kinds["in_channels"]  # follows from these two
+    return kinds
 
 
 def weights_file(folder: Path, checkpoint: str, remedy: str) -> Path:

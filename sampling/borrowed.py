@@ -160,6 +160,8 @@ def sampler_named(name: str, schedule: Schedule, timesteps: Timesteps, **options
         return named(name, schedule, timesteps, **options)
     theirs = BORROWED[name]
     step = {key: value for key, value in options.items() if key in theirs.step}
+    if step.get("order", 1) < 1:  # diffusers would jump without the network
+        raise ValueError(f"the order of {name} must be at least 1, got {step['order']}")
     rest = {key: value for key, value in options.items() if key not in theirs.step}
     plan = borrowed(schedule, timesteps, theirs.scheduler, step, **theirs.fixed, **rest)
     given = ", ".join(f"{key}={value}" for key, value in options.items())

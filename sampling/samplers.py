@@ -43,7 +43,7 @@ def named(name: str, schedule: Schedule, timesteps: Timesteps, **options: Any) -
     Raises ValueError for an unknown name or option, listing the known ones, and for an option of
     another type than the builder's signature says.
     """
-    check_sampler(name, options, builder_kinds(name))
+    check_options(f"sampler {name}", options, builder_kinds(name))
     return SAMPLERS[name](schedule, timesteps, **options)
 
 

@@ -5,7 +5,8 @@
 Every case is a command in this process with one setting changed: its name misspelt, with and without
 + and ++; a value of another kind; a group's file misspelt; or the setting taken away.  Work itself, a
 shard, a batch of features, training steps, is not done: a command that gets there was accepted.  What
-a message proposes after "did you mean" is typed in its place and must be accepted, too.
+a message proposes after "did you mean" is typed in its place, too: it ends in one line or works, and
+works if it is what was misspelt.
 """
 
 from __future__ import annotations
@@ -69,9 +70,59 @@ BASES = [
     ("train", ["model=digits"]),
     ("train", ["model=digits", "what=classifier"]),
 ]
-VALUES = """7 -1 0 1 2 1.5 nan inf -inf 1e400 99999999999999999999999 true null '' [] {} [1,2] [[1]] [null]
-{a:1} text ../x ${seed} ${nothing} ${oc.env:HOME} ünï 'a b' "'7'" [a,b] 00 -0.0 ??? even 2026-11-26
-/dev/null /proc/x x,y [1.5,7] {name:ddim} ddim fid digits cpu cuda:99 meta % '%s' \\ | balanced learned""".split()
+VALUES = [
+    "7",
+    "-1",
+    "0",
+    "1",
+    "2",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "99999999999999999999999",
+    "true",
+    "null",
+    "''",
+    "[]",
+    "{}",
+    "[1,2]",
+    "[[1]]",
+    "[null]",
+    "{a:1}",
+    "text",
+    "../x",
+    "${seed}",
+    "${nothing}",
+    "${oc.env:HOME}",
+    "ünï",
+    "'a_b'",
+    "\"'7'\"",
+    "[a,b]",
+    "00",
+    "-0.0",
+    "???",
+    "even",
+    "2026-11-26",
+    "/dev/null",
+    "/proc/x",
+    "x,y",
+    "[1.5,7]",
+    "{name:ddim}",
+    "ddim",
+    "fid",
+    "digits",
+    "cpu",
+    "cuda:99",
+    "meta",
+    "%",
+    "'%s'",
+    "\\",
+    "|",
+    "balanced",
+    "learned",
+]
 
 
 class Reached(BaseException):
@@ -132,7 +183,7 @@ def leaves(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
             continue
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{path}{key}.")
-        elif value != "???" and "_target_" != key:
+        elif value != "???" and key != "_target_":
             yield f"{path}{key}", typed(value)
 
 
@@ -147,14 +198,15 @@ def settings(command: str, words: list[str]) -> dict[str, str]:
     cfg = OmegaConf.to_container(composed(command, *words), resolve=True)
     found = dict(leaves(cfg))
     if command != "sample":
-        found |= defaults("metrics.options.", Options)
+        found = defaults("metrics.options.", Options) | found
     else:
         name = cfg["sampler"]["name"]
-        found |= defaults("sampler.", SAMPLERS[name]) if name in SAMPLERS else {}
+        found = (defaults("sampler.", SAMPLERS[name]) if name in SAMPLERS else {}) | found
         for ours in ("metrics", "reference"):
             found = {key: value for key, value in found.items() if not key.startswith(ours)}
     if command == "train":
         found |= defaults("model.net.", Network)
+        del found["model.net.dropout"]  # that of training is another setting
     hydra = {"hydra.job.chdir": "false", "hydra.run.dir": ".", "hydra.verbose": "false"}
     return found | hydra
 
@@ -208,7 +260,7 @@ class Fuzz:
             return
         word = f"{self.rng.choice(['', '+', '++'])}{wrong}={value}"
         said = self.refused("name", command, [*words, word])
-        self.suggested(said, command, words)
+        self.suggested(said, command, words, f"{name}={value}")
 
     def file(self, command: str, words: list[str], known: dict[str, str]) -> None:
         groups = [
@@ -222,7 +274,7 @@ class Fuzz:
             return
         rest = [w for w in words if not w.startswith(f"{group}=")]
         said = self.refused("file", command, [*rest, f"{group}={wrong}"])
-        self.suggested(said, command, rest, only=f"{group}={value}")
+        self.suggested(said, command, rest, f"{group}={value}")
 
     def value(self, command: str, words: list[str], known: dict[str, str]) -> None:
         name, value = self.rng.choice(list(known)), self.rng.choice(VALUES)
@@ -251,13 +303,13 @@ class Fuzz:
             self.fault("a misspelt setting was taken", command, words)
         return made.said
 
-    def suggested(self, said: str, command: str, words: list[str], only: str = "") -> None:
+    def suggested(self, said: str, command: str, words: list[str], meant: str) -> None:
         found = re.search(r"did you mean (.*=.*)\?$", said)
-        if not found or (only and found[1] != only):
+        if not found:
             return
         (word,) = shlex.split(found[1])
         made = self.one_line("suggestion", command, [*words, word])
-        if not made.accepted:
+        if word == meant and not made.accepted:
             self.fault(
                 f"was proposed ({said}), and is refused: {made.said}", command, [*words, word]
             )
