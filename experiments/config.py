@@ -89,7 +89,12 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     GlobalHydra.instance().clear()
     check_words(config, _words(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
+        try:
+            cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
+        except RecursionError:
+            raise ValueError(
+                "configs name each other in a circle: look at their defaults"
+            ) from None
         groups = GlobalHydra.instance().config_loader().get_group_options
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, _ours(cfg))))
         _check_trust(settings["trusted"], overrides)
