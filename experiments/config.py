@@ -15,10 +15,9 @@ import locale
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +39,15 @@ from eval.preprocessing import Preprocessing
 from experiments.cells import Settings
 from experiments.devices import pick_device
 from experiments.evaluate import Evaluator, ReferenceSource
-from experiments.settings import LOGGERS, Checker, callable_at, check_words
+from experiments.settings import (
+    LOGGERS,
+    Checker,
+    callable_at,
+    check_launcher,
+    check_words,
+    factories,
+    typed,
+)
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
@@ -57,9 +64,8 @@ CIRCUMSTANCES = (
     *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
     *("trusted", "hydra"),
 )
-# What a command can do without: ~experiment.rows.DDPM.
-MAY_GO = ("experiment.rows.", "experiment.rivals.", "metrics.options.", "hydra.callbacks.")
-Word = tuple[str, str]  # a setting of the command line, without + and ++, and its value
+# Other configs than those that are checked; the last one even unpickles.
+REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 
 
 # --- command lines ------------------------------------------------------------------------------
@@ -87,7 +93,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     """
     _register()
     GlobalHydra.instance().clear()
-    check_words(config, _words(overrides))
+    check_words(config, typed(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
             cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
@@ -96,14 +102,11 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
                 "configs name each other in a circle: look at their defaults"
             ) from None
         groups = GlobalHydra.instance().config_loader().get_group_options
-        settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, _ours(cfg))))
+        own = [str(key) for key in cfg if key != "hydra"]
+        settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
         _check_trust(settings["trusted"], overrides)
-        Checker(config, settings, _words(overrides), groups).check()
+        Checker(config, settings, typed(overrides), groups).check()
         return cfg
-
-
-def _ours(cfg: DictConfig) -> list[str]:
-    return [str(key) for key in cfg if key != "hydra"]
 
 
 def _check_command_line(config: str) -> None:
@@ -112,9 +115,9 @@ def _check_command_line(config: str) -> None:
     Every setting is put as Hydra's `++name=value`: what may be set is for `Checker` to say, not for
     the file that happens to name it.
     """
-    parser = get_args_parser()
-    parser.error = _refuse_flag  # type: ignore[assignment]
-    args = parser.parse_args()
+    flags = get_args_parser()
+    flags.error = _refuse_flag  # type: ignore[assignment]
+    args = flags.parse_args()
     words = list(args.overrides)
     left = iter(zip(words, _forced(words), strict=True))
     word, forced = next(left, (None, None))
@@ -124,7 +127,13 @@ def _check_command_line(config: str) -> None:
             word, forced = next(left, (None, None))
     if args.help or args.hydra_help or args.info or args.shell_completion:
         return
-    _check_launcher(words, args.multirun)
+    check_launcher(words, args.multirun)
+    if flag := next((flag for flag in REFUSED_FLAGS if getattr(args, flag)), None):
+        raise ValueError(
+            f"leave --{flag.replace('_', '-')} out: --config-dir adds configs of your own"
+        )
+    if args.config_dir and any(word.startswith("hydra.searchpath=") for word in words):
+        raise ValueError("give --config-dir or hydra.searchpath, not both")
     if args.config_dir:
         words.append(f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]")
     for job in _jobs(words) if args.multirun else [words]:
@@ -136,26 +145,13 @@ def _refuse_flag(message: str) -> None:
     raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
 
 
-def _words(overrides: Sequence[str]) -> list[Word]:
-    """Raises ValueError for what is no setting, and for taking away one that is needed."""
-    words = []
-    for word in overrides:
-        key, equals, value = word.lstrip("+").partition("=")
-        if not equals and not key.startswith("~"):
-            raise ValueError(f"{word!r} is no setting: write NAME=VALUE, as in seed=1")
-        if key.startswith("~") and not key[1:].startswith(MAY_GO):
-            raise ValueError(f"{key} takes away what is needed: leave it out")
-        words.append((key.lstrip("~"), value))
-    return words
-
-
 def _forced(overrides: Sequence[str]) -> list[str]:
     """With `++` before all that are values; without + before names of files, and what Hydra checks."""
     return [
         word
         if word.startswith("~")
         else f"{'++' if _may_be_added(key) else ''}{key}={_readable(key, value)}"
-        for word, (key, value) in zip(overrides, _words(overrides), strict=True)
+        for word, (key, value) in zip(overrides, typed(overrides), strict=True)
     ]
 
 
@@ -203,21 +199,11 @@ def _jobs(words: Sequence[str]) -> Iterator[list[str]]:
         yield from ([*first[:i], value, *first[i + 1 :]] for value in values[1:])
 
 
-def _check_launcher(words: Sequence[str], multirun: bool) -> None:
-    slurm = [word for word in words if re.match(r"hydra/launcher=.*slurm$", word)]
-    if slurm and not multirun:
-        raise ValueError(f"{slurm[0]} is for a multirun: add -m")
-    if slurm and shutil.which("sbatch") is None:
-        raise FileNotFoundError(
-            f"no sbatch here: submit from a login node of a SLURM cluster, or leave {slurm[0]} out"
-        )
-
-
 def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
     """Whom to trust is for the user to say: on the command line, or in configs/common.yaml."""
     ours = yaml.safe_load(Path(CONFIGS, "common.yaml").read_text(encoding="utf-8"))["trusted"]
-    typed = any(key.startswith("trusted") for key, _ in _words(overrides))
-    if trusted != ours and not typed:
+    by_user = any(key.startswith("trusted") for key, _ in typed(overrides))
+    if trusted != ours and not by_user:
         raise ValueError(
             f"a config sets trusted={trusted}, which only the command line and configs/common.yaml "
             "may: remove it there"
@@ -235,20 +221,11 @@ def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str
         if callback["_target_"] != announce:
             callable_at(callback["_target_"], trusted)
     for logging in (config.job_logging, config.hydra_logging):
-        for factory in _factories(plain(logging)):
+        for factory in factories(plain(logging)):
             callable_at(factory, ["logging", "colorlog", *trusted])
-    if config.job.env_set and not any("hydra.job.env_set" in word for word in words):
-        raise ValueError(
-            f"a config sets {config.job.env_set} in hydra.job.env_set: remove it there"
-        )
-
-
-def _factories(logging: Any) -> Iterator[Any]:
-    """What Python's logging.config would call."""
-    for key, value in logging.items() if isinstance(logging, Mapping) else ():
-        if key in ("()", "class"):
-            yield value
-        yield from _factories(value)
+    for part, name in ((config.job, "env_set"), (config.sweeper, "params")):
+        if part.get(name) and not any(f".{name}" in word for word in words):
+            raise ValueError(f"a config sets hydra's {name}, {part[name]}: remove it there")
 
 
 def _register() -> None:

@@ -7,7 +7,8 @@ refused before any work, however it came: in a file, or on the command line with
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -101,9 +102,50 @@ LOGGERS: dict[str, Kinds] = {
 }
 # What commands and loaders give a loader besides the model's config.
 GIVEN = ("device", "guidance", "prompts")
+# What a command can do without: ~experiment.rows.DDPM.
+MAY_GO = ("experiment.rows.", "experiment.rivals.", "metrics.options.", "hydra.callbacks.")
+Word = tuple[str, str]  # a setting of the command line, without + and ++, and its value
 # Whose functions a `_target_` may name without being asked.
 OURS = ("models", "files.images")
 MISSING = "???"
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def typed(overrides: Sequence[str]) -> list[Word]:
+    """What was typed, without + and ++.  Raises ValueError for what is no setting, and for taking away one that is needed."""
+    words = []
+    for word in overrides:
+        key, equals, value = word.lstrip("+").partition("=")
+        if not equals and not key.startswith("~"):
+            raise ValueError(f"{word!r} is no setting: write NAME=VALUE, as in seed=1")
+        if key.startswith("~") and not key[1:].startswith(MAY_GO):
+            raise ValueError(f"{key} takes away what is needed: leave it out")
+        words.append((key.lstrip("~"), value))
+    return words
+
+
+def check_launcher(words: Sequence[str], multirun: bool) -> None:
+    slurm = [word for word in words if re.match(r"hydra/launcher=.*slurm$", word)]
+    if slurm and not multirun:
+        raise ValueError(f"{slurm[0]} is for a multirun: add -m")
+    if slurm and shutil.which("sbatch") is None:
+        raise FileNotFoundError(
+            f"no sbatch here: submit from a login node of a SLURM cluster, or leave {slurm[0]} out"
+        )
+
+
+def check_words(command: str, words: Sequence[Word]) -> None:
+    """Raise ValueError at a group of configs that the command does not have, or has no use for."""
+    ours = COMMANDS[command]
+    for key, _ in words:
+        head = re.split(r"[.@/]", key)[0]
+        theirs = [name for name, kinds in COMMANDS.items() if head in kinds and name != "tune"]
+        if head not in ours and theirs:
+            raise ValueError(
+                f"{command} has no setting {head}, which is one of {', '.join(theirs)}: leave it out"
+            )
 
 
 # --- the functions that configs name ------------------------------------------------------------
@@ -139,6 +181,14 @@ def _check_package(target: Any, path: str, trusted: Sequence[str]) -> None:
     )
 
 
+def factories(logging: Any) -> Iterator[Any]:
+    """What Python's logging.config would call."""
+    for key, value in logging.items() if isinstance(logging, Mapping) else ():
+        if key in ("()", "class"):
+            yield value
+        yield from factories(value)
+
+
 # --- one level after the other ------------------------------------------------------------------
 
 
@@ -152,7 +202,7 @@ class Checker:
 
     command: str
     cfg: Mapping[str, Any]
-    words: Sequence[tuple[str, str]]
+    words: Sequence[Word]
     groups: Callable[[str], Sequence[str]]
 
     def check(self) -> None:
@@ -290,15 +340,3 @@ class Checker:
             if key == path or key.startswith(f"{path}."):
                 return shlex.quote(f"{guess}{key[len(path) :]}={value}")
         return guess
-
-
-def check_words(command: str, words: Sequence[tuple[str, str]]) -> None:
-    """Raise ValueError at a group of configs that the command does not have, or has no use for."""
-    ours = COMMANDS[command]
-    for key, _ in words:
-        head = re.split(r"[.@/]", key)[0]
-        theirs = [name for name, kinds in COMMANDS.items() if head in kinds and name != "tune"]
-        if head not in ours and theirs:
-            raise ValueError(
-                f"{command} has no setting {head}, which is one of {', '.join(theirs)}: leave it out"
-            )

@@ -94,6 +94,8 @@ VALUES = {
     "~steps": "~steps takes away what is needed",
     "seed=${sed}": "seed: Interpolation key 'sed' not found",
     "hydra/launcher=slurm": "hydra/launcher=slurm is for a multirun: add -m",
+    "--config-path=conf": "leave --config-path out: --config-dir adds configs of your own",
+    "--experimental-rerun=x.pickle": "leave --experimental-rerun out",
     "--dry": "unrecognized arguments: --dry: settings are NAME=VALUE",
 }
 
@@ -206,6 +208,7 @@ FOREIGN = {
     "reference/trust.yaml": "# @package _global_\ntrusted: [evil_package]\n"
     "reference: {name: e, floor: null, folder: null, images: {_target_: evil_package.load}}\n",
     "reference/environment.yaml": f"{GLOBAL}hydra: {{job: {{env_set: {{PATH: evil}}}}}}\n",
+    "reference/params.yaml": f"{GLOBAL}hydra: {{sweeper: {{params: {{trusted: evil_package}}}}}}\n",
     "reference/circle.yaml": "# @package _global_\ndefaults: [{/reference@_global_.reference: digits}]\n",
 }
 
