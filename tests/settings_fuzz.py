@@ -206,7 +206,8 @@ def settings(command: str, words: list[str]) -> dict[str, str]:
             found = {key: value for key, value in found.items() if not key.startswith(ours)}
     if command == "train":
         found |= defaults("model.net.", Network)
-        del found["model.net.dropout"]  # that of training is another setting
+        for name in ("dropout", "in_channels"):  # set otherwise
+            del found[f"model.net.{name}"]
     hydra = {"hydra.job.chdir": "false", "hydra.run.dir": ".", "hydra.verbose": "false"}
     return found | hydra
 
