@@ -276,6 +276,8 @@ class Checker:
             ("name",) if reference.get("name") == "none" else ("name", "images", "floor", "folder")
         )
         self.level("reference.", reference, REFERENCE, needed)
+        if "/" in reference["name"]:
+            raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
             self.call(f"reference.{part}.", reference.get(part), {})
 
