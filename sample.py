@@ -1,6 +1,6 @@
 """Sample a pretrained diffusion model.
 
-    python sample.py model=digits sampler=mix steps=50 num_samples=64
+    python sample.py model=digits sampler=mix steps=50 num_samples=500 out=runs/mix
 
 Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
 the same command again continues, or does nothing when all is there.  Under torchrun or srun the

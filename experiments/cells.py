@@ -24,6 +24,7 @@ from sampling.samplers import check_sampler, check_schedule
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
 NOISES = ("per_step", "brownian")
+NAMES = ("id", "prompt")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
 # would not be found.
@@ -197,6 +198,7 @@ class Settings:
             "label": self.label,
         }
         check_choice("noise", self.noise, NOISES)
+        check_choice("names", self.names, NAMES)
         if self.noise != "per_step":
             config["noise"] = self.noise
         if backbone.guidance is not None:
@@ -206,8 +208,6 @@ class Settings:
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
-            if self.names not in ("id", "prompt"):
-                raise ValueError(f"unknown names {self.names!r}: choose id or prompt")
             config["names"] = self.names
         return config
 
@@ -249,8 +249,6 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
     the builder takes any cutoff >= 0; in a command one beyond T is a slip.
     """
-    if name == "diffusers" and stated.get("scheduler") is None:
-        raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
     kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
     kinds.pop("x0_variance", None)  # measured, and read from its file
     check_sampler(name, stated, kinds)

@@ -50,12 +50,12 @@ def _timed_backbone(cfg: Config) -> Backbone:
     if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
         print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
         changes["precision"] = "fp32"
-    if takes_option(cfg.model, "encode"):
+    if takes_option(cfg, "encode"):
         changes["encode"] = False  # a large text encoder is not needed to measure speed
     try:
         return load_backbone(cfg, **changes)
     except FileNotFoundError as missing:
-        if not takes_option(cfg.model, "untrained"):
+        if not takes_option(cfg, "untrained"):
             raise
         print(f"not yet: {missing}")
         return load_backbone(cfg, untrained=True, **changes)

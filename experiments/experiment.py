@@ -32,14 +32,12 @@ from experiments.tracking import Tracker
 from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options
+from sampling.options import check_choice
 
 STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
 RENDERERS = ("table", "cutoffs", "pictures", "none")
 REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
-# What the settings of that name, of the command or its model, default to.
-OF_THE_COMMAND = ("label", "prompts", "precision", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ class Experiment:
         """
         options: dict[str, Any] = plain(cfg.experiment)
         if cfg.steps is not None:
-            options["steps"] = [cfg.steps] if isinstance(cfg.steps, int) else plain(cfg.steps)
+            options["steps"] = plain(cfg.steps)
+        if isinstance(options.get("steps"), int):
+            options["steps"] = [options["steps"]]
         if cfg.num_samples is not None:
             options["num_samples"] = plain(cfg.num_samples)
         cutoffs = options.pop("cutoffs", None)
@@ -82,10 +82,15 @@ class Experiment:
             raise ValueError(f"{options['name']} is run by `python -m scripts.tune`")
         for axis, choices in (("scorer", SCORERS), ("renderer", RENDERERS)):
             check_choice(f"experiment.{axis}", str(options.get(axis)), choices)
+        if absent := [key for key in REQUIRED if not options.get(key)]:
+            raise ValueError(
+                f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
+            )
+        if options["renderer"] in ("table", "cutoffs") and not options.get("metrics"):
+            raise ValueError("experiment.metrics must not be empty: name what the table shows")
+        if len(set(options["steps"])) < len(options["steps"]):
+            raise ValueError("experiment.steps names a step count twice: give each once")
         takes = [field.name for field in fields(Experiment)]
-        check_options("experiment", options, [*takes, *OF_THE_COMMAND])
-        if absent := [key for key in REQUIRED if key not in options]:
-            raise ValueError(f"experiment lacks {', '.join(absent)}: add it to its config")
         return Experiment(**{key: value for key, value in options.items() if key in takes})
 
     def columns(self, settings: Settings) -> list[Column]:

@@ -31,7 +31,7 @@ from experiments.folder import (
     sweep,
     write_shard,
 )
-from experiments.workers import worker
+from experiments.workers import check_rank, worker
 from files.media import Shard
 from models.backbone import Backbone
 from sampling import Noise, Plan, count_calls, run_tree
@@ -55,10 +55,11 @@ def generate(
     All cells share model, seed, noise, labels and size, and are run as one tree.  Of `world`
     processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
     `watch(cells, k)` is called after shard k of these cells was written.  Raises ValueError if a
-    folder holds samples of another config, or samples are not finite.
+    folder holds samples of another config, samples are not finite, or there is no such rank.
     """
     size = cells[0].size
     # Refuse bad settings before anything is made.
+    check_rank(rank, world)
     labels_of(cells[0], backbone, range(size.num_samples)[-1:])
     noise_of(cells[0], backbone, [])
     for cell in cells:

@@ -21,13 +21,33 @@ T = TypeVar("T")
 def worker() -> tuple[int, int]:
     """(rank, world) from torchrun's or srun's environment; (0, 1) without them.
 
-    A batch script that calls the command without srun is one process, whatever SLURM_NTASKS says.
+    Raises ValueError for numbers that make no sense.  A batch script that calls the command without srun is one process, whatever SLURM_NTASKS says.
     """
     if "RANK" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
+        return _place("RANK", "WORLD_SIZE")
     if "SLURM_STEP_NUM_TASKS" in os.environ:
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
+        return _place("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
     return 0, 1
+
+
+def _place(rank: str, world: str) -> tuple[int, int]:
+    """The numbers in two variables of the environment; ValueError unless 0 <= rank < world."""
+    texts = os.environ.get(rank, "0"), os.environ.get(world, "1")
+    try:
+        place = int(texts[0]), int(texts[1])
+        check_rank(*place)
+    except ValueError:
+        raise ValueError(
+            f"{rank}={texts[0]} and {world}={texts[1]} in the environment are no place among "
+            f"processes: start with torchrun or srun, or unset {rank} and {world}"
+        ) from None
+    return place
+
+
+def check_rank(rank: int, world: int) -> None:
+    """Raise ValueError unless 0 <= rank < world."""
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must be in 0..{world - 1} (world {world}), got {rank}")
 
 
 def local_rank() -> int:
