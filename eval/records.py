@@ -9,7 +9,7 @@ from typing import Any
 from eval.extractors import Extractor
 from eval.metrics import Score
 from eval.reference import Reference
-from files.whole import write_text
+from files.whole import read_json, reading, write_json
 
 Record = dict[str, Any]
 
@@ -169,14 +169,26 @@ def _kind(protocol: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_records(path: Path, records: Record | Sequence[Record]) -> None:
-    write_text(path, json.dumps(records, indent=1) + "\n")
+    """Write a record, or those of a table; a file that says the same already is left as it is."""
+    write_json(path, records)
 
 
 def load_records(path: Path) -> Any:
-    """A record or a list of them.  Raises FileNotFoundError or ValueError, with the remedy."""
+    """A record or a list of them.  Raises FileNotFoundError or `Damaged`, with the remedy."""
     if not path.is_file():
         raise FileNotFoundError(f"no records at {path}: run without render_only first")
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is damaged: remove it and run again") from None
+    remedy = "remove it and run again"
+    content = read_json(path, remedy)
+    with reading(path, remedy):
+        for record in content if isinstance(content, list) else [content]:
+            _check_record(record)
+    return content
+
+
+def _check_record(record: Any) -> None:
+    """Raise what a reader of this entry would, if it is no record."""
+    _ = [record[key] for key in ("protocol", "n", "extractor", "options")]
+    for scores in (record["scores"], record["floor"] or {}):
+        _ = [Score(**value) for value in scores.values()]
+    if record["cell"] is not None:
+        _ = record["cell"]["config"]["model"], record["cell"]["nfe"]

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from eval.extractors import Extractor, Images
 from eval.metrics import Statistics, statistics
-from files.images import read_npz
-from files.whole import UNREADABLE, write_atomic
+from files.npz import read_npz
+from files.whole import reading, write_atomic
 
 TEXTS = ("name", "extractor", "weights", "source")  # what a file says besides its arrays
 
@@ -70,17 +70,13 @@ class Reference:
 
     @staticmethod
     def load(path: Path) -> Reference:
-        """Read a file of `save`.  Raises ValueError if its content is not what was written."""
-        try:
-            arrays = read_npz(path)
+        """Read a file of `save`.  Raises `Damaged` if its content is not what was written."""
+        remedy = "delete it and build the reference again"
+        arrays = read_npz(path, remedy=remedy)
+        with reading(path, remedy):
             reference = _from_arrays(arrays)
-            intact = reference.digest == arrays["digest"].item()
-        except FileNotFoundError:
-            raise
-        except UNREADABLE:
-            intact = False
-        if not intact:
-            raise ValueError(f"{path} is damaged: delete it and build the reference again")
+            if reference.digest != arrays["digest"].item():
+                raise ValueError("its digest is another")
         return reference
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -147,10 +143,10 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
     ValueError, with the remedy, if the file has none or is damaged.
     """
     keys = ("mu", "sigma", "mu_s", "sigma_s")
-    try:
-        arrays = {key: array.astype(np.float64) for key, array in read_npz(path, keys).items()}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again") from None
+    remedy = "download it again"
+    arrays = read_npz(path, keys, remedy)
+    with reading(path, remedy):
+        arrays = {key: array.astype(np.float64) for key, array in arrays.items()}
     if absent := [key for key in keys if key not in arrays]:
         raise ValueError(
             f"{path} has no {', '.join(absent)}: the published reference batches hold "

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-import torch
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -36,6 +35,7 @@ from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
+from models.memory import ran_out
 from models.weights import has_bf16
 from sampling.options import check_options
 
@@ -150,17 +150,19 @@ def reported(function: Callable[..., None], *args: Any) -> None:
             "\ninterrupted: finished shards are kept; run the same command to continue\n"
         )
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if os.environ.get("TRACEBACK"):
+            raise
+        if isinstance(error, _mendable()):
+            sys.exit(_failure(_one_line(error)))
+        if not ran_out(error):
+            raise
         sys.exit(
             _failure(
                 f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
                 "memory"
             )
         )
-    except Exception as error:
-        if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
-            raise
-        sys.exit(_failure(_one_line(error)))
 
 
 def _failure(text: str) -> int:

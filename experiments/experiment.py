@@ -25,11 +25,11 @@ from experiments.config import (
     tracker_of,
 )
 from experiments.folder import is_complete, read_manifest
-from experiments.generate import generate
+from experiments.generate import generate, generate_all
 from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
-from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
+from experiments.workers import agree, connected, first_process, share, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options
@@ -259,22 +259,17 @@ def sample_columns(
     Of processes that torchrun started, all learn that together; of others, the one that ends last
     does.
     """
-    rank, world = part
+    rank = part[0]
     watch = tracker.sampling if rank == 0 else None
     for column in columns:
         if rank == 0:
             rows = ", ".join(cell.row for cell in column.cells)
             print(f"{column.steps} steps, {column.size.num_samples} samples: {rows}", flush=True)
-        if generate(column.cells, backbone, rank=rank, world=world, watch=watch):
+        if generate(column.cells, backbone, rank=rank, world=part[1], watch=watch):
             tracker.sampled(column.cells)
-    wait_for_all()
     # A column that others were still sampling then may be complete now.
-    complete = [False]
+    complete = [generate_all(column.cells, backbone, part, watch) for column in columns]
     if first_process():
-        complete = [
-            generate(column.cells, backbone, rank=rank, world=world, watch=watch)
-            for column in columns
-        ]
         tracker.sampled([cell for column in columns for cell in column.cells])
     return agree(all(complete))
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from files.images import export_png, load_samples, save_grid, write_npz
+from files.images import export_png, load_samples, save_grid
+from files.npz import write_npz
 from files.whole import remove_partial, write_atomic
 
 
@@ -21,7 +22,7 @@ def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
         path.write_text("whole")
         if not written:
             written.append(path)
-            remove_partial(tmp_path)
+            remove_partial(tmp_path, r"file\.txt")
 
     write_atomic(tmp_path / "file.txt", write)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file.txt": "whole"}
