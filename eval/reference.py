@@ -60,9 +60,13 @@ class Reference:
     def __repr__(self) -> str:
         return f"Reference({self.name}, {self.extractor}, n={self.n}, {self.digest[:12]})"
 
+    def path(self, folder: Path) -> Path:
+        """Where `save` puts it."""
+        return folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
+
     def save(self, folder: Path) -> Path:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
-        path = folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
+        path = self.path(folder)
         texts = {key: getattr(self, key) for key in TEXTS}
         arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))

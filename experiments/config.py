@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from eval.preprocessing import Preprocessing
 from experiments.cells import Settings
 from experiments.devices import pick_device
-from experiments.evaluate import Evaluator, ReferenceSource
+from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
@@ -301,6 +301,7 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
         folder=folder,
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
+        floor_of=floor_digest(plain(config.floor)) if config.floor else None,
     )
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.records import Record, check_same_kind, load_records
+from eval.records import Record, check_results, check_same_kind
 from eval.sheets import Pictures, sheet_size, write_sheets
 from eval.table import Table
 from experiments.cells import Cell, Column, Settings, file_names, labels_of
@@ -277,17 +277,17 @@ def sample_columns(
 def scorer_of(cfg: Config, experiment: Experiment, columns: Sequence[Column]) -> Scorer | None:
     """What scores the experiment's cells, after it has refused what cannot end well.
 
-    Raises ValueError if out= holds a table of another kind.
+    Raises ValueError if out= holds a table of another kind, or files that are not ours.
     """
+    stored = check_results(Path(cfg.out))
     if experiment.scorer == "none":
         return None
     videos = experiment.scorer == "videos"
     scorer: Scorer = VideoScorer() if videos else ImageScorer(evaluator_of(cfg))
     scorer.check(experiment.metrics, columns)
-    path = Path(cfg.out) / "records.json"
-    if path.is_file():
+    for record in stored[:1]:
         try:
-            check_same_kind(load_records(path)[0], scorer.protocol, columns[0].cells[0].config)
+            check_same_kind(record, scorer.protocol, columns[0].cells[0].config)
         except ValueError as error:
             raise ValueError(f"{cfg.out}: {error}") from None
     return scorer

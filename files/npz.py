@@ -21,6 +21,7 @@ from files.whole import check_space, reading
 
 RESTORE = "restore it or make it again"
 CHUNK = 1 << 20
+SMALL = 1 << 26  # bytes of a compressed array that are read into memory
 SUFFIX = ".npy"
 DEFLATED = 1032  # what deflate makes of a byte at most, in bytes
 
@@ -44,7 +45,7 @@ def map_npz(path: Path, name: str, remedy: str = RESTORE) -> NDArray[Any] | None
     """An array inside an .npz without reading it into memory; None where there is none of that name.
 
     50,000 images of 256 x 256 pixels are 10 GB.  Its checksum is checked once, in a stream; a
-    compressed array goes to a temporary file.  Raises as `read_npz`, and OSError (ENOSPC).
+    compressed array is read, or goes to a temporary file if it is large.  Raises as `read_npz`, and OSError (ENOSPC).
     """
     with reading(path, remedy), open(path, "rb") as stream, zipfile.ZipFile(stream) as archive:
         info = _members(archive).get(name)
@@ -54,6 +55,8 @@ def map_npz(path: Path, name: str, remedy: str = RESTORE) -> NDArray[Any] | None
             shape, order, dtype = _header(member, info)
             if 0 in shape or dtype.itemsize == 0:
                 return np.empty(shape, dtype)
+            if info.compress_type != zipfile.ZIP_STORED and info.file_size <= SMALL:
+                return _array(archive, info)
             if info.compress_type != zipfile.ZIP_STORED:
                 with _unpacked(member, info) as file:  # the map keeps it
                     return np.memmap(file, dtype, "r+", 0, shape, order)

@@ -54,7 +54,8 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        words = "".join(c if c.isprintable() else " " for c in str(error))
+        reason = " ".join(words.split())[:200] or type(error).__name__
         raise Damaged(f"{path} is damaged ({reason}): {remedy}") from None
 
 
