@@ -241,8 +241,16 @@ def load_records(path: Path, remedy: str = "remove it and run again") -> Any:
 
 def _check_record(record: Any) -> None:
     """Raise what a reader of this entry would, if it is no record."""
-    _ = [record[key] for key in ("protocol", "n", "extractor", "options")]
+    _ = [record[key] for key in ("protocol", "extractor", "options")]
+    for key in ("n", "steps"):
+        if key in record and (type(record[key]) is not int or record[key] < 1):
+            raise ValueError(f"{key} is no number of at least 1")
+    if "row" in record and type(record["row"]) is not str:
+        raise ValueError("row is no text")
     for scores in (record["scores"], record["floor"] or {}):
-        _ = [Score(**value) for value in scores.values()]
+        for name, value in scores.items():
+            numbers = Score(**value)
+            if not all(type(x) in (int, float) for x in numbers) or numbers.se < 0:
+                raise ValueError(f"{name} is no score")
     if record["cell"] is not None:
         _ = record["cell"]["config"]["model"], record["cell"]["nfe"]

@@ -143,6 +143,8 @@ def _terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
+    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         function(*args)
     except KeyboardInterrupt:

@@ -29,7 +29,9 @@ def worker() -> tuple[int, int]:
         if "SLURM_STEP_NUM_TASKS" not in os.environ:
             return 0, 1
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-    rank, world = _number(names[0]), _number(names[1], 1)
+    if names[0] not in os.environ:
+        raise ValueError(f"{names[1]} is set, but {names[0]} is not: `unset {names[1]}`")
+    rank, world = _number(names[0], 0), _number(names[1], 1)
     if not 0 <= rank < world:
         raise ValueError(
             f"{names[0]}={rank} is no process of {names[1]}={world}: start the command with "
@@ -38,12 +40,12 @@ def worker() -> tuple[int, int]:
     return rank, world
 
 
-def _number(name: str, default: int | None = None) -> int:
+def _number(name: str, default: int) -> int:
     """An integer of the environment; ValueError for anything else."""
     text = os.environ.get(name, default)
     try:
-        return int(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        return int(text)
+    except ValueError:
         raise ValueError(
             f"the environment variable {name} must be an integer, got {text!r}: `unset {name}`"
         ) from None

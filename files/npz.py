@@ -24,6 +24,8 @@ CHUNK = 1 << 20
 SMALL = 1 << 26  # bytes of a compressed array that are read into memory
 SUFFIX = ".npy"
 DEFLATED = 1032  # what deflate makes of a byte at most, in bytes
+NAME_LENGTH = 26  # where a member's own header tells the lengths of its name and of more
+DESCRIPTOR = 24  # bytes that may follow a member
 
 
 def read_npz(
@@ -63,9 +65,9 @@ def map_npz(path: Path, name: str, remedy: str = RESTORE) -> NDArray[Any] | None
             length = member.tell()
             while member.read(CHUNK):
                 pass  # at the end the checksum is compared
-        stream.seek(info.header_offset + 26)  # the lengths of name and extra field in its header
-        name_length, extra = (int.from_bytes(stream.read(2), "little") for _ in range(2))
-        offset = stream.tell() + name_length + extra + length
+        stream.seek(info.header_offset + NAME_LENGTH)
+        lengths = [int.from_bytes(stream.read(2), "little") for _ in range(2)]
+        offset = stream.tell() + sum(lengths) + length
         return np.memmap(path, dtype, "r", offset, shape, order)
 
 
@@ -106,7 +108,8 @@ def array_shapes(path: Path, remedy: str = RESTORE) -> dict[str, tuple[int, ...]
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The arrays by their names; ValueError if two have one name, or lie beyond the file's end."""
+    """The arrays by their names; ValueError if the file's directory is not all that it holds."""
+    _check_complete(archive)
     members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         with archive.open(info):  # compares the two places that tell its name
@@ -118,6 +121,23 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
                 raise ValueError(f"it has two arrays {name}")
             members[name] = info
     return members
+
+
+def _check_complete(archive: zipfile.ZipFile) -> None:
+    """ValueError if there are bytes that the directory does not list: one flipped bit may hide a member.
+
+    Members follow each other, with at most a checksum and two lengths between.
+    """
+    assert archive.fp is not None
+    end = 0
+    for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+        if not end <= info.header_offset <= end + DESCRIPTOR:
+            raise ValueError("its directory is not complete")
+        archive.fp.seek(info.header_offset + NAME_LENGTH)
+        lengths = [int.from_bytes(archive.fp.read(2), "little") for _ in range(2)]
+        end = info.header_offset + NAME_LENGTH + 4 + sum(lengths) + info.compress_size
+    if not end <= archive.start_dir <= end + DESCRIPTOR:
+        raise ValueError("its directory is not complete")
 
 
 def _check_size(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> None:
