@@ -25,6 +25,7 @@ from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
 from files.places import ROOT
+from files.whole import Damaged
 from models.backbone import Backbone
 from sampling import SampleNoise, count_calls, run, skipped
 
@@ -95,7 +96,11 @@ def shards_done(cell: Cell) -> set[int]:
 
     `generate` looks into them, and may find one damaged.
     """
-    manifest, size = read_manifest(cell.folder), cell.size
+    size = cell.size
+    try:
+        manifest = read_manifest(cell.folder)
+    except Damaged:  # `generate` writes it anew, and looks into every shard
+        manifest = {"num_samples": size.num_samples}
     n = manifest["num_samples"] if manifest else 0
     return {k for k in range(size.num_shards) if size.ids(k)[-1] < n and cell.shard(k).exists()}
 

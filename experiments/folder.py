@@ -234,7 +234,7 @@ def _whole_shard(cell: Cell, k: int) -> Shard | None:
             return None  # the folder grows, and this was its last shard
         config = str(shard.pop("config"))
     _check_config(path, config, cell)
-    cell.media.check_intact(cell.folder, shard, AGAIN)
+    cell.media.check_intact(cell.folder, shard)
     return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
 
 

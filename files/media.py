@@ -39,7 +39,7 @@ class Images:
         """What a shard holds of images uint8 [N, H, W, C]."""
         return {"arr_0": images}
 
-    def check_intact(self, folder: Path, shard: Shard, remedy: str) -> None:
+    def check_intact(self, folder: Path, shard: Shard) -> None:
         """Raise `Damaged` unless what a shard refers to outside of itself is whole."""
 
     def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Videos:
         stored = {"names": np.array(names), "sha256": np.array(hashes)}
         return {"bytes": np.array(sizes, dtype=np.int64), **stored}
 
-    def check_intact(self, folder: Path, shard: Shard, remedy: str) -> None:
+    def check_intact(self, folder: Path, shard: Shard) -> None:
         """Raise `Damaged` unless every video of a shard is there as it was written.
 
         Shards of before tell sizes alone.
@@ -107,7 +107,7 @@ class Videos:
             seen = stamp(path)
             whole = seen is not None and path.is_file() and path.stat().st_size == size
             if not whole or (sha256 and sha256_once(path, seen) != sha256):
-                raise Damaged(f"{path} is missing or damaged: {remedy}")
+                raise Damaged(f"{path} is missing or damaged: sampling its shard again")
 
     def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
         """Nothing to write; what the manifest says of the videos."""

@@ -7,6 +7,7 @@ disk it need not be in memory while videos are sampled.
 import gc
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +15,14 @@ import bs4  # noqa: F401  (without these two diffusers silently cleans nothing)
 import ftfy  # noqa: F401
 import torch
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from files.whole import write_atomic
+from files.whole import CHECKSUM, Damaged, reading, write_atomic
 from models.hub import remedied
+from models.weights import state_digest
 
 LENGTH = 200  # tokens
 
@@ -78,7 +80,7 @@ class TextCache:
                 seen = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
             n = int(tokens.attention_mask.sum())
             features = seen.last_hidden_state[0, :n].float().cpu().contiguous()
-            write_atomic(self.path(prompt), lambda p, f=features: save_file({"y": f}, p))  # type: ignore[misc]
+            write_atomic(self.path(prompt), partial(_save, features))
         del encoder
         gc.collect()
         if torch.device(device).type == "cuda":
@@ -86,20 +88,42 @@ class TextCache:
 
     def _is_there(self, prompt: str) -> bool:
         try:
-            load_file(self.path(prompt))["y"]
-        except (OSError, KeyError, SafetensorError):
+            self._features(prompt)
+        except FileNotFoundError:
+            return False
+        except Damaged as error:
+            tqdm.write(f"{error}")
             return False
         return True
 
+    def _features(self, prompt: str) -> Tensor:
+        """float32 [n, C] of a prompt's tokens.  Raises `Damaged`; files of before have no checksum."""
+        path = self.path(prompt)
+        with reading(path, "encoding the prompt again"), safe_open(path, "pt") as file:
+            features: Tensor = file.get_tensor("y")
+            metadata = file.metadata()
+            if metadata and metadata != _metadata(features):
+                raise ValueError("its checksum is another")
+            return features
+
     def batch(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(y float32 [B, 1, 200, C], mask int64 [B, 200]) of prompts that `fill` has encoded."""
-        features = [load_file(self.path(prompt))["y"] for prompt in prompts]
+        features = [self._features(prompt) for prompt in prompts]
         y = torch.zeros(len(features), 1, LENGTH, features[0].shape[1])
         mask = torch.zeros(len(features), LENGTH, dtype=torch.int64)
         for row, words in enumerate(features):
             y[row, 0, : len(words)] = words
             mask[row, : len(words)] = 1
         return y, mask
+
+
+def _save(features: Tensor, path: Path) -> None:
+    save_file({"y": features}, path, _metadata(features))
+
+
+def _metadata(features: Tensor) -> dict[str, str]:
+    """safetensors files have no checksum of their own."""
+    return {CHECKSUM: state_digest({"y": features})}
 
 
 def load_t5(encoder: str) -> tuple[Any, torch.nn.Module]:
