@@ -38,7 +38,7 @@ from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
 from files.prompts import read_prompts
-from files.whole import Damaged, file_sha256
+from files.whole import Damaged, check_writable, file_sha256
 
 # The rest of configs/metrics is the extractor's.
 SCORING = ("name", "extractor", "scores", "options")
@@ -250,6 +250,8 @@ class Evaluator:
         stored = agree(self.stored(subject) if first else None)
         if stored:
             return stored
+        if first:
+            check_writable(subject.out)
         samples = load_samples(subject.path)
         n = subject.num_samples or len(samples.images)
         if n > len(samples.images):

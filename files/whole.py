@@ -199,6 +199,13 @@ def stamp(path: Path) -> Stamp | None:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
+def check_writable(path: Path) -> None:
+    """Raise PermissionError if no file could be written there, before what takes long."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, f"nothing may be written into {folder}")
+
+
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hex."""
     with open(path, "rb") as file:
