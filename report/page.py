@@ -15,7 +15,7 @@ from typing import Any
 from eval.metrics import Score
 from eval.records import Record, score
 from eval.scoring import METRICS
-from eval.sheets import INDEX
+from eval.sheets import INDEX, read_sheets
 from eval.table import Table, cutoff
 from report.paper import Paper
 from report.words import format_score, metric_title, scored_sentence
@@ -166,17 +166,10 @@ def _plain(markdown: str) -> str:
 
 def _sheets(folder: Path) -> dict[str, Any] | None:
     """The folder's contact sheets with the pictures inside, or None if it has none."""
-    if not (folder / INDEX).is_file():
-        return None
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        for sheet in index["sheets"].values():
-            content = (folder / sheet.pop("file")).read_bytes()
-            sheet["image"] = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    except (KeyError, ValueError, OSError):
-        raise ValueError(
-            f"the pictures in {folder} are damaged or incomplete: remove {INDEX} and make them anew"
-        ) from None
+    index = read_sheets(folder)
+    for sheet in index["sheets"].values() if index else ():
+        content = base64.b64encode(sheet.pop("content")).decode()
+        sheet["image"] = f"data:image/webp;base64,{content}"
     return index
 
 

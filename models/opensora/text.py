@@ -80,7 +80,7 @@ class TextCache:
                 seen = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
             n = int(tokens.attention_mask.sum())
             features = seen.last_hidden_state[0, :n].float().cpu().contiguous()
-            write_atomic(self.path(prompt), partial(_save, features))
+            write_atomic(self.path(prompt), partial(save_features, features))
         del encoder
         gc.collect()
         if torch.device(device).type == "cuda":
@@ -88,7 +88,7 @@ class TextCache:
 
     def _is_there(self, prompt: str) -> bool:
         try:
-            self._features(prompt)
+            self.features(prompt)
         except FileNotFoundError:
             return False
         except Damaged as error:
@@ -96,7 +96,7 @@ class TextCache:
             return False
         return True
 
-    def _features(self, prompt: str) -> Tensor:
+    def features(self, prompt: str) -> Tensor:
         """float32 [n, C] of a prompt's tokens.  Raises `Damaged`; files of before have no checksum."""
         path = self.path(prompt)
         with reading(path, "encoding the prompt again"), safe_open(path, "pt") as file:
@@ -108,7 +108,7 @@ class TextCache:
 
     def batch(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(y float32 [B, 1, 200, C], mask int64 [B, 200]) of prompts that `fill` has encoded."""
-        features = [self._features(prompt) for prompt in prompts]
+        features = [self.features(prompt) for prompt in prompts]
         y = torch.zeros(len(features), 1, LENGTH, features[0].shape[1])
         mask = torch.zeros(len(features), LENGTH, dtype=torch.int64)
         for row, words in enumerate(features):
@@ -117,7 +117,8 @@ class TextCache:
         return y, mask
 
 
-def _save(features: Tensor, path: Path) -> None:
+def save_features(features: Tensor, path: Path) -> None:
+    """Write a file of the cache, with a checksum."""
     save_file({"y": features}, path, _metadata(features))
 
 

@@ -83,7 +83,9 @@ def test_errors(tmp_path, stored, monkeypatch):
             build_page(tmp_path)
     sheets = {"25": {"file": "gone.webp", "rows": []}}
     (stored.parent / "pictures.json").write_text(json.dumps({"sheets": sheets}))
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(
+        ValueError, match=r"is damaged .*: remove pictures\.json and make the pictures"
+    ):
         build_page(tmp_path)
 
 
