@@ -290,20 +290,23 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
     folder = config.folder and ROOT / config.folder
     if batch and config.images.get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
+    floor = config.floor
+    if floor and floor.get("path", "given") is None:
+        floor = None
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
     return ReferenceSource(
         name=config.name,
         images=lambda: images_of(config.images),
-        floor=(lambda: images_of(config.floor)) if config.floor else None,
+        floor=(lambda: images_of(floor)) if floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
-        floor_of=floor_digest(plain(config.floor)) if config.floor else None,
+        floor_of=floor_digest(plain(floor)) if floor else None,
     )
 
 
