@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.metrics import Score
-from files.whole import reading
 
 
 class Dimension(NamedTuple):
@@ -44,8 +43,6 @@ SEMANTIC = {
     "overall_consistency": Dimension(0.0, 0.364),
 }
 DIMENSIONS = {**QUALITY, **SEMANTIC}
-# Raw cosines, which are below 0 where video and text disagree.
-COSINES = ("overall_consistency", "temporal_style", "appearance_style")
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
 
 
@@ -53,8 +50,8 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
     """Raw scores, fractions, by dimension, of `*_eval_results.json` files.
 
     se is the spread of the values of single videos over the square root of their number, where the
-    file holds them.  Raises ValueError for a damaged file, an unknown dimension, a score beyond its
-    range, and for two files that give one dimension different scores.
+    file holds them.  Raises ValueError for a damaged file, an unknown dimension, a score that is
+    not a fraction, and for two files that give one dimension different scores.
     """
     scores: dict[str, Score] = {}
     origin: dict[str, Path] = {}
@@ -62,12 +59,8 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
         for name, (value, videos) in _entries(path).items():
             if name not in DIMENSIONS:
                 raise ValueError(f"{path} has an unknown dimension {name!r}: remove it")
-            low = -1 if name in COSINES else 0
-            if not low <= value <= 1:
-                raise ValueError(
-                    f"{path}: {name} is {value}, but VBench's scores are fractions from {low} to 1: "
-                    "remove it and run VBench again"
-                )
+            if not 0 <= value <= 1:
+                raise ValueError(f"{path}: {name} is {value}, but VBench's scores are fractions")
             if name in scores and scores[name].value != value:
                 raise ValueError(
                     f"{path} and {origin[name]} give {name} different scores: remove one"
@@ -78,21 +71,19 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
 
 def _entries(path: Path) -> dict[str, tuple[float, Any]]:
     """By dimension: the score, and what the file holds of single videos."""
-    remedy = "remove it and run VBench again"
-    with reading(path, remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = {}
-        for name, value in content.items():
-            if type(value[0]) not in (int, float):
-                raise ValueError(f"{name} has no number")
-            entries[name] = float(value[0]), value[1] if len(value) > 1 else []
-    return entries
+    try:
+        content = json.loads(path.read_text())
+        return {name: (float(v[0]), v[1] if len(v) > 1 else []) for name, v in content.items()}
+    except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+        raise ValueError(
+            f"{path} is no result file of VBench or damaged: remove it and run VBench again"
+        ) from None
 
 
 def _se(name: str, videos: Any) -> float:
     try:
         values = np.array([float(video["video_results"]) for video in videos])
-    except (TypeError, KeyError, ValueError, OverflowError):
+    except (TypeError, KeyError, ValueError):
         return float("nan")
     if len(values) < 2:
         return float("nan")

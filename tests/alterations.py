@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from eval.records import load_records
 from eval.reference import Reference
@@ -95,8 +94,6 @@ def text(content: Any) -> str:
     """Equal for what is equal, arrays included."""
     if isinstance(content, dict):
         return repr({key: text(value) for key, value in content.items()})
-    if isinstance(content, torch.Tensor):
-        content = content.numpy()
     if isinstance(content, np.ndarray):
         return f"{content.dtype} {content.shape} {content.tobytes().hex()}"
     return repr(content)
@@ -137,7 +134,7 @@ def kinds_of(folder: Path, cell: Cell, backbone: Backbone, evaluator: Evaluator)
         Kind("plan", PLANS / "digits-drill.json", lambda: read_plan(PLANS / "digits-drill.json")),
         Kind("reference", path, referred),
     ]
-    return [*kinds, *caches(folder, backbone), *videos(folder, cell)]
+    return [*kinds, *caches(backbone), *videos(folder, cell)]
 
 
 def table_kinds(out: Path) -> list[Kind]:
@@ -149,21 +146,11 @@ def table_kinds(out: Path) -> list[Kind]:
     ]
 
 
-def caches(folder: Path, backbone: Backbone) -> list[Kind]:
-    """The features of a prompt and the variance of a network, measured once; the latter of a made-up one."""
-    from models.opensora.text import TextCache, save_features
-
-    cache = TextCache(folder / "prompts", "t5")
-    cache.folder.mkdir()
-    save_features(
-        torch.randn(7, 16, generator=torch.Generator().manual_seed(0)), cache.path("a cat")
-    )
+def caches(backbone: Backbone) -> list[Kind]:
+    """The variance of a network, measured once; of a made-up one."""
     other = replace(backbone, sha256="e" * 64)
     variance = save_x0_variance(other, [0, 500, 999], [1e-4, 1e-2, 1.0], n=7)
-    return [
-        Kind("text cache", cache.path("a cat"), lambda: cache.features("a cat")),
-        Kind("x0 variance", variance, lambda: stored_x0_variance(other)),
-    ]
+    return [Kind("x0 variance", variance, lambda: stored_x0_variance(other))]
 
 
 def videos(folder: Path, cell: Cell) -> list[Kind]:

@@ -7,7 +7,6 @@ disk it need not be in memory while videos are sampled.
 import gc
 import hashlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,14 +14,13 @@ import bs4  # noqa: F401  (without these two diffusers silently cleans nothing)
 import ftfy  # noqa: F401
 import torch
 from diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha import PixArtAlphaPipeline
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from files.whole import CHECKSUM, Damaged, reading, write_atomic
+from files.whole import write_atomic
 from models.hub import remedied
-from models.weights import state_digest
 
 LENGTH = 200  # tokens
 
@@ -80,7 +78,7 @@ class TextCache:
                 seen = encoder(tokens.input_ids, attention_mask=tokens.attention_mask)
             n = int(tokens.attention_mask.sum())
             features = seen.last_hidden_state[0, :n].float().cpu().contiguous()
-            write_atomic(self.path(prompt), partial(save_features, features))
+            write_atomic(self.path(prompt), lambda p, f=features: save_file({"y": f}, p))  # type: ignore[misc]
         del encoder
         gc.collect()
         if torch.device(device).type == "cuda":
@@ -88,43 +86,20 @@ class TextCache:
 
     def _is_there(self, prompt: str) -> bool:
         try:
-            self.features(prompt)
-        except FileNotFoundError:
-            return False
-        except Damaged as error:
-            tqdm.write(f"{error}")
+            load_file(self.path(prompt))["y"]
+        except (OSError, KeyError, SafetensorError):
             return False
         return True
 
-    def features(self, prompt: str) -> Tensor:
-        """float32 [n, C] of a prompt's tokens.  Raises `Damaged`; files of before have no checksum."""
-        path = self.path(prompt)
-        with reading(path, "encoding the prompt again"), safe_open(path, "pt") as file:
-            features: Tensor = file.get_tensor("y")
-            metadata = file.metadata()
-            if metadata and metadata != _metadata(features):
-                raise ValueError("its checksum is another")
-            return features
-
     def batch(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(y float32 [B, 1, 200, C], mask int64 [B, 200]) of prompts that `fill` has encoded."""
-        features = [self.features(prompt) for prompt in prompts]
+        features = [load_file(self.path(prompt))["y"] for prompt in prompts]
         y = torch.zeros(len(features), 1, LENGTH, features[0].shape[1])
         mask = torch.zeros(len(features), LENGTH, dtype=torch.int64)
         for row, words in enumerate(features):
             y[row, 0, : len(words)] = words
             mask[row, : len(words)] = 1
         return y, mask
-
-
-def save_features(features: Tensor, path: Path) -> None:
-    """Write a file of the cache, with a checksum."""
-    save_file({"y": features}, path, _metadata(features))
-
-
-def _metadata(features: Tensor) -> dict[str, str]:
-    """safetensors files have no checksum of their own."""
-    return {CHECKSUM: state_digest({"y": features})}
 
 
 def load_t5(encoder: str) -> tuple[Any, torch.nn.Module]:

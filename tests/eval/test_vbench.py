@@ -91,27 +91,7 @@ def test_result_files(tmp_path):
         ({"color": [0.3, []]}, "give color different scores"),
         ({"beauty": [0.3, []]}, "unknown dimension 'beauty'"),
         ({"color": [30.0, []]}, "VBench's scores are fractions"),
-        ({"color": [-0.01, []]}, "fractions from 0 to 1: remove it"),
-        ({"overall_consistency": [-1.01, []]}, "fractions from -1 to 1: remove it"),
-        ({"color": [float("nan"), []]}, "VBench's scores are fractions"),
-        ([1, 2], "bad.json is damaged .*: remove it and run VBench again"),
-        ({"color": "high"}, "bad.json is damaged"),
-        ({"color": [10**400, []]}, "bad.json is damaged"),
-        ({"color": [True, []]}, "bad.json is damaged"),
+        ([1, 2], "no result file of VBench or damaged"),
+        ({"color": "high"}, "no result file of VBench or damaged"),
     ):
         refused(message, read_results, [a, write("bad.json", content)])
-
-
-def test_cosines_may_be_below_zero(tmp_path):
-    """Where video and text disagree; what normalises them does not clip."""
-    path, videos = tmp_path / "a.json", [{"video_results": v} for v in (-0.05, 0.026)]
-    names = ("overall_consistency", "temporal_style", "appearance_style")
-    path.write_text(json.dumps({name: [-0.012, videos] for name in names}))
-    assert [score.value for score in read_results([path]).values()] == [-0.012] * 3
-
-
-def test_brackets_without_end_are_damage(tmp_path):
-    (tmp_path / "a.json").write_text('{"scene": ' + "[" * 100_000)
-    refused(
-        "a.json is damaged .*: remove it and run VBench again", read_results, [tmp_path / "a.json"]
-    )
