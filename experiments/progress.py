@@ -5,6 +5,7 @@ whomever they are made.
 """
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from eval.records import load_records
 from experiments.cells import Cell, shard_path
 from experiments.folder import facts_beside, read_manifest
 from files.npz import array_shapes, check_npz, read_npz
-from files.whole import Damaged, read_json, reading, write_json
+from files.whole import Damaged, read_json, reading, remove_partial, write_json
 
 Plan = dict[str, Any]
 
@@ -49,7 +50,9 @@ def write_plan(
             for cell in cells
         ],
     }
-    write_json(PLANS / f"{model}-{experiment}.json", plan)
+    path = PLANS / f"{model}-{experiment}.json"
+    write_json(path, plan)
+    remove_partial(PLANS, re.escape(path.name))
 
 
 def read_plan(path: Path) -> Plan:

@@ -48,9 +48,9 @@ from experiments.folder import is_complete
 from experiments.generate import generate
 from experiments.scorers import ImageScorer, placed
 from files.places import ROOT
-from files.whole import read_json, write_text
+from files.whole import read_json
 from models.digits.backbone import load
-from report.page import build_page
+from report.page import write_page
 from report.render import render
 from sampling import mix, skipped, timesteps
 
@@ -109,7 +109,7 @@ def make_table(folder: Path, rank: int, world: int) -> None:
     images = [(cell, cell.media.pictures(cell.folder, ["0"] * 5, 1)) for cell in column]
     write_sheets(out, [Pictures(c.row, c.steps, x, list("01234"), c.config) for c, x in images])
     render("table", out, "A drill", Table(records), ["fid", "is"], None)
-    write_text(folder / "report.html", build_page(folder / "results"))
+    write_page(folder / "results", folder / "report.html")
 
 
 def start(make: Job, folder: Path, rank: int, world: int, full_at: int | None) -> int:
