@@ -27,6 +27,7 @@ from experiments.folder import read_manifest
 from files.places import ROOT
 from files.whole import Damaged
 from models.backbone import Backbone
+from models.memory import ran_out
 from sampling import SampleNoise, count_calls, run, skipped
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
@@ -126,9 +127,15 @@ def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     seconds(1)
     size, each = 1, seconds(1)
     while size < batch_size and 2 * size * each <= CALIBRATION_SECONDS:
-        size = min(2 * size, batch_size)
-        seconds(size)  # a new size may be compiled or tuned for
-        each = seconds(size)
+        larger = min(2 * size, batch_size)
+        try:
+            seconds(larger)  # a new size may be compiled or tuned for
+            each = seconds(larger)
+        except Exception as error:  # sampling would go on with smaller batches, too
+            if not ran_out(error):
+                raise
+            break
+        size = larger
     return each, size
 
 

@@ -52,7 +52,7 @@ class Images:
         """Whether the joined file is as the manifest says, and every byte of it as it was written."""
         path = folder / "samples.npz"
         seen = stamp(path)
-        if seen is None or not path.is_file() or path.stat().st_size != manifest["bytes"]:
+        if seen is None or not path.is_file() or path.stat().st_size != manifest.get("bytes"):
             return False
         return _count_of_whole(path, seen) == manifest["num_samples"]
 

@@ -67,8 +67,8 @@ class Backbone:
     def decoded(self, x: Tensor) -> NDArray[np.uint8]:
         """`decode`, in as many parts as the memory asks for."""
         n = len(x)
-        parts = self.decoding.batches(n, n, lambda part: self.decode(x[part]), self.device)
-        return np.concatenate(list(parts))
+        parts = list(self.decoding.batches(n, n, lambda part: self.decode(x[part]), self.device))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def given(self, labels: Tensor | None) -> Denoiser:
         """The model as the samplers see it, bound to labels int64 [B]; None: unconditional."""

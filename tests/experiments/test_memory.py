@@ -14,6 +14,7 @@ from conftest import ROOT
 from test_generate import CountingNetwork, backbone, cell, difference, make, same_files
 
 from eval.extractors import Extractor
+from experiments.dry_run import calibrate
 from experiments.generate import generate
 from models.memory import Room, TooLittleMemory, ran_out
 
@@ -171,6 +172,12 @@ def test_evaluation_halves_its_batch_and_keeps_it(words):
         Means(Small(0, WORDS[words]))(images)
 
 
+def test_a_dry_run_measures_what_fits():
+    small, network = Small(3, WORDS["MPS"]), CountingNetwork()
+    model = backbone(lambda x, t, y: (small(len(x)), network(x, t, y))[1])
+    assert calibrate(model, 16)[1] == 2
+
+
 def test_parts_follow_each_other_and_cover_everything():
     done = []
     small = Small(4, WORDS["Python"])
@@ -190,6 +197,7 @@ LIMITED = """
 import resource, sys, torch
 from pathlib import Path
 from test_generate import SCHEDULE, cell
+from experiments.dry_run import calibrate
 from experiments.generate import generate
 from files.media import Images
 from models.backbone import Backbone, to_uint8
