@@ -139,7 +139,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     Raises `Damaged` for what is left of one of ours.
     """
     path = folder / "manifest.json"
-    if not path.exists():
+    if not path.is_file():
         return None
     remedy = "the command that sampled it mends it"
     try:

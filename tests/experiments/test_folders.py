@@ -65,6 +65,11 @@ def test_a_broken_link_in_the_place_of_a_file_is_refused(command, tmp_path):
     assert not (tmp_path / "elsewhere.npz").exists()
 
 
+def test_a_folder_in_the_place_of_a_file_is_refused(command, tmp_path):
+    (tmp_path / "out/manifest.json").mkdir(parents=True)
+    refused(command(sample, *WORDS), "holds manifest.json but no manifest of samples")
+
+
 def test_files_with_other_names_are_left_alone(tmp_path):
     c = cell(tmp_path)
     (c.folder / "shards").mkdir(parents=True)
