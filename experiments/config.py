@@ -153,6 +153,8 @@ def reported(function: Callable[..., None], *args: Any) -> None:
         )
         sys.exit(130)
     except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
+            raise error.__context__ from None
         if os.environ.get("TRACEBACK"):
             raise
         if isinstance(error, _mendable()):

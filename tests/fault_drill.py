@@ -143,6 +143,8 @@ def worker(make: Job, folder: Path, rank: int, world: int, full_at: int | None) 
     except SystemExit as stop:
         return int(str(stop.code))
     except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # it came while tqdm held its lock
+            return int(str(error.__context__.code))
         if full_at is not None and isinstance(error, OSError) and error.errno == errno.EFBIG:
             return 28
         os.write(screen, traceback.format_exc().encode())

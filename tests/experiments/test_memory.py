@@ -159,8 +159,8 @@ class Means(Extractor):
         return {"features": x.float().mean(dim=(1, 2, 3))[:, None]}
 
 
-@pytest.mark.parametrize("words", ["CUDA", "cuBLAS", "a CPU"])
-def test_evaluation_halves_its_batch_and_keeps_it(words):
+def test_evaluation_halves_its_batch_and_keeps_it():
+    words = "cuBLAS"
     images = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 1), dtype=np.uint8)
     right = Means(Small(999, WORDS[words]))(images).features
     extractor = Means(Small(7, WORDS[words]))
