@@ -111,14 +111,16 @@ def generate_all(
 def _lacking(cells: Sequence[Cell], rank: int, world: int) -> list[int]:
     """The shards that this process has to make again: of its share, and any that is damaged.
 
-    Another's that is absent may be under way.
+    Another's that is absent may be under way; then whoever ends last looks at all of them.
     """
     shards = range(cells[0].size.num_shards)
     lacking = set()
     for cell in cells:
-        if not is_complete(cell):
-            mine = {k for k in shards[rank::world] if read_shard(cell, k) is None}
-            lacking |= mine | {k for k in shards if k not in mine and is_damaged(cell, k)}
+        if is_complete(cell):
+            continue
+        lacking |= {k for k in shards[rank::world] if read_shard(cell, k) is None}
+        if all(cell.shard(k).exists() for k in shards):
+            lacking |= {k for k in shards if is_damaged(cell, k)}
     return sorted(lacking)
 
 
