@@ -10,8 +10,8 @@ processes share the shards.
 from pathlib import Path
 
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
-from experiments.generate import generate
-from experiments.workers import share
+from experiments.generate import generate_all
+from experiments.workers import first_process, share
 from files.whole import write_text
 from models.backbone import Backbone
 
@@ -34,7 +34,10 @@ def main(cfg: Config) -> None:
         write_text(Path(cfg.show_plan), cell.plan.to_json())
         print(f"plan: {cfg.show_plan}")
     watch = tracker.sampling if rank == 0 else None
-    if not generate([cell], backbone, rank=rank, world=world, watch=watch):
+    complete = generate_all([cell], backbone, (rank, world), watch)
+    if not first_process():
+        return
+    if not complete:
         print(f"this process is done; others still sample into {cell.folder}")
         return
     tracker.sampled([cell])

@@ -204,7 +204,7 @@ class Settings:
         if backbone.guidance is not None:
             config["guidance"] = backbone.guidance.facts
         if backbone.prompts is not None:
-            digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
+            digest = prompts_digest(backbone.prompts)
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
@@ -285,6 +285,11 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
         # Heads and the order of attention change pixels, but no key and no shape.
         identity["network"] = read_card(model["card"]).network
     return {**identity, "sha256": backbone.sha256, "clip": backbone.clip}
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """What tells one list of prompts from another in manifests."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
 def labels_of(cell: Cell, backbone: Backbone, ids: Sequence[int]) -> Tensor | None:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-import torch
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
@@ -38,7 +37,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from eval.preprocessing import Preprocessing
 from experiments.cells import Settings
 from experiments.devices import pick_device
-from experiments.evaluate import Evaluator, ReferenceSource
+from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
 from experiments.settings import (
     LOGGERS,
     Checker,
@@ -54,6 +53,7 @@ from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
+from models.memory import ran_out
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options, check_types, closest
 
@@ -301,6 +301,8 @@ def _terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
+    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     _speak_utf8()
     try:
         function(*args)
@@ -309,17 +311,21 @@ def reported(function: Callable[..., None], *args: Any) -> None:
             "\ninterrupted: finished shards are kept; run the same command to continue\n"
         )
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
+            raise error.__context__ from None
+        if os.environ.get("TRACEBACK"):
+            raise
+        if isinstance(error, _mendable()):
+            sys.exit(_failure(_one_line(error)))
+        if not ran_out(error):
+            raise
         sys.exit(
             _failure(
                 f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
                 "memory"
             )
         )
-    except Exception as error:
-        if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
-            raise
-        sys.exit(_failure(_one_line(error)))
 
 
 def _speak_utf8() -> None:
@@ -485,19 +491,23 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     folder = config.folder and ROOT / config.folder
     if batch and config.images.get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
+    floor = config.floor
+    if floor and floor.get("path", "given") is None:
+        floor = None
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
     return ReferenceSource(
         name=config.name,
         images=lambda: images_of(config.images, trusted),
-        floor=(lambda: images_of(config.floor, trusted)) if config.floor else None,
+        floor=(lambda: images_of(floor, trusted)) if floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
+        floor_of=floor_digest(plain(floor)) if floor else None,
     )
 
 

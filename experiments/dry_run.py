@@ -25,7 +25,9 @@ from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
 from files.places import ROOT
+from files.whole import Damaged
 from models.backbone import Backbone
+from models.memory import ran_out
 from sampling import SampleNoise, count_calls, run, skipped
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
@@ -95,7 +97,11 @@ def shards_done(cell: Cell) -> set[int]:
 
     `generate` looks into them, and may find one damaged.
     """
-    manifest, size = read_manifest(cell.folder), cell.size
+    size = cell.size
+    try:
+        manifest = read_manifest(cell.folder)
+    except Damaged:  # `generate` writes it anew, and looks into every shard
+        manifest = {"num_samples": size.num_samples}
     n = manifest["num_samples"] if manifest else 0
     return {k for k in range(size.num_shards) if size.ids(k)[-1] < n and cell.shard(k).exists()}
 
@@ -121,9 +127,15 @@ def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     seconds(1)
     size, each = 1, seconds(1)
     while size < batch_size and 2 * size * each <= CALIBRATION_SECONDS:
-        size = min(2 * size, batch_size)
-        seconds(size)  # a new size may be compiled or tuned for
-        each = seconds(size)
+        larger = min(2 * size, batch_size)
+        try:
+            seconds(larger)  # a new size may be compiled or tuned for
+            each = seconds(larger)
+        except Exception as error:  # sampling would go on with smaller batches, too
+            if not ran_out(error):
+                raise
+            break
+        size = larger
     return each, size
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from eval.records import Record, check_same_kind, load_records
+from eval.records import Record, check_results, check_same_kind
 from eval.sheets import Pictures, sheet_size, write_sheets
 from eval.table import Table
 from experiments.cells import Cell, Column, Settings, file_names, labels_of
@@ -25,11 +25,11 @@ from experiments.config import (
     tracker_of,
 )
 from experiments.folder import is_complete, read_manifest
-from experiments.generate import generate
+from experiments.generate import generate, generate_all
 from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
-from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
+from experiments.workers import agree, connected, first_process, share, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice
@@ -264,22 +264,17 @@ def sample_columns(
     Of processes that torchrun started, all learn that together; of others, the one that ends last
     does.
     """
-    rank, world = part
+    rank = part[0]
     watch = tracker.sampling if rank == 0 else None
     for column in columns:
         if rank == 0:
             rows = ", ".join(cell.row for cell in column.cells)
             print(f"{column.steps} steps, {column.size.num_samples} samples: {rows}", flush=True)
-        if generate(column.cells, backbone, rank=rank, world=world, watch=watch):
+        if generate(column.cells, backbone, rank=rank, world=part[1], watch=watch):
             tracker.sampled(column.cells)
-    wait_for_all()
     # A column that others were still sampling then may be complete now.
-    complete = [False]
+    complete = [generate_all(column.cells, backbone, part, watch) for column in columns]
     if first_process():
-        complete = [
-            generate(column.cells, backbone, rank=rank, world=world, watch=watch)
-            for column in columns
-        ]
         tracker.sampled([cell for column in columns for cell in column.cells])
     return agree(all(complete))
 
@@ -287,17 +282,17 @@ def sample_columns(
 def scorer_of(cfg: Config, experiment: Experiment, columns: Sequence[Column]) -> Scorer | None:
     """What scores the experiment's cells, after it has refused what cannot end well.
 
-    Raises ValueError if out= holds a table of another kind.
+    Raises ValueError if out= holds a table of another kind, or files that are not ours.
     """
+    stored = check_results(Path(cfg.out))
     if experiment.scorer == "none":
         return None
     videos = experiment.scorer == "videos"
     scorer: Scorer = VideoScorer() if videos else ImageScorer(evaluator_of(cfg))
     scorer.check(experiment.metrics, columns)
-    path = Path(cfg.out) / "records.json"
-    if path.is_file():
+    for record in stored[:1]:
         try:
-            check_same_kind(load_records(path)[0], scorer.protocol, columns[0].cells[0].config)
+            check_same_kind(record, scorer.protocol, columns[0].cells[0].config)
         except ValueError as error:
             raise ValueError(f"{cfg.out}: {error}") from None
     return scorer

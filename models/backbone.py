@@ -1,7 +1,7 @@
 """What every pretrained model looks like to the rest: one small record, bound to labels by `given`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from files.media import Media
+from models.memory import Room
 from sampling import Denoiser, Gradient, Schedule
 from sampling.denoise import Clip, Network, NetworkDenoiser, Reading
 
 CPU = torch.device("cpu")
+REMEDY = "use a lower model.precision, a device with more memory, or free some of it"
 
 
 class Guidance(Protocol):
@@ -40,7 +42,8 @@ class Backbone:
     `embed` turns labels int64 [B] into what the network takes as condition, once a batch.
 
     `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
-    `memory` estimates the bytes that sampling a batch of that size takes on the device.
+    `memory` estimates the bytes that sampling a batch of that size takes on the device; `room` and
+    `decoding` know what did not fit into it.
     """
 
     network: Network
@@ -58,6 +61,14 @@ class Backbone:
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
     memory: Callable[[int], float] | None = None
+    room: Room = field(default_factory=lambda: Room(REMEDY))
+    decoding: Room = field(default_factory=lambda: Room(REMEDY))
+
+    def decoded(self, x: Tensor) -> NDArray[np.uint8]:
+        """`decode`, in as many parts as the memory asks for."""
+        n = len(x)
+        parts = list(self.decoding.batches(n, n, lambda part: self.decode(x[part]), self.device))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def given(self, labels: Tensor | None) -> Denoiser:
         """The model as the samplers see it, bound to labels int64 [B]; None: unconditional."""

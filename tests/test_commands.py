@@ -166,7 +166,7 @@ EVALUATION_MISTAKES = {
     "": "samples",
     "samples=nowhere": "no samples at nowhere",
     "samples=colour.npz": "digits features need 28 x 28 images",
-    "samples=cut.npz": "is damaged or has no arr_0",
+    "samples=cut.npz": "cut.npz is damaged (",
     "samples=sixteen": "only 8-bit PNG files are read",
     "samples=truncated": "0.png is damaged",
     f"{MINE} metrics.scores=[fid,ssim]": "unknown metric ssim: choose among is, fid",
