@@ -12,7 +12,7 @@ SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
 OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
+.PHONY: help setup lint format test drill smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -51,6 +51,9 @@ format: .venv/installed ## let ruff format the code
 
 test: .venv/installed ## the test suite
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+drill: .venv/installed ## kill runs and flip bits, thousands of times: all is whole in the end (two hours)
+	OMP_NUM_THREADS=1 $(PY) tests/fault_drill.py --kills 4000 --tables 1000 --alterations 20000 $(ARGS)
 
 smoke: .venv/installed ## a tiny table and figures end to end, into runs/smoke
 	$(PY) reproduce.py experiment=table1_small $(OF_MODEL) num_samples=80 'experiment.steps=[10]' \

@@ -1,6 +1,6 @@
 """Score samples against a reference.
 
-    python evaluate.py samples=runs/digits/mix-... reference=digits
+    python evaluate.py samples=runs/mix reference=digits
 
 Works on a run's folder, any .npz with arr_0, or a folder of PNG files; how well images fit their
 prompts is scored by metrics=clip reference=none.  Writes a JSON record

@@ -1,6 +1,6 @@
 """Sample a pretrained diffusion model.
 
-    python sample.py model=digits sampler=mix steps=50 num_samples=64
+    python sample.py model=digits sampler=mix steps=50 num_samples=500 out=runs/mix
 
 Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
 the same command again continues, or does nothing when all is there.  Under torchrun or srun the
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from experiments.cells import Model
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
-from experiments.generate import generate
-from experiments.workers import share
+from experiments.generate import generate_all
+from experiments.workers import first_process, share
 from files.whole import write_text
 
 
@@ -34,7 +34,10 @@ def main(cfg: Config) -> None:
         write_text(Path(cfg.show_plan), cell.plan.to_json())
         print(f"plan: {cfg.show_plan}")
     watch = tracker.sampling if rank == 0 else None
-    if not generate([cell], backbone, rank=rank, world=world, watch=watch):
+    complete = generate_all([cell], backbone, (rank, world), watch)
+    if not first_process():
+        return
+    if not complete:
         print(f"this process is done; others still sample into {cell.folder}")
         return
     tracker.sampled([cell])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from models.cifar10.networks import CifarClassifier
 from models.digits.networks import DigitsClassifier
+from models.memory import Room
 from models.weights import read_weights, state_digest
 
 Images = NDArray[np.uint8]
@@ -66,6 +67,7 @@ class Extractor(ABC):
     def __init__(self, digest: str, device: str):
         self.digest = digest
         self.device = device
+        self.room = Room("use device=cpu, a device with more memory, or free some of it")
 
     @abstractmethod
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -91,15 +93,28 @@ class Extractor(ABC):
         """
         images = self.checked(images)
         seen: dict[str, NDArray[np.float32]] = {}
-        size = batch_size or self.batch_size
-        starts = range(0, len(images), size)
-        for i in tqdm(starts, desc=f"{self.name} features", unit="batch", delay=3, leave=False):
-            batch = torch.from_numpy(np.array(images[i : i + size])).permute(0, 3, 1, 2)
+
+        def look(part: slice) -> None:
+            batch = torch.from_numpy(np.array(images[part])).permute(0, 3, 1, 2)
             for key, value in self.forward(batch.to(self.device)).items():
                 if key not in seen:
                     seen[key] = np.empty((len(images), value.shape[1]), np.float32)
-                seen[key][i : i + len(batch)] = value.float().cpu().numpy()
+                seen[key][part] = value.float().cpu().numpy()
+
+        self._in_batches(len(images), batch_size or self.batch_size, look, "features")
         return Extracted(**seen)
+
+    def _in_batches(self, n: int, wanted: int, work: Callable[[slice], None], what: str) -> None:
+        """Do the work on n things in batches that fit into the memory, with a progress bar."""
+        label = f"{self.name} {what}"
+        with tqdm(total=n, desc=label, unit_scale=True, delay=3, leave=False) as bar:
+
+            def counted(part: slice) -> int:
+                work(part)
+                return part.stop - part.start
+
+            for count in self.room.batches(n, wanted, counted, self.device):
+                bar.update(count)
 
 
 class ClassifierExtractor(Extractor):
@@ -309,11 +324,13 @@ class ClipExtractor(Extractor):
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str], batch_size: int = 256) -> NDArray[np.float32]:
         """Features float32 [N, F] of texts, cut off where the model's context ends."""
-        starts = range(0, len(prompts), batch_size)
         parts = []
-        for i in tqdm(starts, desc=f"{self.name} texts", unit="batch", delay=3, leave=False):
-            tokens = self.tokenize(list(prompts[i : i + batch_size])).to(self.device)
+
+        def encode(part: slice) -> None:
+            tokens = self.tokenize(list(prompts[part])).to(self.device)
             parts.append(self.net.encode_text(tokens, normalize=True).float().cpu().numpy())
+
+        self._in_batches(len(prompts), batch_size, encode, "texts")
         return np.concatenate(parts)
 
 

@@ -231,8 +231,8 @@ def check_fid_size(n: int, size: int) -> None:
     """Raise ValueError if n samples are too few for the FID of `size` features."""
     if n <= size:
         raise ValueError(
-            f"FID with {size} features needs more than {size} samples, got {n}: raise num_samples "
-            "(or, for a trial run, set ++metrics.options.allow_few=true)"
+            f"FID with {size} features needs more than {size} samples, got {n}: sample more, "
+            "or, for a trial run, set metrics.options.allow_few=true"
         )
 
 
@@ -356,10 +356,12 @@ def kid(
 
 def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
     """Raise ValueError if KID cannot draw its subsets from n samples or reference images."""
+    if subset_size < 2:
+        raise ValueError(f"KID draws subsets of at least 2, got subset_size={subset_size}")
     if n < subset_size:
         raise ValueError(
-            f"KID draws subsets of {subset_size}, got {n} {what}: raise num_samples or lower "
-            "metrics.options.kid_subset_size"
+            f"KID draws subsets of {subset_size}, got {n} {what}: sample more, or "
+            f"set metrics.options.kid_subset_size={max(n, 2)}"
         )
 
 
@@ -435,6 +437,8 @@ def precision_recall(
     Raises ValueError unless both sets have more than k points of the same size.
     """
     _check_sizes(features.shape[1], reference_features.shape[1])
+    if type(k) is not int or k < 1:
+        raise ValueError(f"precision and recall need an integer k of at least 1, got {k!r}")
     for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
         if n <= k:
             raise ValueError(

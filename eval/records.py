@@ -1,7 +1,9 @@
 """Evaluation records: every score with its protocol, as JSON; and which records compare."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 from eval.extractors import Extractor
 from eval.metrics import Score
 from eval.reference import Reference
-from files.whole import write_text
+from files.whole import Damaged, read_json, reading, write_json
 
 Record = dict[str, Any]
 
@@ -99,7 +101,7 @@ def protocol(record: Record) -> Record:
 
     Their precision is in `cell`; records did not always repeat it.
     """
-    left_out = ("scores", "floor", "run", "precision")
+    left_out = ("scores", "floor", "floor_of", "run", "precision")
     return {key: record[key] for key in record if key not in left_out}
 
 
@@ -168,15 +170,87 @@ def _kind(protocol: str, config: Mapping[str, Any]) -> dict[str, Any]:
 # --- Files ----------------------------------------------------------------------------
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise ValueError if a record is to take the place of what is none, not even a damaged one."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: choose out=FILE for the record")
+    try:
+        load_records(path)
+    except FileNotFoundError:
+        pass
+    except Damaged:
+        text = path.read_bytes().decode(errors="replace")
+        if text.strip() and '"protocol"' not in text and '"scores"' not in text:
+            raise ValueError(
+                f"{path} is no record of scores: choose another out=FILE, or remove it"
+            ) from None
+
+
+# What is written of records and pictures beside records.json, and words that all of it has.
+RESULTS = [
+    "table.md",
+    "table.csv",
+    "table.tex",
+    "table.png",
+    "figure.md",
+    "figure.csv",
+    "figure.png",
+    "tuning.md",
+]
+OURS = re.compile(r"^# .*\n\n(Model `|Mix\+\+: )")
+
+
+def check_results(out: Path) -> list[Record]:
+    """The table's records that a folder of results holds, to be replaced; none where these are damaged.
+
+    Raises ValueError if there are files of these names that were not made here.
+    """
+    path, records = out / "records.json", []
+    check_replaceable(path)
+    if path.exists():
+        with suppress(Damaged):
+            records = load_records(path)
+        if isinstance(records, list) and all(r["cell"] is not None for r in records):
+            return records
+        raise ValueError(f"{path} is no table's records: choose another out=DIR")
+    there = [name for name in RESULTS if (out / name).exists()]
+    texts = [(out / name).read_text(errors="replace") for name in there if name.endswith(".md")]
+    if there and not any(map(OURS.match, texts)):
+        raise ValueError(
+            f"{out} holds {', '.join(there)}, which were not made here: choose another out=DIR, or "
+            "move these files away"
+        )
+    return []
+
+
 def save_records(path: Path, records: Record | Sequence[Record]) -> None:
-    write_text(path, json.dumps(records, indent=1) + "\n")
+    """Write a record, or those of a table; a file that says the same already is left as it is."""
+    write_json(path, records)
 
 
-def load_records(path: Path) -> Any:
-    """A record or a list of them.  Raises FileNotFoundError or ValueError, with the remedy."""
+def load_records(path: Path, remedy: str = "remove it and run again") -> Any:
+    """A record or a list of them.  Raises FileNotFoundError or `Damaged`, with the remedy."""
     if not path.is_file():
         raise FileNotFoundError(f"no records at {path}: run without render_only first")
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise ValueError(f"{path} is damaged: remove it and run again") from None
+    content = read_json(path, remedy)
+    with reading(path, remedy):
+        for record in content if isinstance(content, list) else [content]:
+            _check_record(record)
+    return content
+
+
+def _check_record(record: Any) -> None:
+    """Raise what a reader of this entry would, if it is no record."""
+    _ = [record[key] for key in ("protocol", "extractor", "options")]
+    for key in ("n", "steps"):
+        if key in record and (type(record[key]) is not int or record[key] < 1):
+            raise ValueError(f"{key} is no number of at least 1")
+    if "row" in record and type(record["row"]) is not str:
+        raise ValueError("row is no text")
+    for scores in (record["scores"], record["floor"] or {}):
+        for name, value in scores.items():
+            numbers = Score(**value)
+            if not all(type(x) in (int, float) for x in numbers) or numbers.se < 0:
+                raise ValueError(f"{name} is no score")
+    if record["cell"] is not None:
+        _ = record["cell"]["config"]["model"], record["cell"]["nfe"]

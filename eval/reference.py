@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from eval.extractors import Extractor, Images
 from eval.metrics import Statistics, statistics
-from files.images import read_npz
-from files.whole import UNREADABLE, write_atomic
+from files.npz import read_npz
+from files.whole import reading, write_atomic
 
 TEXTS = ("name", "extractor", "weights", "source")  # what a file says besides its arrays
 
@@ -60,9 +60,13 @@ class Reference:
     def __repr__(self) -> str:
         return f"Reference({self.name}, {self.extractor}, n={self.n}, {self.digest[:12]})"
 
+    def path(self, folder: Path) -> Path:
+        """Where `save` puts it."""
+        return folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
+
     def save(self, folder: Path) -> Path:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
-        path = folder / f"{self.name}-{self.extractor}-{self.digest[:12]}.npz"
+        path = self.path(folder)
         texts = {key: getattr(self, key) for key in TEXTS}
         arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))
@@ -70,17 +74,13 @@ class Reference:
 
     @staticmethod
     def load(path: Path) -> Reference:
-        """Read a file of `save`.  Raises ValueError if its content is not what was written."""
-        try:
-            arrays = read_npz(path)
+        """Read a file of `save`.  Raises `Damaged` if its content is not what was written."""
+        remedy = "delete it and build the reference again"
+        arrays = read_npz(path, remedy=remedy)
+        with reading(path, remedy):
             reference = _from_arrays(arrays)
-            intact = reference.digest == arrays["digest"].item()
-        except FileNotFoundError:
-            raise
-        except UNREADABLE:
-            intact = False
-        if not intact:
-            raise ValueError(f"{path} is damaged: delete it and build the reference again")
+            if reference.digest != arrays["digest"].item():
+                raise ValueError("its digest is another")
         return reference
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -147,10 +147,10 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
     ValueError, with the remedy, if the file has none or is damaged.
     """
     keys = ("mu", "sigma", "mu_s", "sigma_s")
-    try:
-        arrays = {key: array.astype(np.float64) for key, array in read_npz(path, keys).items()}
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged ({error}): download it again") from None
+    remedy = "download it again"
+    arrays = read_npz(path, keys, remedy)
+    with reading(path, remedy):
+        arrays = {key: array.astype(np.float64) for key, array in arrays.items()}
     if absent := [key for key in keys if key not in arrays]:
         raise ValueError(
             f"{path} has no {', '.join(absent)}: the published reference batches hold "

@@ -56,16 +56,13 @@ class Options:
     fid_se: str = _choice("bootstrap", "bootstrap", "delta")
     allow_few: bool = _choice(False, True, False)
 
-    @staticmethod
-    def of(mapping: Mapping[str, Any]) -> Options:
-        """Raises ValueError for an unknown option or a bad value, with what may be chosen."""
-        checks = {option.name: option.metadata for option in fields(Options)}
-        for name, value in mapping.items():
-            if name not in checks:
-                raise ValueError(
-                    f"unknown metrics.options.{name}: choose among {', '.join(checks)}"
-                )
-            least, choices = checks[name].get("least"), checks[name].get("choices")
+    def __post_init__(self) -> None:
+        """Raises ValueError for a bad value, with what may be chosen."""
+        for option in fields(self):
+            name, value = option.name, getattr(self, option.name)
+            least, choices = (option.metadata.get(key) for key in ("least", "choices"))
+            if value is None and option.default is None:
+                continue
             if choices and value not in choices:
                 words = " or ".join(str(choice).lower() for choice in choices)
                 raise ValueError(f"metrics.options.{name} must be {words}, got {value!r}")
@@ -73,6 +70,15 @@ class Options:
                 raise ValueError(
                     f"metrics.options.{name} must be an integer of at least {least}, got {value!r}"
                 )
+
+    @staticmethod
+    def of(mapping: Mapping[str, Any]) -> Options:
+        """Raises ValueError for an unknown option or a bad value, with what may be chosen."""
+        known = [option.name for option in fields(Options)]
+        if unknown := [name for name in mapping if name not in known]:
+            raise ValueError(
+                f"unknown metrics.options.{unknown[0]}: choose among {', '.join(known)}"
+            )
         return Options(**mapping)
 
 

@@ -4,7 +4,8 @@
 picture i of every row is sample i of the seed, hence of the same x_T, label and noise.
 """
 
-import json
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.whole import write_atomic, write_text
+from files.whole import file_sha256, read_json, reading, write_atomic, write_json
 
 INDEX = "pictures.json"
 SIDE = 128  # pixels at most; larger pictures are reduced
@@ -49,11 +50,34 @@ def write_sheets(folder: Path, rows: Sequence[Pictures]) -> None:
         mine = [pictures for pictures in rows if pictures.steps == steps]
         file = f"pictures-{steps}.webp"
         write_atomic(folder / file, partial(_save_sheet, mine))
-        sheets[str(steps)] = {"file": file, "rows": [pictures.row for pictures in mine]}
+        rows_of = [pictures.row for pictures in mine]
+        sheets[str(steps)] = {"file": file, "rows": rows_of, "sha256": file_sha256(folder / file)}
     height, width = _reduced(rows[0].images)[0].shape[:2]
     titles = rows[0].titles and list(rows[0].titles)
     index = {"count": len(rows[0].images), "width": width, "height": height, "titles": titles}
-    write_text(folder / INDEX, json.dumps({**index, "sheets": sheets}, indent=1) + "\n")
+    write_json(folder / INDEX, {**index, "sheets": sheets})
+
+
+def read_sheets(folder: Path) -> dict[str, Any] | None:
+    """The index of a folder's sheets, each with its `content` in place of its file; None without one.
+
+    Raises `Damaged`, also for files of other names, which may lie outside of the folder.
+    """
+    path, remedy = folder / INDEX, f"remove {INDEX} and make the pictures anew"
+    if not path.is_file():
+        return None
+    index: dict[str, Any] = read_json(path, remedy)
+    with reading(path, remedy):
+        for sheet in index["sheets"].values():
+            name, sha256 = sheet.pop("file"), sheet.pop("sha256", None)
+            if not re.fullmatch(r"pictures-\d+\.webp", name):
+                raise ValueError(f"it names {name!r}, which is no sheet")
+            if not (folder / name).is_file():
+                raise ValueError(f"{name} is missing")
+            sheet["content"] = (folder / name).read_bytes()
+            if sha256 not in (None, hashlib.sha256(sheet["content"]).hexdigest()):
+                raise ValueError(f"{name} is not as it was written")
+    return index
 
 
 def _save_sheet(rows: Sequence[Pictures], path: Path) -> None:

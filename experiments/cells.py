@@ -32,6 +32,7 @@ TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
 PAPERS_CUTOFF = 291
 NOISES = ("per_step", "brownian")
+NAMES = ("id", "prompt")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
 # Loaders that moved.  `_target_` is in the hash of every folder: without this, samples made before
 # would not be found.
@@ -219,18 +220,17 @@ class Settings:
             "label": self.label,
         }
         check_choice("noise", self.noise, NOISES)
+        check_choice("names", self.names, NAMES)
         if self.noise != "per_step":
             config["noise"] = self.noise
         if backbone.guidance is not None:
             config["guidance"] = backbone.guidance.facts
         if backbone.prompts is not None:
-            digest = hashlib.sha256("\n".join(backbone.prompts).encode()).hexdigest()
+            digest = prompts_digest(backbone.prompts)
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
         if backbone.prompts is not None or backbone.evaluations_per_call > 1:
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
-            if self.names not in ("id", "prompt"):
-                raise ValueError(f"unknown names {self.names!r}: choose id or prompt")
             config["names"] = self.names
         return config
 
@@ -300,8 +300,6 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
     the builder takes any cutoff >= 0; in a command one beyond T is a slip.
     """
-    if name == "diffusers" and stated.get("scheduler") is None:
-        raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
     kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
     kinds.pop("x0_variance", None)  # measured, and read from its file
     check_sampler(name, stated, kinds)
@@ -311,7 +309,7 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
                 f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them, "
-                f"in an experiment experiment.rows.NAME.{option}=..."
+                f"in an experiment experiment.rows.NAME.{option}=... or samplers='[{{name:{name},{option}:...}}]'"
             )
         if option in options and options[option] > T:
             raise ValueError(
@@ -344,6 +342,11 @@ def _identity(model: dict[str, Any], backbone: Model) -> dict[str, Any]:
         # Heads and the order of attention change pixels, but no key and no shape.
         identity["network"] = read_card(model["card"]).network
     return {**identity, **backbone.facts, "sha256": backbone.sha256, "clip": backbone.clip}
+
+
+def prompts_digest(prompts: Sequence[str]) -> str:
+    """What tells one list of prompts from another in manifests."""
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
 
 
 def labels_of(cell: Cell, backbone: Model, ids: Sequence[int]) -> Tensor | None:

@@ -4,39 +4,57 @@ All of Hydra is here, and the rule by which errors end a command.
 """
 
 import argparse
+import codecs
 import errno
 import functools
 import hashlib
 import inspect
+import io
 import json
+import locale
 import os
+import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
-import torch
 import yaml
+from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eval.preprocessing import Preprocessing
 from experiments.cells import Model, Settings
 from experiments.devices import pick_device
-from experiments.evaluate import Evaluator, ReferenceSource
+from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
+from experiments.settings import (
+    LOGGERS,
+    Checker,
+    callable_at,
+    check_launcher,
+    check_words,
+    factories,
+    typed,
+)
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import read_prompts
 from models.adm.cards import Card, card_names, read_card
+from models.memory import ran_out
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options
+from sampling.options import check_choice, check_options, check_types, closest
 
 CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
@@ -47,7 +65,12 @@ TITLES = {
     **{"deis": "DEIS", "sa_solver": "SA-Solver", "heun": "Heun"},
 }
 # Settings that say who does the work, where, and how it is watched: they change no result.
-CIRCUMSTANCES = ("stage", "only", "part", "parts", "logger", "device", "batch_size", "out", "hydra")
+CIRCUMSTANCES = (
+    *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
+    *("trusted", "hydra"),
+)
+# Other configs than those that are checked; the last one even unpickles.
+REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 
 
 # --- command lines ------------------------------------------------------------------------------
@@ -62,27 +85,155 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminated)
-    _register()
-    sys.argv[1:] = map(_quoted, sys.argv[1:])
+    reported(_check_command_line, config)
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
 
 
 def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
-    """configs/<config>.yaml with overrides, for scripts; with Hydra's own part if wanted."""
+    """configs/<config>.yaml with overrides, for scripts; with Hydra's own part if wanted.
+
+    Raises ValueError for a setting that is unknown or of another type, Hydra's errors for what cannot
+    be composed.
+    """
     _register()
     GlobalHydra.instance().clear()
+    check_words(config, typed(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        return hydra.compose(config, list(map(_quoted, overrides)), return_hydra_config=with_hydra)
+        try:
+            cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
+        except RecursionError:
+            raise ValueError(
+                "configs name each other in a circle: look at their defaults"
+            ) from None
+        groups = GlobalHydra.instance().config_loader().get_group_options
+        own = [str(key) for key in cfg if key != "hydra"]
+        settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
+        _check_trust(settings["trusted"], overrides)
+        Checker(config, settings, typed(overrides), groups).check()
+        return cfg
 
 
-def _quoted(word: str) -> str:
-    """`model.flags=--a 1,2 --b=3` in quotes: it is a command line itself, and Hydra would take its
-    commas and equals signs for its own."""
-    name, _, value = word.partition("=")
-    if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
-        return word
-    return f"{name}='" + value.replace("'", "\\'") + "'"
+def _check_command_line(config: str) -> None:
+    """Refuse settings that are wrong before any work, in all jobs of a multirun.
+
+    Every setting is put as Hydra's `++name=value`: what may be set is for `Checker` to say, not for
+    the file that happens to name it.
+    """
+    flags = get_args_parser()
+    flags.error = _refuse_flag  # type: ignore[assignment]
+    args = flags.parse_args()
+    words = list(args.overrides)
+    left = iter(zip(words, _forced(words), strict=True))
+    word, forced = next(left, (None, None))
+    for i, argument in enumerate(sys.argv[1:], 1):
+        if argument == word:
+            sys.argv[i] = str(forced)
+            word, forced = next(left, (None, None))
+    if args.help or args.hydra_help or args.info or args.shell_completion:
+        return
+    check_launcher(words, args.multirun)
+    if flag := next((flag for flag in REFUSED_FLAGS if getattr(args, flag)), None):
+        raise ValueError(
+            f"leave --{flag.replace('_', '-')} out: --config-dir adds configs of your own"
+        )
+    if args.config_dir and any(word.startswith("hydra.searchpath=") for word in words):
+        raise ValueError("give --config-dir or hydra.searchpath, not both")
+    if args.config_dir:
+        words.append(f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]")
+    for job in _jobs(words) if args.multirun else [words]:
+        cfg = composed(config, *job, with_hydra=True)
+        _check_hydra(cfg.hydra, cfg.trusted, job)
+
+
+def _refuse_flag(message: str) -> None:
+    raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
+
+
+def _forced(overrides: Sequence[str]) -> list[str]:
+    """With `++` before all that are values; without + before names of files, and what Hydra checks."""
+    return [
+        word
+        if word.startswith("~")
+        else f"{'++' if _may_be_added(key) else ''}{key}={_readable(key, value)}"
+        for word, (key, value) in zip(overrides, typed(overrides), strict=True)
+    ]
+
+
+def _readable(key: str, value: str) -> str:
+    """The value as Hydra's grammar has it: quoted where it is plain text that it cannot read.
+
+    Raises ValueError for a name or a value that is neither.
+    """
+    parser = OverridesParser.create()
+    if key == "model.flags" and value != "null" and value[:1] not in ("'", '"'):
+        # A command line itself, whose commas and equals signs Hydra would take for its own.
+        return QuotedString(value, Quote.single).with_quotes()
+    try:
+        parser.parse_override(f"x={value}")
+    except HydraException:
+        quoted = QuotedString(value, Quote.single).with_quotes()
+        if not re.search(r"""[][{}(),'"\\]""", value):
+            return quoted
+        meant = shlex.quote(f"{key}={quoted}")
+        raise ValueError(f"cannot read {key}={value}: write {meant} if it is text") from None
+    try:
+        parser.parse_override(f"{key}=0")
+    except HydraException:
+        raise ValueError(
+            f"{key!r} is no name of a setting: write NAME=VALUE, as in seed=1"
+        ) from None
+    return value
+
+
+def _may_be_added(key: str) -> bool:
+    if key.startswith("hydra."):
+        return key.startswith(("hydra.callbacks.", "hydra.job.env_set."))
+    return not ("/" in key or "@" in key or Path(CONFIGS, key).is_dir())
+
+
+def _jobs(words: Sequence[str]) -> Iterator[list[str]]:
+    """Every value of a multirun's settings at least once, with the first of the others."""
+    parsed = OverridesParser.create().parse_overrides(list(words))
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_sweep_override() and override.is_discrete_sweep()
+        else [word]
+        for word, override in zip(words, parsed, strict=True)
+    ]
+    first = [values[0] for values in choices]
+    yield first
+    for i, values in enumerate(choices):
+        yield from ([*first[:i], value, *first[i + 1 :]] for value in values[1:])
+
+
+def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
+    """Whom to trust is for the user to say: on the command line, or in configs/common.yaml."""
+    ours = yaml.safe_load(Path(CONFIGS, "common.yaml").read_text(encoding="utf-8"))["trusted"]
+    by_user = any(key.startswith("trusted") for key, _ in typed(overrides))
+    if trusted != ours and not by_user:
+        raise ValueError(
+            f"a config sets trusted={trusted}, which only the command line and configs/common.yaml "
+            "may: remove it there"
+        )
+
+
+def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str]) -> None:
+    """Refuse code that a config smuggles into Hydra's own part, which runs it.
+
+    Launchers and sweepers are Hydra's plugins, and nothing else can stand there.
+    """
+    check_types("hydra.", {"verbose": plain(config.verbose)}, {"verbose": bool | str | list[str]})
+    announce = f"{Announce.__module__}.{Announce.__name__}"
+    for callback in plain(config.callbacks).values():
+        if callback["_target_"] != announce:
+            callable_at(callback["_target_"], trusted)
+    for logging in (config.job_logging, config.hydra_logging):
+        for factory in factories(plain(logging)):
+            callable_at(factory, ["logging", "colorlog", *trusted])
+    for part, name in ((config.job, "env_set"), (config.sweeper, "params")):
+        if part.get(name) and not any(f".{name}" in word for word in words):
+            raise ValueError(f"a config sets hydra's {name}, {part[name]}: remove it there")
 
 
 def _register() -> None:
@@ -102,10 +253,9 @@ def _register() -> None:
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     # `defaults: [/open/options@_here_]` is an empty `options` that takes any name.
-    for name in ("options", "call"):
-        opened = OmegaConf.create({name: {}})
-        OmegaConf.set_struct(opened[name], False)
-        ConfigStore.instance().store(group="open", name=name, node=opened)
+    opened = OmegaConf.create({"options": {}})
+    OmegaConf.set_struct(opened.options, False)
+    ConfigStore.instance().store(group="open", name="options", node=opened)
     for card in _adm_models():
         node = {
             "defaults": [
@@ -163,6 +313,9 @@ def _terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
+    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _speak_utf8()
     try:
         function(*args)
     except KeyboardInterrupt:
@@ -170,17 +323,35 @@ def reported(function: Callable[..., None], *args: Any) -> None:
             "\ninterrupted: finished shards are kept; run the same command to continue\n"
         )
         sys.exit(130)
-    except torch.OutOfMemoryError as error:
+    except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
+            raise error.__context__ from None
+        if os.environ.get("TRACEBACK"):
+            raise
+        if isinstance(error, _mendable()):
+            sys.exit(_failure(_one_line(error)))
+        if not ran_out(error):
+            raise
         sys.exit(
             _failure(
                 f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
                 "memory"
             )
         )
-    except Exception as error:
-        if os.environ.get("TRACEBACK") or not isinstance(error, _mendable()):
-            raise
-        sys.exit(_failure(_one_line(error)))
+
+
+def _speak_utf8() -> None:
+    """Names and messages are UTF-8 whatever the locale says.
+
+    Where that has another encoding, the command starts again in Python's UTF-8 mode, which is for all
+    that it reads and names, too.
+    """
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8")
 
 
 def _failure(text: str) -> int:
@@ -199,12 +370,17 @@ def _mendable() -> tuple[type[Exception], ...]:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, InstantiationException) and error.__cause__:
-        error = error.__cause__
+    if isinstance(error, MissingMandatoryValue):
+        name = str(error.full_key or str(error).rsplit(" ", 1)[-1])
+        return f"{name} is missing: give {name}=..."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").partition("/")
-        return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
+        guess = closest(name, error.options)
+        more = f"; did you mean {group}={guess}?" if guess else ""
+        return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
     text = " ".join(str(error).split())
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _mended(text)
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += "; free some space and run the same command to continue"
@@ -213,6 +389,26 @@ def _one_line(error: BaseException) -> str:
     elif code in (errno.EEXIST, errno.ENOTDIR):
         text += "; a file is where a folder should be, choose another out=DIR"
     return text
+
+
+def _mended(text: str) -> str:
+    """What Hydra says, without advice that does not help here."""
+    if found := re.match(r"Ambiguous value for argument '\+*([^=]*)=(.*?)' 1\.", text):
+        name, value = found.groups()
+        return (
+            f"{name} has several values: write {name}=[{value}] for a list, \"{name}='{value}'\" for one "
+            "text, or add -m to run one after the other"
+        )
+    if found := re.match(r"Could not override '(hydra\.[^']*)'", text):
+        level, _, name = found[1].rpartition(".")
+        known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
+        guess = closest(name, known) if isinstance(known, DictConfig) else None
+        more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
+        return f"Hydra has no setting {found[1]}: {more}"
+    if "Could not delete from config" in text:
+        return f"{text.rstrip('.')}: leave that ~ out"
+    text, _, key = text.partition(" full_key: ")
+    return f"{key.split()[0]}: {text}; correct it" if key else text
 
 
 # --- configs as objects -------------------------------------------------------------------------
@@ -241,7 +437,7 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     model = OmegaConf.to_container(cfg.model, resolve=True, throw_on_missing=True)
     options = {**cast(dict[str, Any], model), **more}
     del options["name"]
-    loader = hydra.utils.get_method(options.pop("_target_"))
+    loader = callable_at(options.pop("_target_"), cfg.trusted)
     signature = inspect.signature(loader).parameters
     takes = list(signature)
     if device.type == "cpu" and options.get("precision") == "fp16":
@@ -262,9 +458,9 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     return cast("Model", loader(**options, device=device))
 
 
-def takes_option(model: DictConfig, option: str) -> bool:
+def takes_option(cfg: DictConfig, option: str) -> bool:
     """Whether the model's loader knows an option."""
-    return option in inspect.signature(hydra.utils.get_method(model["_target_"])).parameters
+    return option in inspect.signature(callable_at(cfg.model["_target_"], cfg.trusted)).parameters
 
 
 def prompts_of(prompts: str | ListConfig | None) -> list[str]:
@@ -294,11 +490,12 @@ def settings_of(cfg: DictConfig, backbone: Model, spacing: Any, names: str) -> S
 
 def evaluator_of(cfg: DictConfig) -> Evaluator:
     """The protocol of configs/metrics against the set of configs/reference."""
-    return Evaluator(plain(cfg.metrics), reference_source(cfg.reference), pick_device(cfg.device))
+    return Evaluator(plain(cfg.metrics), reference_source(cfg), pick_device(cfg.device))
 
 
-def reference_source(config: DictConfig) -> ReferenceSource | None:
+def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     """Where the real images of configs/reference come from; None for reference=none."""
+    config, trusted = cfg.reference, cfg.trusted
     if config.name == "none":
         return None
     batch = config.get("batch")
@@ -308,19 +505,23 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
     folder = config.folder and ROOT / config.folder
     if batch and _images(config).get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
+    floor = config.floor
+    if floor and floor.get("path", "given") is None:
+        floor = None
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
     return ReferenceSource(
         name=config.name,
-        images=lambda: images_of(_images(config)),
-        floor=(lambda: images_of(config.floor)) if config.floor else None,
+        images=lambda: images_of(_images(config), trusted),
+        floor=(lambda: images_of(floor, trusted)) if floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
+        floor_of=floor_digest(plain(floor)) if floor else None,
     )
 
 
@@ -332,14 +533,15 @@ def _images(config: DictConfig) -> DictConfig:
     return OmegaConf.create({"_target_": "files.images.load_samples", "path": images})
 
 
-def function_of(config: DictConfig) -> Callable[..., Any]:
+def function_of(config: DictConfig, trusted: Sequence[str]) -> Callable[..., Any]:
     """The function that a part of a config describes: its `_target_`, with the rest as arguments."""
-    return cast(Callable[..., Any], hydra.utils.instantiate(config, _partial_=True))
+    arguments = cast(dict[str, Any], plain(config))
+    return functools.partial(callable_at(arguments.pop("_target_"), trusted), **arguments)
 
 
-def images_of(config: DictConfig) -> Samples:
+def images_of(config: DictConfig, trusted: Sequence[str]) -> Samples:
     """The images that a part of configs/reference describes, with their labels if they have any."""
-    return Samples(*hydra.utils.instantiate(config))
+    return Samples(*function_of(config, trusted)())
 
 
 def tracker_of(cfg: DictConfig, group: str) -> Tracker:
@@ -349,8 +551,7 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
     """
     options: dict[str, Any] = plain(cfg.logger)
     name = options.pop("name")
-    if name not in ("none", "wandb"):
-        raise ValueError(f"unknown logger {name!r}: choose none or wandb")
+    check_choice("logger", name, LOGGERS)
     if name == "none":
         return Tracker()
     if options["mode"] not in WandbTracker.MODES:

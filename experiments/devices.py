@@ -14,7 +14,9 @@ def pick_device(name: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = False
     if name != "auto":
         try:
-            return torch.empty(0, device=name).device
+            number = torch.zeros(1, device=name)
+            number.item()  # "meta" is a device, too, and computes nothing
+            return number.device
         except (RuntimeError, AssertionError):
             raise ValueError(f"device={name} is not available here: use auto or cpu") from None
     if torch.cuda.is_available():

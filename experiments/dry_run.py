@@ -25,7 +25,9 @@ from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
 from files.places import ROOT
+from files.whole import Damaged
 from models.backbone import Backbone
+from models.memory import ran_out
 from sampling import Plan, SampleNoise, count_calls, run, skipped
 
 CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one image
@@ -50,12 +52,12 @@ def _timed_backbone(cfg: Config) -> Model:
     if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
         print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
         changes["precision"] = "fp32"
-    if takes_option(cfg.model, "encode"):
+    if takes_option(cfg, "encode"):
         changes["encode"] = False  # a large text encoder is not needed to measure speed
     try:
         return load_backbone(cfg, **changes)
     except FileNotFoundError as missing:
-        if not takes_option(cfg.model, "untrained"):
+        if not takes_option(cfg, "untrained"):
             raise
         print(f"not yet: {missing}")
         return load_backbone(cfg, untrained=True, **changes)
@@ -102,7 +104,11 @@ def shards_done(cell: Cell) -> set[int]:
 
     `generate` looks into them, and may find one damaged.
     """
-    manifest, size = read_manifest(cell.folder), cell.size
+    size = cell.size
+    try:
+        manifest = read_manifest(cell.folder)
+    except Damaged:  # `generate` writes it anew, and looks into every shard
+        manifest = {"num_samples": size.num_samples}
     n = manifest["num_samples"] if manifest else 0
     return {k for k in range(size.num_shards) if size.ids(k)[-1] < n and cell.shard(k).exists()}
 
@@ -128,9 +134,15 @@ def calibrate(backbone: Backbone, batch_size: int) -> tuple[float, int]:
     seconds(1)
     size, each = 1, seconds(1)
     while size < batch_size and 2 * size * each <= CALIBRATION_SECONDS:
-        size = min(2 * size, batch_size)
-        seconds(size)  # a new size may be compiled or tuned for
-        each = seconds(size)
+        larger = min(2 * size, batch_size)
+        try:
+            seconds(larger)  # a new size may be compiled or tuned for
+            each = seconds(larger)
+        except Exception as error:  # sampling would go on with smaller batches, too
+            if not ran_out(error):
+                raise
+            break
+        size = larger
     return each, size
 
 

@@ -1,5 +1,6 @@
 """Evaluating samples: a protocol and a reference in, a stored record out."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -11,11 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from eval.extractors import ClipExtractor, Extracted, extractor_named
 from eval.metrics import Score
 from eval.preprocessing import Preprocessed, Preprocessing
-from eval.records import Protocol, Record, load_records, make_record, protocol, save_records
+from eval.records import (
+    Protocol,
+    Record,
+    check_replaceable,
+    load_records,
+    make_record,
+    protocol,
+    save_records,
+)
 from eval.reference import (
     PublishedStatistics,
     Reference,
@@ -23,11 +33,12 @@ from eval.reference import (
     read_adm_statistics,
 )
 from eval.scoring import Options, check_metrics, check_size, evaluate, real_floor
+from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
 from files.prompts import read_prompts
-from files.whole import file_sha256
+from files.whole import Damaged, check_writable, file_sha256
 
 # The rest of configs/metrics is the extractor's.
 SCORING = ("name", "extractor", "scores", "options")
@@ -40,7 +51,8 @@ class ReferenceSource:
     `images` and `floor` load the two disjoint sets; `batch` is the file of a published one, with
     the statistics of `statistics_n` images, and `remedy` says how to get it.  Features are stored
     in `folder`, if that is given, and with `store_floor` those of the floor, too: then tables need no
-    real images.  `preprocess` is how samples are brought to the images' size.
+    real images.  `preprocess` is how samples are brought to the images' size.  `floor_of` tells one
+    floor from another (`floor_digest`).
     """
 
     name: str
@@ -52,11 +64,23 @@ class ReferenceSource:
     folder: Path | None
     preprocess: Preprocessing | None
     store_floor: bool = False
+    floor_of: str | None = None
 
     @property
     def floor_name(self) -> str:
         """What the stored features of the floor are called."""
         return f"{self.name}_floor"
+
+
+def floor_digest(settings: Mapping[str, Any]) -> str:
+    """Of how the floor's images are loaded, and of the file or the names in the folder at `path`."""
+    facts: list[Any] = [dict(settings)]
+    path = Path(str(settings.get("path") or ""))
+    if settings.get("path") and path.is_file():
+        facts.append(file_sha256(path))
+    elif settings.get("path") and path.is_dir():
+        facts.append(sorted((p.name, p.stat().st_size) for p in path.iterdir()))
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -135,28 +159,38 @@ class Evaluator:
             return None
         sha256 = file_sha256(self.batch) if self.batch else ""
         stored = self._stored_reference(self.source, self.source.name, sha256)
-        if stored is not None:
+        if isinstance(stored, Reference):
             return stored
         real = self.source.images()
         reference = build_reference(
             self.source.name, real.images, self.extractor, published=self.published, source=sha256
         )
-        if self.batch and self.source.folder:
-            reference.save(self.source.folder)
+        folder = self.source.folder
+        if stored is not None and not self.batch and not reference.path(folder or Path()).exists():
+            raise stored  # what was made here has other last bits, and compares with no record
+        if folder and (self.batch or stored is not None):
+            reference.save(folder)
         return reference
 
     def _stored_reference(
         self, source: ReferenceSource, name: str, sha256: str
-    ) -> Reference | None:
+    ) -> Reference | Damaged | None:
+        """The one that fits; if there is none, but a damaged one, what is wrong with that."""
+        damaged: Damaged | None = None
         if source.folder is None:
             return None
         for path in sorted(source.folder.glob(f"{name}-{self.extractor.name}-*")):
-            reference = Reference.load(path)
+            try:
+                reference = Reference.load(path)
+            except Damaged as error:
+                tqdm.write(f"{error}")
+                damaged = error
+                continue
             same = (reference.weights, reference.source) == (self.extractor.digest, sha256)
             n = source.statistics_n if self.published else None
             if same and n in (None, reference.statistics.n):
                 return reference
-        return None
+        return damaged
 
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
@@ -165,7 +199,7 @@ class Evaluator:
             return None
         if self.source.store_floor:
             stored = self._stored_reference(self.source, self.source.floor_name, "")
-            if stored is not None:
+            if isinstance(stored, Reference):
                 return Extracted(stored.features, stored.logits), stored.labels
         real = self.source.floor()
         return self.extractor(real.images), real.labels
@@ -211,9 +245,13 @@ class Evaluator:
         only a run's folder, whose manifest tells what its samples are, can be so trusted.
         """
         first = first_process()
+        if first:
+            check_replaceable(subject.out)
         stored = agree(self.stored(subject) if first else None)
         if stored:
             return stored
+        if first:
+            check_writable(subject.out)
         samples = load_samples(subject.path)
         n = subject.num_samples or len(samples.images)
         if n > len(samples.images):
@@ -235,8 +273,22 @@ class Evaluator:
         if not manifest or not manifest["complete"] or not subject.out.is_file():
             return None
         n = subject.num_samples or manifest["num_samples"]
-        record: Record = load_records(subject.out)
-        return record if protocol(record) == self._facts(subject, n) else None
+        try:
+            record: Record = load_records(subject.out, "evaluating again")
+        except Damaged as error:
+            tqdm.write(f"{error}")
+            return None
+        if protocol(record) != self._facts(subject, n) or self._has_other_floor(record, n):
+            return None
+        return record
+
+    def _has_other_floor(self, record: Record, n: int) -> bool:
+        """Whether a new record would have a floor that this one lacks, or one of other images."""
+        if self.source is None or self.source.floor is None:
+            return False
+        if record["floor"] is None:
+            return self._real is not None and n <= len(self._real[0].features)
+        return record.get("floor_of") not in (None, self.source.floor_of)
 
     def _extract(self, images: NDArray[np.uint8]) -> Extracted | None:
         """Features of all images; of connected processes the first one has them, others None.
@@ -272,7 +324,10 @@ class Evaluator:
             device=self.device,
         )
         facts = self._protocol(subject).facts(scores, n, manifest and origin(manifest))
-        return make_record(facts, scores, self.floor(n, balanced), _run(manifest))
+        record = make_record(facts, scores, self.floor(n, balanced), _run(manifest))
+        if record["floor"] and self.source and self.source.floor_of:
+            record["floor_of"] = self.source.floor_of
+        return record
 
     def _agrees(self, subject: Subject) -> bool:
         """Whether label agreement is among the scores, if the samples have labels."""
@@ -289,6 +344,12 @@ class Evaluator:
         beside = (subject.path if subject.path.is_dir() else subject.path.parent) / "prompts.txt"
         source = subject.prompts or beside
         prompts = read_prompts(source)
+        stated = subject.manifest and subject.manifest["config"].get("prompts")
+        if source == beside and stated and prompts_digest(prompts) != stated["sha256"]:
+            raise Damaged(
+                f"{beside} is damaged (other prompts than the manifest's): the command that sampled "
+                "it mends it"
+            )
         rows = labels if beside.is_file() and labels is not None else np.arange(n)
         if rows.max() >= len(prompts):
             raise ValueError(

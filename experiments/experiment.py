@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.records import Record, check_same_kind, load_records
+from eval.records import Record, check_results, check_same_kind
 from eval.sheets import Pictures, sheet_size, write_sheets
 from eval.table import Table
 from experiments.cells import (
@@ -36,22 +36,20 @@ from experiments.config import (
     tracker_of,
 )
 from experiments.folder import is_complete, read_manifest
-from experiments.generate import generate
+from experiments.generate import generate, generate_all
 from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
-from experiments.workers import agree, connected, first_process, share, wait_for_all, worker
+from experiments.workers import agree, connected, first_process, share, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options
+from sampling.options import check_choice
 from sampling.samplers import Unfit
 
 STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
 RENDERERS = ("table", "cutoffs", "pictures", "none")
 REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
-# What the settings of that name, of the command or its model, default to.
-OF_THE_COMMAND = ("label", "prompts", "precision", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -86,14 +84,13 @@ class Experiment:
         """
         options: dict[str, Any] = plain(cfg.experiment)
         if cfg.steps is not None:
-            options["steps"] = [cfg.steps] if isinstance(cfg.steps, int) else plain(cfg.steps)
+            options["steps"] = plain(cfg.steps)
+        if isinstance(options.get("steps"), int):
+            options["steps"] = [options["steps"]]
         if cfg.num_samples is not None:
             options["num_samples"] = plain(cfg.num_samples)
-        if samplers := options.pop("samplers", None):
-            stated, more = sampler_rows(samplers), options.get("rows") or {}
-            rows = {**stated, **more}
-            options["rows"] = {row: stated.get(row, {}) | more.get(row, {}) for row in rows}
-            options["fitting"] = True
+        if cfg.get("samplers"):
+            options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         cutoffs = options.pop("cutoffs", None)
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
@@ -101,10 +98,15 @@ class Experiment:
             raise ValueError(f"{options['name']} is run by `python -m scripts.tune`")
         for axis, choices in (("scorer", SCORERS), ("renderer", RENDERERS)):
             check_choice(f"experiment.{axis}", str(options.get(axis)), choices)
+        if absent := [key for key in REQUIRED if not options.get(key)]:
+            raise ValueError(
+                f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
+            )
+        if options["renderer"] in ("table", "cutoffs") and not options.get("metrics"):
+            raise ValueError("experiment.metrics must not be empty: name what the table shows")
+        if len(set(options["steps"])) < len(options["steps"]):
+            raise ValueError("experiment.steps names a step count twice: give each once")
         takes = [field.name for field in fields(Experiment)]
-        check_options("experiment", options, [*takes, *OF_THE_COMMAND])
-        if absent := [key for key in REQUIRED if key not in options]:
-            raise ValueError(f"experiment lacks {', '.join(absent)}: add it to its config")
         return Experiment(**{key: value for key, value in options.items() if key in takes})
 
     def columns(self, settings: Settings) -> list[Column]:
@@ -301,22 +303,17 @@ def sample_columns(
     Of processes that torchrun started, all learn that together; of others, the one that ends last
     does.
     """
-    rank, world = part
+    rank = part[0]
     watch = tracker.sampling if rank == 0 else None
     for column in columns:
         if rank == 0:
             rows = ", ".join(cell.row for cell in column.cells)
             print(f"{column.steps} steps, {column.size.num_samples} samples: {rows}", flush=True)
-        if generate(column.cells, backbone, rank=rank, world=world, watch=watch):
+        if generate(column.cells, backbone, rank=rank, world=part[1], watch=watch):
             tracker.sampled(column.cells)
-    wait_for_all()
     # A column that others were still sampling then may be complete now.
-    complete = [False]
+    complete = [generate_all(column.cells, backbone, part, watch) for column in columns]
     if first_process():
-        complete = [
-            generate(column.cells, backbone, rank=rank, world=world, watch=watch)
-            for column in columns
-        ]
         tracker.sampled([cell for column in columns for cell in column.cells])
     return agree(all(complete))
 
@@ -324,17 +321,17 @@ def sample_columns(
 def scorer_of(cfg: Config, experiment: Experiment, columns: Sequence[Column]) -> Scorer | None:
     """What scores the experiment's cells, after it has refused what cannot end well.
 
-    Raises ValueError if out= holds a table of another kind.
+    Raises ValueError if out= holds a table of another kind, or files that are not ours.
     """
+    stored = check_results(Path(cfg.out))
     if experiment.scorer == "none":
         return None
     videos = experiment.scorer == "videos"
     scorer: Scorer = VideoScorer() if videos else ImageScorer(evaluator_of(cfg))
     scorer.check(experiment.metrics, columns)
-    path = Path(cfg.out) / "records.json"
-    if path.is_file():
+    for record in stored[:1]:
         try:
-            check_same_kind(load_records(path)[0], scorer.protocol, columns[0].cells[0].config)
+            check_same_kind(record, scorer.protocol, columns[0].cells[0].config)
         except ValueError as error:
             raise ValueError(f"{cfg.out}: {error}") from None
     return scorer

@@ -5,7 +5,9 @@ differs from run to run (seconds, host, memory) lies beside it, in a .json file.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,12 +17,29 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.cells import Cell
-from files.images import read_npz, save_grid
+from files.images import save_grid
 from files.media import Shard
+from files.npz import array_shapes, read_npz
 from files.prompts import write_prompts
-from files.whole import UNREADABLE, remove_partial, write_atomic, write_text
+from files.whole import (
+    Damaged,
+    file_sha256,
+    read_json,
+    reading,
+    remove_partial,
+    write_atomic,
+    write_json,
+)
 
 STATED = ("config", "plan", "nfe", "num_samples", "shard_size", "complete")  # by every manifest
+# What we write beside the shards, and the names that it and they have.
+BESIDE = ("manifest.json", "samples.npz", "grid.png", "prompts.txt", "png", "videos")
+NAMES = (
+    r"manifest\.json|samples\.npz|grid\.png|prompts\.txt|evaluation-.+\.json"
+    r"|shard-\d{5,}\.(npz|json)|\d{6,}\.png|.+\.mp4"
+)
+ELSEWHERE = "choose another out=DIR"
+AGAIN = "sampling it again"
 
 
 # --- the manifest -------------------------------------------------------------------------------
@@ -30,15 +49,17 @@ def claim(cell: Cell, prompts: Sequence[str] | None) -> None:
     """Make the folder ours, or refuse: it may hold only samples of the same config.
 
     `prompts` are put beside the samples, line i + 1 for label i, where evaluation looks for them.
-    Raises ValueError for a folder of another config or shard size.
+    Raises ValueError for a folder of another config or shard size, or with files that are not ours.
     """
     try:
         old = read_manifest(cell.folder)
-    except ValueError:  # every shard tells its config, too
+        if old is None:
+            _check_free(cell)
+    except Damaged:
         tqdm.write(f"{cell.manifest} is damaged: writing it anew")
+        _has_shards(cell)
         old = None
-    is_begun = old and (old["complete"] or any((cell.folder / "shards").glob("shard-*")))
-    if old is None or not is_begun:
+    if old is None or not _is_begun(cell, old):
         (cell.folder / "shards").mkdir(parents=True, exist_ok=True)
         _write_manifest(cell, {"complete": False})
     else:
@@ -49,13 +70,52 @@ def claim(cell: Cell, prompts: Sequence[str] | None) -> None:
         write_prompts(cell.folder / "prompts.txt", prompts)
 
 
+def _is_begun(cell: Cell, manifest: dict[str, Any]) -> bool:
+    there = any((cell.folder / "shards").glob("shard-*")), (cell.folder / "samples.npz").exists()
+    return manifest["complete"] or any(there)
+
+
+def _check_free(cell: Cell) -> None:
+    """ValueError if a folder without our manifest holds what we would overwrite.
+
+    Only shards of this cell's config tell that it lost its manifest.
+    """
+    if _has_shards(cell):
+        return
+    names = [name for name in BESIDE if os.path.lexists(cell.folder / name)]
+    names += sorted(path.name for path in (cell.folder / "shards").glob("shard-*"))[:1]
+    if names:
+        raise ValueError(
+            f"{cell.folder} holds {', '.join(names)} but no manifest of samples that were made "
+            f"here: {ELSEWHERE}, or move these files away"
+        )
+
+
+def _has_shards(cell: Cell) -> bool:
+    """Whether there are shards that tell that they are this cell's; ValueError if they are others'."""
+    for path in sorted((cell.folder / "shards").glob("shard-*.npz")):
+        try:
+            members = _members(path)
+        except Damaged:
+            continue
+        if "config" in members:
+            _check_config(path, str(members["config"]), cell)
+            return True
+    return False
+
+
+def _check_config(path: Path, config: str, cell: Cell) -> None:
+    if config != cell.digest:
+        raise ValueError(f"{path} is of another config: {ELSEWHERE} or remove it")
+
+
 def _check_same(cell: Cell, old: dict[str, Any]) -> None:
     config = json.loads(json.dumps(cell.config))
     if old["config"] != config:
         difference = _first_difference(old["config"], config)
         raise ValueError(
             f"{cell.folder} holds samples of another config ({difference}); "
-            "choose another out=DIR or remove that folder"
+            f"{ELSEWHERE} or remove that folder"
         )
     if old["shard_size"] != cell.size.shard_size:
         raise ValueError(
@@ -74,16 +134,32 @@ def _first_difference(old: dict[str, Any], new: dict[str, Any], prefix: str = ""
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a cell's folder, or None if there is none.  ValueError if it is damaged."""
+    """The manifest of a cell's folder; None if there is none, or another program's.
+
+    Raises `Damaged` for what is left of one of ours.
+    """
     path = folder / "manifest.json"
-    if not path.exists():
+    if not path.is_file():
         return None
+    remedy = "the command that sampled it mends it"
     try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        _ = [manifest[key] for key in STATED]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: the command that sampled it mends it") from None
-    return manifest
+        manifest = read_json(path, remedy)
+    except Damaged:
+        if _was_ours(folder, path.read_bytes().decode(errors="replace")):
+            raise
+        return None
+    keys = manifest.keys() & set(STATED) if isinstance(manifest, dict) else set()
+    if len(keys) == len(STATED) and type(manifest["num_samples"]) is int:
+        return dict(manifest)
+    if len(keys) < len(STATED) / 2:
+        return None
+    raise Damaged(f"{path} is damaged (it lacks an entry): {remedy}")
+
+
+def _was_ours(folder: Path, text: str) -> bool:
+    """Whether an unreadable manifest was one of ours: by its words, or by the folder for shards."""
+    words = sum(f'"{key}"' in text for key in STATED)
+    return words >= len(STATED) / 2 or (folder / "shards").is_dir()
 
 
 def origin(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +177,7 @@ def _write_manifest(cell: Cell, facts: dict[str, Any]) -> None:
         **facts,
         "versions": {name: _version(name) for name in ("torch", "numpy", "hydra-core")},
     }
-    write_text(cell.manifest, json.dumps(content, indent=1) + "\n")
+    write_json(cell.manifest, content)
 
 
 def _version(package: str) -> str | None:
@@ -118,7 +194,7 @@ def write_shard(cell: Cell, k: int, arrays: Shard, facts: dict[str, Any]) -> Non
     """Write shard k and how it was made.  `members` lets a damaged list of members be noticed."""
     shard = {**arrays, "config": np.array(cell.digest)}
     shard["members"] = np.array(sorted(shard))
-    write_text(cell.facts(k), json.dumps(facts) + "\n")
+    write_json(cell.facts(k), facts)
     write_atomic(cell.shard(k), partial(_save, shard))
 
 
@@ -131,53 +207,75 @@ def read_shard(cell: Cell, k: int) -> Shard | None:
 
     Raises ValueError for a whole shard of another config.
     """
+    try:
+        return _whole_shard(cell, k)
+    except Damaged as error:
+        tqdm.write(f"{error}")
+        return None
+
+
+def is_damaged(cell: Cell, k: int) -> bool:
+    """Whether shard k is there, and not whole."""
+    try:
+        _whole_shard(cell, k)
+    except Damaged:
+        return True
+    return False
+
+
+def _whole_shard(cell: Cell, k: int) -> Shard | None:
+    """As `read_shard`, but raises `Damaged`."""
     path, ids = cell.shard(k), cell.size.ids(k)
     if not path.exists():
         return None
-    try:
-        shard = read_npz(path)
+    shard = _members(path)
+    with reading(path, AGAIN):
+        if not np.array_equal(shard["ids"][: len(ids)], ids):
+            return None  # the folder grows, and this was its last shard
+        config = str(shard.pop("config"))
+    _check_config(path, config, cell)
+    cell.media.check_intact(cell.folder, shard)
+    return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
+
+
+def _members(path: Path) -> Shard:
+    """The arrays of a shard, all of them.  Raises `Damaged`."""
+    shard = read_npz(path, remedy=AGAIN)
+    with reading(path, AGAIN):
         # A directory of the file may be damaged so that it lists less than there is.
         members = shard.pop("members", None)
         if members is None and "seconds" in shard:  # of a version that wrote no members
             members = np.array(sorted(shard))
         if members is None or members.tolist() != sorted(shard):
-            raise KeyError("members")
-        if not np.array_equal(shard["ids"][: len(ids)], ids):
-            return None  # the folder grows, and this was its last shard
-        config = str(shard.pop("config"))
-    except UNREADABLE:
-        tqdm.write(f"{path} is damaged: sampling it again")
-        return None
-    if config != cell.digest:
-        raise ValueError(f"{path} is of another config: choose another out=DIR or remove it")
-    if not cell.media.is_intact(cell.folder, shard):
-        return None
-    return {name: array[: len(ids)] if array.ndim else array for name, array in shard.items()}
+            raise KeyError("its list of arrays is another")
+    return shard
 
 
 def read_facts(cell: Cell, k: int) -> dict[str, Any] | None:
     """How shard k was made (seconds, samples, worker, device, memory), or None if that is lost."""
-    try:
-        facts: dict[str, Any] = json.loads(cell.facts(k).read_text())
-        return facts
-    except (OSError, ValueError):
-        return None
+    return facts_beside(cell.shard(k))
 
 
-def stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes whenever another file takes the place of this one; None without one."""
+def facts_beside(shard: Path) -> dict[str, Any] | None:
+    """As `read_facts`, of the shard at that path."""
+    path = shard.with_suffix(".json")
     try:
-        stat = path.stat()
-    except FileNotFoundError:
+        with reading(path, "it is done without"):
+            facts = read_json(path, "it is done without")
+            checked = float(facts["seconds"]), int(facts["samples"]), str(facts["worker"])
+        return {**facts, **dict(zip(("seconds", "samples", "worker"), checked, strict=True))}
+    except (OSError, Damaged):
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 # --- completion ---------------------------------------------------------------------------------
 
 
 def is_complete(cell: Cell) -> bool:
-    """Whether the folder holds so many samples, joined; of videos, whether all are there."""
+    """Whether the folder holds so many samples, joined and whole; of videos, whether all are there.
+
+    Every byte is read, once as long as the file stays the same.
+    """
     manifest = read_manifest(cell.folder)
     if not manifest or not manifest["complete"]:
         return False
@@ -191,25 +289,57 @@ class _ShardMissing(Exception):
     pass
 
 
+class _Overtaken(Exception):
+    """Another process has finished this folder with more samples."""
+
+
 def finish(cell: Cell) -> bool:
     """When every shard is there: samples.npz, grid.png, and a manifest that says complete.
 
-    False while other processes are still at work: the last one to end finishes the folder.
+    False while other processes are still at work: the last one to end finishes the folder.  What
+    was finished with more samples meanwhile stays so.
     """
-    shards = range(cell.size.num_shards)
-    if not all(cell.shard(k).exists() for k in shards):
-        return False
+    for _ in range(3):
+        if is_complete(cell):
+            _mend_grid(cell)
+            sweep(cell)
+            return True
+        largest = _largest(cell)
+        if not all(largest.shard(k).exists() for k in range(largest.size.num_shards)):
+            return False
+        try:
+            joined = cell.media.join(
+                cell.folder, partial(_shards, largest), largest.size.num_samples
+            )
+            _check_largest(largest)
+        except _ShardMissing:
+            return False
+        except _Overtaken:
+            continue
+        _write_grid(largest)
+        shards = range(largest.size.num_shards)
+        seconds = [(read_facts(cell, k) or {}).get("seconds") for k in shards]
+        total = None if None in seconds else round(sum(s for s in seconds if s is not None), 3)
+        facts = {"seconds": total, **joined, "grid": file_sha256(cell.folder / "grid.png")}
+        _write_manifest(largest, {"complete": True, **facts})
+    return False
+
+
+def _largest(cell: Cell) -> Cell:
+    """The cell with as many samples as its folder was once finished with, if these are more."""
     try:
-        joined = cell.media.join(cell.folder, partial(_shards, cell), cell.size.num_samples)
-        pictures = np.stack(cell.media.grid(cell.folder, _shards(cell)))
-    except _ShardMissing:
-        return False
-    write_atomic(cell.folder / "grid.png", lambda path: save_grid(pictures, path))
-    seconds = [(read_facts(cell, k) or {}).get("seconds") for k in shards]
-    total = None if None in seconds else round(sum(s for s in seconds if s is not None), 3)
-    _write_manifest(cell, {"complete": True, "seconds": total, **joined})
-    sweep(cell)
-    return True
+        n = array_shapes(cell.folder / "samples.npz").get("arr_0", (0,))[0]
+    except (OSError, Damaged):
+        return cell
+    larger = replace(cell, size=replace(cell.size, num_samples=max(n, cell.size.num_samples)))
+    there = all(larger.shard(k).exists() for k in range(larger.size.num_shards))
+    return larger if there else cell
+
+
+def _check_largest(cell: Cell) -> None:
+    manifest = read_manifest(cell.folder)
+    if manifest and manifest["complete"] and manifest["num_samples"] > cell.size.num_samples:
+        raise _Overtaken
 
 
 def _shards(cell: Cell) -> Iterator[Shard]:
@@ -218,9 +348,29 @@ def _shards(cell: Cell) -> Iterator[Shard]:
         if shard is None:
             raise _ShardMissing
         yield shard
+    _check_largest(cell)  # before what is made of them takes the place of more
+
+
+def _write_grid(cell: Cell) -> None:
+    try:
+        pictures = cell.media.grid(cell.folder, _shards(cell))
+    except (_ShardMissing, _Overtaken):  # shards may be removed once they are joined
+        pictures = cell.media.grid(cell.folder, iter(()))
+    write_atomic(cell.folder / "grid.png", lambda path: save_grid(np.stack(pictures), path))
+
+
+def _mend_grid(cell: Cell) -> None:
+    """Write grid.png of a complete folder anew if it is not as the manifest says."""
+    manifest, path = read_manifest(cell.folder), cell.folder / "grid.png"
+    assert manifest is not None
+    if path.is_file() and manifest.get("grid") in (None, file_sha256(path)):
+        return
+    _write_grid(_largest(cell))
+    stated = {key: value for key, value in manifest.items() if key != "grid"}
+    write_json(cell.manifest, {**stated, "grid": file_sha256(path)})
 
 
 def sweep(cell: Cell) -> None:
     """Remove from a complete folder what killed processes left."""
-    for folder in (cell.folder, cell.folder / "shards", cell.folder / "videos"):
-        remove_partial(folder)
+    for name in ("", "shards", "videos", "png"):
+        remove_partial(cell.folder / name, NAMES)

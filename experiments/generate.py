@@ -26,18 +26,19 @@ from experiments.folder import (
     claim,
     finish,
     is_complete,
+    is_damaged,
     read_shard,
-    stamp,
-    sweep,
     write_shard,
 )
-from experiments.workers import worker
+from experiments.workers import check_share, connected, first_process, wait_for_all, worker
 from files.media import Pixels, Shard
+from files.whole import stamp
 from models.backbone import Backbone
 from sampling import Noise, run_tree
 from sampling.denoise import Denoised
 
 Watch = Callable[[Sequence[Cell], int], None]
+ROUNDS = 3  # so often is made what vanished meanwhile
 
 
 def generate(
@@ -53,33 +54,84 @@ def generate(
     Returns whether all folders are complete; False when other processes still sample.
 
     All cells share model, seed, noise, labels and size, and are run as one tree.  Of `world`
-    processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.
-    `watch(cells, k)` is called after shard k of these cells was written.  Raises ValueError if a
-    folder holds samples of another config, or samples are not finite.
+    processes, this one (`rank`) makes the shards rank, rank + world, ...; no communication.  What
+    vanishes or is damaged while it works is made again.  `watch(cells, k)` is called after shard k
+    of these cells was written.  Raises ValueError if a folder holds samples of another config or
+    files that are not ours, or samples are not finite; FileNotFoundError if files keep vanishing.
     """
+    check_share(rank, world)
     size = cells[0].size
     # Refuse bad settings before anything is made.
     labels_of(cells[0], backbone, range(size.num_samples)[-1:])
     noise_of(cells[0], backbone, [])
     for cell in cells:
         file_names(cell, backbone, range(0))
-        claim(cell, backbone.prompts)
+    shards: Sequence[int] = range(rank, size.num_shards, world)
+    for _ in range(ROUNDS):
+        for cell in cells:
+            claim(cell, backbone.prompts)
+        todo = [cell for cell in cells if not is_complete(cell)]
+        if todo:
+            _make_missing(_Work(todo, shards, backbone), backbone, watch)
+        complete = [finish(cell) for cell in cells]
+        if all(complete):
+            return True
+        shards = _lacking(cells, rank, world)
+        if not shards and world > 1:
+            return False
+    raise FileNotFoundError(
+        f"files vanish from {cells[0].folder} while samples are made: see to it that nothing else "
+        "removes or changes files there, and run the same command to continue"
+    )
+
+
+def generate_all(
+    cells: Sequence[Cell], backbone: Model, part: tuple[int, int], watch: Watch | None
+) -> bool:
+    """`generate` as the process (rank, world) of `part`, and what others have left when they end.
+
+    Processes that torchrun started learn that all have ended: the first of them then makes what is
+    missing nevertheless.  It alone knows the result then; the others return False.
+    """
+    rank, world = part
+    complete = generate(cells, backbone, rank=rank, world=world, watch=watch)
+    if not connected():
+        return complete
+    wait_for_all()
+    if not first_process():
+        return False
+    together = worker()[1]
+    if world == together:  # nobody else is at work
+        return generate(cells, backbone, watch=watch)
+    for share in range(rank, rank + together):
+        complete = generate(cells, backbone, rank=share, world=world, watch=watch)
+    return complete
+
+
+def _lacking(cells: Sequence[Cell], rank: int, world: int) -> list[int]:
+    """The shards that this process has to make again: of its share, and any that is damaged.
+
+    Another's that is absent may be under way; then whoever ends last looks at all of them.
+    """
+    shards = range(cells[0].size.num_shards)
+    lacking = set()
+    for cell in cells:
         if is_complete(cell):
-            sweep(cell)
-    cells = [cell for cell in cells if not is_complete(cell)]
-    if not cells:
-        return True
-    work = _Work(cells, range(rank, size.num_shards, world), backbone)
-    batch_size = size.batch_size
+            continue
+        lacking |= {k for k in shards[rank::world] if read_shard(cell, k) is None}
+        if all(cell.shard(k).exists() for k in shards):
+            lacking |= {k for k in shards if is_damaged(cell, k)}
+    return sorted(lacking)
+
+
+def _make_missing(work: _Work, backbone: Model, watch: Watch | None) -> None:
     with work.bar as bar:
         for k in work.missing:
             todo = work.still_missing(k)
             if todo:
-                batch_size = _make_shard(todo, k, backbone, batch_size, bar)
+                _make_shard(todo, k, backbone, bar)
                 if watch:
                     watch(todo, k)
-    complete = [finish(cell) for cell in cells]
-    return all(complete)
 
 
 class _Work:
@@ -115,32 +167,29 @@ class _Work:
         return todo
 
 
-def _make_shard(
-    cells: Sequence[Cell], k: int, backbone: Model, batch_size: int, bar: tqdm[Any]
-) -> int:
-    """Sample the ids of shard k for all cells in one tree and write one file a cell.
-
-    Returns the batch size for the next shard: halved as often as the device ran out of memory.
-    """
+def _make_shard(cells: Sequence[Cell], k: int, backbone: Model, bar: tqdm[Any]) -> None:
+    """Sample the ids of shard k for all cells in one tree and write one file a cell."""
     ids = cells[0].size.ids(k)
     labels = labels_of(cells[0], backbone, ids)
-    parts: list[list[Shard]] = [[] for _ in cells]
+    for cell in cells:
+        claim(cell, backbone.prompts)  # the folder may have been removed, or be another by now
     cuda = backbone.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(backbone.device)
-    start, first = time.perf_counter(), 0
-    while first < len(ids):
-        batch = slice(first, first + batch_size)
+    start = time.perf_counter()
+
+    def sampled(batch: slice) -> list[Shard]:
         noise = noise_of(cells[0], backbone, ids[batch])
-        mine_of = None if labels is None else labels[batch]
-        pictures = _run_batch(cells, backbone, (noise, mine_of), ids[batch], bar)
-        if pictures is None:
-            batch_size = _halved(batch_size, backbone.device)
-            continue
-        for cell, mine, images in zip(cells, parts, pictures, strict=True):
+        mine = None if labels is None else labels[batch]
+        pictures = _run_batch(cells, backbone, (noise, mine), ids[batch], bar)
+        parts = []
+        for cell, images in zip(cells, pictures, strict=True):
             names = file_names(cell, backbone, ids[batch])
-            mine.append(cell.media.store(cell.folder, names, images))
-        first += batch_size
+            parts.append(cell.media.store(cell.folder, names, images))
+        return parts
+
+    wanted = cells[0].size.batch_size
+    batches = list(backbone.room.batches(len(ids), wanted, sampled, backbone.device))
     seconds = time.perf_counter() - start
     facts = {
         "samples": len(ids),
@@ -149,14 +198,14 @@ def _make_shard(
         "memory": torch.cuda.max_memory_allocated(backbone.device) if cuda else None,
     }
     nfe = sum(len(cell.plan) for cell in cells)
-    for cell, mine in zip(cells, parts, strict=True):
+    for cell, mine in zip(cells, zip(*batches, strict=True), strict=True):
         arrays = {"ids": np.array(ids)}
         arrays |= {name: np.concatenate([part[name] for part in mine]) for name in mine[0]}
         if labels is not None:
             arrays["arr_1"] = labels.numpy()
         share = len(cell.plan) / nfe  # of the tree's time, by its NFE
+        claim(cell, backbone.prompts)
         write_shard(cell, k, arrays, {"seconds": round(seconds * share, 3), **facts})
-    return batch_size
 
 
 def _run_batch(
@@ -165,10 +214,10 @@ def _run_batch(
     given: tuple[Noise, Tensor | None],
     ids: Sequence[int],
     bar: tqdm[Any],
-) -> list[Pixels] | None:
+) -> list[Pixels]:
     """The pictures of every cell by this noise and of these labels, `given`.
 
-    None if the device has too little memory for the batch.
+    A batch that fails does not count as progress.
     """
     noise, labels = given
     calls = 0
@@ -187,9 +236,9 @@ def _run_batch(
             _check_finite(torch.from_numpy(images), ids)
             pictures.append((images * 255).round().astype(np.uint8))
         return pictures
-    except torch.OutOfMemoryError:
+    except Exception:
         bar.update(-calls)
-        return None
+        raise
 
 
 def _by_tree(
@@ -211,20 +260,8 @@ def _by_tree(
     pictures = []
     for x in run_tree(counted, [cell.plan for cell in cells], noise).samples:
         _check_finite(x, ids)
-        pictures.append(backbone.decode(x))
+        pictures.append(backbone.decoded(x))
     return pictures
-
-
-def _halved(batch_size: int, device: torch.device) -> int:
-    if batch_size == 1:
-        raise ValueError(
-            f"{device} has too little memory for a batch of one: use a lower model.precision, "
-            "a device with more memory, or free some of it"
-        )
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    tqdm.write(f"out of memory with batch_size={batch_size}: going on with {batch_size // 2}")
-    return batch_size // 2
 
 
 def _check_finite(x: Tensor, ids: Sequence[int]) -> None:

@@ -4,19 +4,25 @@ reproduce.py leaves a plan of its cells in runs/plans; their shards tell the res
 whomever they are made.
 """
 
-import json
 import os
+import re
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.records import load_records
 from experiments.cells import Cell, shard_path
-from experiments.folder import read_manifest
-from files.whole import write_text
+from experiments.folder import facts_beside, read_manifest
+from files.npz import array_shapes, check_npz, read_npz
+from files.whole import Damaged, read_json, reading, remove_partial, write_json
+
+Plan = dict[str, Any]
 
 PLANS = Path("runs", "plans")
+SMALL = 1 << 26  # bytes of a file that is always read to its end
 LATELY = 600  # seconds without a shard after which a cell no longer counts as running, at least
 
 
@@ -44,9 +50,24 @@ def write_plan(
             for cell in cells
         ],
     }
-    text, path = json.dumps(plan, indent=1) + "\n", PLANS / f"{model}-{experiment}.json"
-    if not path.is_file() or path.read_text() != text:
-        write_text(path, text)
+    path = PLANS / f"{model}-{experiment}.json"
+    write_json(path, plan)
+    remove_partial(PLANS, re.escape(path.name))
+
+
+def read_plan(path: Path) -> Plan:
+    """A note of `write_plan`.  Raises `Damaged`, with the remedy."""
+    remedy = "the command that began it writes it anew"
+    plan = read_json(path, remedy)
+    with reading(path, remedy):
+        _ = str(plan["model"]), str(plan["experiment"]), plan["config"]
+        for cell in plan["cells"]:
+            _ = cell["row"] + cell["folder"], Path(cell["record"] or ".")
+            if not all(int(cell[key]) > 0 for key in ("steps", "nfe", "num_samples", "shard_size")):
+                raise ValueError("a cell has no size")
+        if not plan["cells"]:
+            raise ValueError("it has no cells")
+    return dict(plan)
 
 
 def sampled_and_scored(model: str, experiment: str, digest: str) -> dict[int, tuple[bool, bool]]:
@@ -54,12 +75,14 @@ def sampled_and_scored(model: str, experiment: str, digest: str) -> dict[int, tu
 
     Empty if it was never begun with just the config of that digest.
     """
-    path = PLANS / f"{model}-{experiment}.json"
-    plan: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    if plan.get("config") != digest:
+    try:
+        plan = read_plan(PLANS / f"{model}-{experiment}.json")
+    except (FileNotFoundError, Damaged):
+        return {}
+    if plan["config"] != digest:
         return {}
     columns: dict[int, tuple[bool, bool]] = {}
-    for cell in (progress(cell, 0.0) for cell in plan["cells"]):
+    for cell in (progress(cell, 0.0, verify=True) for cell in plan["cells"]):
         sampled, scored = columns.get(cell.steps, (True, True))
         columns[cell.steps] = (sampled and cell.sampled, scored and bool(cell.scored))
     return columns
@@ -89,8 +112,11 @@ class Progress:
         return f"{'running' if self.workers else 'stopped'} {self.done}/{self.shards}"
 
 
-def progress(cell: dict[str, Any], now: float) -> Progress:
-    """Look into a planned cell's folder.  `now` is by the clock that dates its files."""
+def progress(cell: dict[str, Any], now: float, verify: bool = False) -> Progress:
+    """Look into a planned cell's folder.  `now` is by the clock that dates its files.
+
+    With `verify` every byte of large files is read, too (see `is_joined`).
+    """
     folder, nfe = Path(cell["folder"]), cell["nfe"]
     n, size = cell["num_samples"], cell["shard_size"]
     ages: list[float] = []
@@ -100,15 +126,15 @@ def progress(cell: dict[str, Any], now: float) -> Progress:
         path = shard_path(folder, first // size)
         try:
             ages.append(now - path.stat().st_mtime)
-        except FileNotFoundError:
+        except OSError:
             left += min(size, n - first) * nfe
             continue
-        try:
-            facts.append({**json.loads(path.with_suffix(".json").read_text()), "age": ages[-1]})
-        except (OSError, ValueError):
+        found = facts_beside(path)
+        if found is None:
             continue
-        calls += facts[-1]["samples"] * nfe
-    sampled = _is_joined(folder, n)
+        facts.append({**found, "age": ages[-1]})
+        calls += found["samples"] * nfe
+    sampled = is_joined(folder, n, size, verify)
     limit = max(LATELY, 3 * max((f["seconds"] for f in facts), default=0.0))
     return Progress(
         row=cell["row"],
@@ -120,22 +146,52 @@ def progress(cell: dict[str, Any], now: float) -> Progress:
         seconds=sum(f["seconds"] for f in facts),
         workers=frozenset(f["worker"] for f in facts if f["age"] < limit and not sampled),
         sampled=sampled,
-        scored=None if cell["record"] is None else Path(cell["record"]).is_file(),
+        scored=None if cell["record"] is None else _is_record(Path(cell["record"])),
     )
 
 
-def _is_joined(folder: Path, num_samples: int) -> bool:
-    """Whether the manifest says complete: having all shards is not yet that, and may not be needed."""
+def is_joined(folder: Path, num_samples: int, shard_size: int, verify: bool = False) -> bool:
+    """Whether so many samples are there and can be loaded: having all shards is not yet that.
+
+    Of files of more than SMALL bytes only sizes and headers are looked at, unless with `verify`.
+    """
     try:
         manifest = read_manifest(folder)
-    except ValueError:
+        if not manifest or not manifest["complete"] or manifest["num_samples"] < num_samples:
+            return False
+        if manifest.get("videos"):
+            return _has_videos(folder, -(-num_samples // shard_size))
+        path = folder / "samples.npz"
+        if path.stat().st_size != manifest["bytes"]:
+            return False
+        if verify or manifest["bytes"] <= SMALL:
+            check_npz(path)
+        images = array_shapes(path)["arr_0"]
+        return images[0] == manifest["num_samples"]
+    except (OSError, Damaged, KeyError, IndexError):
         return False
-    return bool(manifest and manifest["complete"] and manifest["num_samples"] >= num_samples)
 
 
-def table(plan: dict[str, Any], now: float) -> str:
+def _has_videos(folder: Path, shards: int) -> bool:
+    """Whether every shard is there, and the files that it tells of with their sizes."""
+    for k in range(shards):
+        shard = read_npz(shard_path(folder, k), ("names", "bytes"))
+        for name, size in zip(shard["names"].tolist(), shard["bytes"].tolist(), strict=True):
+            if (folder / "videos" / name).stat().st_size != size:
+                return False
+    return True
+
+
+def _is_record(path: Path) -> bool:
+    try:
+        return isinstance(load_records(path), dict)
+    except (OSError, Damaged):
+        return False
+
+
+def table(plan: Plan, now: float, verify: bool = False) -> str:
     """The cells of one plan, rows by step counts, and when it will be sampled."""
-    cells = [progress(cell, now) for cell in plan["cells"]]
+    cells = [progress(cell, now, verify) for cell in plan["cells"]]
     columns = sorted({cell.steps for cell in cells}, reverse=True)
     rows = list(dict.fromkeys(cell.row for cell in cells))
     states = {(cell.row, cell.steps): cell.state for cell in cells}
@@ -171,6 +227,12 @@ def _duration(seconds: float) -> str:
 
 
 def file_clock(folder: Path) -> float:
-    """Now, by the clock that dates files there: a file server's may differ from ours."""
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        return os.stat(file.name).st_mtime
+    """Now, by the clock that dates files there: a file server's may differ from ours.
+
+    By ours where nothing may be written.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder) as file:
+            return os.stat(file.name).st_mtime
+    except OSError:
+        return time.time()

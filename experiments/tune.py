@@ -7,11 +7,13 @@ it was chosen flatters the winner: it is confirmed on others.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.records import check_results
 from eval.scoring import METRICS
 from eval.table import Table
 from experiments.config import (
@@ -58,6 +60,7 @@ def tune(cfg: Config) -> list[Tuned]:
         raise ValueError(f"{options['name']} is no experiment of tuning: choose tune or tune_small")
     steps = options["steps"] if cfg.steps is None else plain(cfg.steps)
     options["num_samples"] = cfg.num_samples or options["num_samples"]
+    check_results(Path(cfg.out))
     backbone, scorer = load_backbone(cfg), ImageScorer(evaluator_of(cfg))
     scorer.evaluator.check_reference()
     scores = scorer.evaluator.scores

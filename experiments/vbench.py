@@ -1,6 +1,5 @@
 """Running VBench on folders of videos, and the records of its scores."""
 
-import json
 import os
 import queue
 import shutil
@@ -15,7 +14,7 @@ from eval.records import Record, precision
 from eval.vbench import DIMENSIONS, aggregate, read_results
 from experiments.folder import origin, read_manifest
 from files.places import downloads
-from files.whole import write_text
+from files.whole import read_json, write_json
 
 VERSION = "0.1.5"
 INFO = "VBench_full_info.json"
@@ -111,7 +110,7 @@ def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, so
         )
     if dimension == "temporal_flickering":
         facts = {"static_filter": source != run, "flickering_run": source.name}
-        write_text(target / FLICKERING, json.dumps(facts) + "\n")
+        write_json(target / FLICKERING, facts)
     os.replace(results[0], target / f"{dimension}_eval_results.json")
     shutil.rmtree(scratch)
 
@@ -130,7 +129,9 @@ def vbench_record(run: Path) -> Record:
     manifest = read_manifest(run)
     assert manifest is not None
     path = run / "vbench" / FLICKERING
-    facts = json.loads(path.read_text()) if path.is_file() else {"static_filter": False}
+    facts = {"static_filter": False}
+    if path.is_file():
+        facts = read_json(path, "remove it and run `python -m scripts.vbench run` again")
     return {
         "protocol": "vbench",
         "n": manifest["num_samples"],

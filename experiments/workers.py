@@ -22,17 +22,38 @@ def worker() -> tuple[int, int]:
     """(rank, world) from torchrun's or srun's environment; (0, 1) without them.
 
     A batch script that calls the command without srun is one process, whatever SLURM_NTASKS says.
+    Raises ValueError where the environment makes no sense: a rank beyond the last does no work.
     """
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", 1))
-    if "SLURM_STEP_NUM_TASKS" in os.environ:
-        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_STEP_NUM_TASKS"])
-    return 0, 1
+    names = ("RANK", "WORLD_SIZE")
+    if "RANK" not in os.environ:
+        if "SLURM_STEP_NUM_TASKS" not in os.environ:
+            return 0, 1
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    if names[0] not in os.environ:
+        raise ValueError(f"{names[1]} is set, but {names[0]} is not: `unset {names[1]}`")
+    rank, world = _number(names[0], 0), _number(names[1], 1)
+    if not 0 <= rank < world:
+        raise ValueError(
+            f"{names[0]}={rank} is no process of {names[1]}={world}: start the command with "
+            f"torchrun or srun, or `unset {' '.join(names)}`"
+        )
+    return rank, world
+
+
+def _number(name: str, default: int) -> int:
+    """An integer of the environment; ValueError for anything else."""
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"the environment variable {name} must be an integer, got {text!r}: `unset {name}`"
+        ) from None
 
 
 def local_rank() -> int:
     """The place of this process among those of its machine, which picks its GPU."""
-    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0)))
+    return _number("LOCAL_RANK" if "LOCAL_RANK" in os.environ else "SLURM_LOCALID", 0)
 
 
 def share(part: int, parts: int) -> tuple[int, int]:
@@ -46,6 +67,12 @@ def share(part: int, parts: int) -> tuple[int, int]:
         raise ValueError(f"part must be in 0..{parts - 1} (parts={parts}), got {part!r}")
     rank, world = worker()
     return part * world + rank, parts * world
+
+
+def check_share(rank: int, world: int) -> None:
+    """ValueError unless this is one of `world` processes, 0 <= rank < world."""
+    if type(rank) is not int or type(world) is not int or not 0 <= rank < world:
+        raise ValueError(f"rank must be an integer in 0..world-1 (world={world}), got {rank!r}")
 
 
 def connected() -> bool:

@@ -1,6 +1,7 @@
 """What touches the disk and knows no diffusion; imports nothing of ours.
 
-whole     files that are whole or not there, their SHA-256, what readers of damaged files raise
+whole     files that are whole or not there, what tells a damaged one, their SHA-256
+npz       arrays in .npz files: every byte that is read is checked, nothing is unpickled
 fetch     downloads: resumed, verified
 images    sets of images: .npz files, folders of PNG files, grids
 videos    H.264 in .mp4 files

@@ -1,5 +1,6 @@
 """Downloading files of several GB: resumed after any interruption, verified, whole or not there."""
 
+import errno
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from email.message import Message
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -123,7 +124,7 @@ def _lock(path: Path) -> Iterator[None]:
     """
     lock = _beside(path, ".part.lock")
     while True:
-        with open(lock, "w") as file:
+        with _opened(lock) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -139,6 +140,16 @@ def _lock(path: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def _opened(lock: Path) -> IO[str]:
+    """The lock file, of which nothing is cut off; never what a link of its name points to."""
+    try:
+        return open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise ValueError(f"{lock} is a link, not a lock of ours: remove it") from None
 
 
 class Origin(NamedTuple):

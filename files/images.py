@@ -1,9 +1,6 @@
 """Sets of images in the formats others use: .npz files and folders of PNG files."""
 
 import math
-import os
-import zipfile
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.whole import UNREADABLE, write_atomic
+from files.npz import array_names, map_npz, read_npz
+from files.whole import write_atomic
 
 
 class Samples(NamedTuple):
@@ -37,47 +35,36 @@ def load_samples(path: Path | str) -> Samples:
         raise FileNotFoundError(
             f"no samples at {path}: give an .npz file, a folder of PNG files or a finished run"
         )
-    try:
-        images = _memory_map(path, "arr_0.npy")
-        arrays = read_npz(path, ("arr_1",) if images is not None else ("arr_0", "arr_1"))
-        images = arrays["arr_0"] if images is None else images
-    except UNREADABLE as error:
+    return _read_samples_npz(path)
+
+
+def _read_samples_npz(path: Path) -> Samples:
+    remedy = "remove it and sample again, or restore it"
+    images = map_npz(path, "arr_0", remedy)
+    if images is None:
+        there = ", ".join(array_names(path, remedy)) or "nothing"
         raise ValueError(
-            f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
-        ) from None
-    labels = arrays["arr_1"].astype(np.int64) if "arr_1" in arrays else None
+            f"{path} has no arr_0 (it has {there}): save images as arr_0, uint8 [N, H, W, C]"
+        )
+    labels = read_npz(path, ("arr_1",), remedy).get("arr_1")
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
             f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}"
         )
+    if labels is not None:
+        labels = _checked_labels(path, labels, len(images))
     return Samples(images, labels)
 
 
-def _memory_map(path: Path, member: str) -> NDArray[Any] | None:
-    """An array inside an .npz without reading it into memory; None where it is compressed.
-
-    50,000 images of 256 x 256 pixels are 10 GB.  The checksum of the whole file is checked once,
-    in a stream, as reading it would.  Raises KeyError without that member, BadZipFile if damaged.
-    """
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(member)
-        if info.compress_type != zipfile.ZIP_STORED:
-            return None
-        broken = archive.testzip()
-        if broken:
-            raise zipfile.BadZipFile(f"wrong checksum of {broken}")
-    with open(path, "rb") as file:
-        file.seek(info.header_offset + 26)  # the lengths of name and extra field in the header
-        name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
-        file.seek(name + extra, os.SEEK_CUR)
-        if np.lib.format.read_magic(file) != (1, 0):  # others are of headers over 64 KB
-            return None
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        if dtype.hasobject or 0 in shape:
-            return None
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
+def _checked_labels(path: Path, labels: NDArray[Any], n: int) -> NDArray[np.int64]:
+    if labels.shape != (n,) or labels.dtype.kind not in "iu" or (labels < 0).any():
+        raise ValueError(
+            f"{path}: arr_1 must be labels of the {n} images, integers of at least 0, got "
+            f"{labels.dtype} {list(labels.shape)}: correct it, or leave arr_1 out"
+        )
+    return labels.astype(np.int64)
 
 
 def _read_pngs(folder: Path) -> NDArray[np.uint8]:
@@ -109,42 +96,6 @@ def _read_png(file: Path) -> NDArray[np.uint8]:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-    """The arrays of an .npz file, or those of `names` that it has.  Raises UNREADABLE if damaged."""
-    # NumPy would leave a damaged file open.
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files if names is None or name in names}
-
-
-def write_npz(path: Path, count: int, blocks: Iterable[dict[str, NDArray[Any]]]) -> None:
-    """Stream `count` samples into a stored .npz, with one block in memory at a time.
-
-    A block has an array [n, ...] for each member of the file.  `arr_0`, the images, is written as
-    it comes, and the others (small ones, such as the labels in `arr_1`) after it.  Raises
-    ValueError if the blocks have other than `count` samples.
-    """
-    written = 0
-    gathered: dict[str, list[NDArray[Any]]] = {}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
-            for block in blocks:
-                images = np.ascontiguousarray(block["arr_0"])
-                if not written:
-                    header = np.lib.format.header_data_from_array_1_0(images)
-                    header["shape"] = (count, *images.shape[1:])
-                    np.lib.format.write_array_header_1_0(file, header)
-                file.write(images.tobytes())
-                written += len(images)
-                for name, array in block.items():
-                    if name != "arr_0":
-                        gathered.setdefault(name, []).append(array)
-        if written != count:
-            raise ValueError(f"{count} samples were announced for {path}, but {written} came")
-        for name, arrays in gathered.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.concatenate(arrays), allow_pickle=False)
-
-
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:
     """Images uint8 [N, H, W, C] as one PNG, row by row in a square, 2 pixels apart."""
     n, height, width, channels = images.shape
@@ -158,13 +109,22 @@ def save_grid(images: NDArray[np.uint8], path: Path) -> None:
 
 
 def export_png(folder: Path, images: NDArray[np.uint8]) -> None:
-    """One PNG a sample, named by its id, in folder/png; those already there are kept."""
+    """One PNG a sample, named by its id, in folder/png; one that shows another sample is replaced."""
     from tqdm import tqdm
 
     target = folder / "png"
     target.mkdir(exist_ok=True)
     for i, image in enumerate(tqdm(images, desc="png", leave=False, delay=2)):
         path = target / f"{i:06d}.png"
-        if not path.exists():
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            write_atomic(path, picture.save)
+        pixels = image[..., 0] if image.shape[-1] == 1 else image
+        if not _shows(path, pixels):
+            write_atomic(path, Image.fromarray(pixels).save, durable=False)
+
+
+def _shows(path: Path, pixels: NDArray[np.uint8]) -> bool:
+    """Whether a PNG file is there, whole, and of these pixels."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            return np.array_equal(np.asarray(picture), pixels)
+    except Exception:  # a damaged picture can raise anything
+        return False

@@ -7,6 +7,7 @@ become the folder's result, and which pictures show it.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from files.images import export_png, load_samples, write_npz
+from files.images import export_png, load_samples
+from files.npz import array_shapes, check_npz, write_npz
 from files.videos import film_strip, middle_frame, write_mp4
-from files.whole import write_atomic
+from files.whole import Damaged, Stamp, file_sha256, sha256_once, stamp, write_atomic
 
 Shard = dict[str, NDArray[Any]]
 Pixels = NDArray[np.uint8]
@@ -37,9 +39,8 @@ class Images:
         """What a shard holds of images uint8 [N, H, W, C]."""
         return {"arr_0": images}
 
-    def is_intact(self, folder: Path, shard: Shard) -> bool:
-        """Whether what a shard refers to outside of itself is whole."""
-        return True
+    def check_intact(self, folder: Path, shard: Shard) -> None:
+        """Raise `Damaged` unless what a shard refers to outside of itself is whole."""
 
     def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
         """Write samples.npz of all n samples; what the manifest says of it."""
@@ -48,13 +49,17 @@ class Images:
         return {"bytes": path.stat().st_size}
 
     def is_joined(self, folder: Path, manifest: dict[str, Any]) -> bool:
-        """Whether the joined file is as the manifest says."""
+        """Whether the joined file is as the manifest says, and every byte of it as it was written."""
         path = folder / "samples.npz"
-        return path.is_file() and path.stat().st_size == manifest["bytes"]
+        seen = stamp(path)
+        if seen is None or not path.is_file() or path.stat().st_size != manifest.get("bytes"):
+            return False
+        return _count_of_whole(path, seen) == manifest["num_samples"]
 
     def grid(self, folder: Path, shards: Iterator[Shard]) -> list[Pixels]:
-        """The pictures of grid.png: the first 64 images."""
-        return list(islice((image for shard in shards for image in shard["arr_0"]), 64))
+        """The pictures of grid.png: the first 64 images, of the joined file if there are no shards."""
+        images = list(islice((image for shard in shards for image in shard["arr_0"]), 64))
+        return images or list(load_samples(folder).images[:64])
 
     def pictures(self, folder: Path, names: Sequence[str], frames: int) -> Pixels:
         """The first samples uint8 [len(names), H, W, C] of a complete folder."""
@@ -79,24 +84,30 @@ class Videos:
         return self.bit_rate * self.size[0] // self.fps // 8
 
     def store(self, folder: Path, names: Sequence[str], videos: Pixels) -> Shard:
-        """Write videos uint8 [N, T, H, W, 3] under their names; the shard holds the files' sizes."""
-        sizes = []
+        """Write videos uint8 [N, T, H, W, 3] under their names; the shard tells the files' sizes
+        and hashes."""
+        sizes, hashes = [], []
         for name, frames in zip(names, videos, strict=True):
             path = folder / "videos" / name
             write_mp4(path, frames, self.fps, self.bit_rate)
             sizes.append(path.stat().st_size)
-        return {"bytes": np.array(sizes, dtype=np.int64), "names": np.array(names)}
+            hashes.append(file_sha256(path))
+        stored = {"names": np.array(names), "sha256": np.array(hashes)}
+        return {"bytes": np.array(sizes, dtype=np.int64), **stored}
 
-    def is_intact(self, folder: Path, shard: Shard) -> bool:
-        """Whether every video of a shard is there with the size that it was written with."""
-        from tqdm import tqdm
+    def check_intact(self, folder: Path, shard: Shard) -> None:
+        """Raise `Damaged` unless every video of a shard is there as it was written.
 
-        for name, size in zip(shard["names"].tolist(), shard["bytes"].tolist(), strict=True):
+        Shards of before tell sizes alone.
+        """
+        hashes = shard["sha256"].tolist() if "sha256" in shard else [None] * len(shard["names"])
+        stated = zip(shard["names"].tolist(), shard["bytes"].tolist(), hashes, strict=True)
+        for name, size, sha256 in stated:
             path = folder / "videos" / name
-            if not path.is_file() or path.stat().st_size != size:
-                tqdm.write(f"{path} is missing or damaged: sampling its shard again")
-                return False
-        return True
+            seen = stamp(path)
+            whole = seen is not None and path.is_file() and path.stat().st_size == size
+            if not whole or (sha256 and sha256_once(path, seen) != sha256):
+                raise Damaged(f"{path} is missing or damaged: sampling its shard again")
 
     def join(self, folder: Path, shards: Callable[[], Iterator[Shard]], n: int) -> dict[str, Any]:
         """Nothing to write; what the manifest says of the videos."""
@@ -120,6 +131,16 @@ class Videos:
 
 
 Media = Images | Videos
+
+
+@lru_cache(maxsize=4096)
+def _count_of_whole(path: Path, seen: Stamp) -> int:
+    """How many images a file has, every byte of which was checked; 0 of one that is damaged."""
+    try:
+        check_npz(path)
+        return array_shapes(path)["arr_0"][0]
+    except (Damaged, KeyError):
+        return 0
 
 
 def _joined(shard: Shard) -> Shard:

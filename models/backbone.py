@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from files.media import Media
+from models.memory import Room
 from sampling import Denoiser, Gradient, Schedule
 from sampling.denoise import Clip, Network, NetworkDenoiser, Reading
 
 CPU = torch.device("cpu")
+REMEDY = "use a lower model.precision, a device with more memory, or free some of it"
 
 
 class Guidance(Protocol):
@@ -45,7 +47,8 @@ class Backbone:
     `limit` is how x0 is limited where `clip` is not to [-1, 1].
 
     `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
-    `memory` estimates the bytes that sampling a batch of that size takes on the device.
+    `memory` estimates the bytes that sampling a batch of that size takes on the device; `room` and
+    `decoding` know what did not fit into it.
     """
 
     network: Network
@@ -64,11 +67,19 @@ class Backbone:
     evaluations_per_call: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Callable[[int], float] | None = None
+    room: Room = field(default_factory=lambda: Room(REMEDY))
+    decoding: Room = field(default_factory=lambda: Room(REMEDY))
     limit: Callable[[Tensor], Tensor] | None = None
 
     def schedule_at(self, steps: int | None) -> Schedule:
         """The path of a run of so many steps: the same for all."""
         return self.schedule
+
+    def decoded(self, x: Tensor) -> NDArray[np.uint8]:
+        """`decode`, in as many parts as the memory asks for."""
+        n = len(x)
+        parts = list(self.decoding.batches(n, n, lambda part: self.decode(x[part]), self.device))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def given(self, labels: Tensor | None) -> Denoiser:
         """The model as the samplers see it, bound to labels int64 [B]; None: unconditional."""

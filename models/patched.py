@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -18,7 +17,7 @@ from models.adm.networks import Options, UNet
 from models.backbone import Backbone, ImageNetwork, optimized, to_uint8
 from models.weights import dtype_named, load_weights
 from sampling import Schedule
-from sampling.options import check_options
+from sampling.options import check_options, check_types, kinds_of
 
 # Images: with fewer a thread spends its time on calls, of which Python makes one at a time.
 SLICE = 16
@@ -81,10 +80,25 @@ def _one_thread_an_operation() -> None:
 
 
 def patched_unet(embedded: Mapping[str, Any], changes: Mapping[str, Any]) -> PatchUNet:
-    """The network of the embedded options, some of them changed.  ValueError for an unknown one."""
-    known = [field.name for field in fields(Options)]
-    check_options("model.net", changes, ["patch", "channels", *known])
-    return PatchUNet(**{**embedded, **changes})
+    """The network of the embedded options, some of them changed.
+
+    Raises ValueError for an unknown option, and for values that make no network.
+    """
+    check_options("model.net", changes, net_kinds())
+    check_types("model.net.", changes, net_kinds())
+    try:
+        return PatchUNet(**{**embedded, **changes})
+    except Exception as error:  # whatever torch says of such numbers
+        raise ValueError(
+            f"model.net={dict(changes)} makes no network ({error}): change it"
+        ) from None
+
+
+def net_kinds() -> dict[str, Any]:
+    """The options of such a network, and what each may be."""
+    kinds = {"patch": int, "channels": int} | kinds_of(Options)
+    del kinds["in_channels"]  # follows from these two
+    return kinds
 
 
 def weights_file(folder: Path, checkpoint: str, remedy: str) -> Path:

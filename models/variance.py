@@ -5,7 +5,6 @@ the mean squared error of x0 times its coefficient squared.  The error is measur
 on real images, clipped as in sampling, and stored under the checkpoint's hash.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from files.places import downloads
-from files.whole import file_sha256, write_text
+from files.whole import file_sha256, read_json, reading, write_json
 from models.backbone import Backbone
 from sampling import SampleNoise
 
@@ -69,7 +68,7 @@ def save_x0_variance(
     }
     embedded = backbone.sha256 in map(file_sha256, DIGITS.glob("unet-*.safetensors"))
     path = (DIGITS if embedded else downloads()) / _name(backbone)
-    write_text(path, json.dumps(content) + "\n")
+    write_json(path, content)
     return path
 
 
@@ -81,12 +80,15 @@ def stored_x0_variance(backbone: Backbone) -> NDArray[np.float64]:
     for folder in (DIGITS, downloads()):
         path = folder / _name(backbone)
         if path.is_file():
-            try:
-                return np.array(json.loads(path.read_text())["x0_variance"], dtype=np.float64)
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(
-                    f"{path} is damaged: remove it and run `python -m scripts.variance`"
-                ) from None
+            remedy = "remove it and run `python -m scripts.variance`"
+            content = read_json(path, remedy)
+            with reading(path, remedy):
+                values = np.array(content["x0_variance"], dtype=np.float64)
+                if content["sha256"] != backbone.sha256 or values.shape != (backbone.schedule.T,):
+                    raise ValueError("it is of another network")
+                if not (values > 0).all():
+                    raise ValueError("it has a variance that is none")
+            return values
     raise FileNotFoundError(
         "variance=analytic needs the network's error on real images: measure it once with "
         "`python -m scripts.variance model=...`"

@@ -8,6 +8,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 from eval.metrics import Score
 from eval.records import Record, score
 from eval.scoring import METRICS
-from eval.sheets import INDEX
+from eval.sheets import INDEX, read_sheets
 from eval.table import Table, cutoff
+from files.whole import remove_partial, write_text
 from report.paper import Paper
 from report.words import format_score, metric_title, scored_sentence
 
@@ -29,6 +31,7 @@ CURVES = ("study", "study_log_snr", "study_exact", "table1", "table1_full", "tab
 # Samplers drawn at first, where there are more than these; the others are a click away.
 DRAWN = ("DDPM", "DDIM", "Skipped-Step", "Mix", "Mix++", "DPM-Solver++(2M)", "UniPC")
 LIMIT = 10_000_000  # bytes
+TITLE = "<title>Skipped-Step and Mix: results</title>"  # as it stands in page.html
 
 
 def build_page(results: Path) -> str:
@@ -64,6 +67,19 @@ def build_page(results: Path) -> str:
             f"pictures-*.webp and {INDEX} from some folders of {results}"
         )
     return page
+
+
+def write_page(results: Path, out: Path) -> int:
+    """Write the page of a folder of results; returns its bytes.
+
+    Raises as `build_page`, and ValueError if `out` is a file that is no such page.
+    """
+    page = build_page(results)
+    if out.exists() and (out.is_dir() or TITLE not in out.read_text("utf-8", errors="replace")):
+        raise ValueError(f"{out} is no page of ours: choose another --out FILE, or move it away")
+    write_text(out, page)
+    remove_partial(out.parent, re.escape(out.name))
+    return len(page.encode())
 
 
 # --- data of the charts and pictures ------------------------------------------------------------
@@ -166,17 +182,10 @@ def _plain(markdown: str) -> str:
 
 def _sheets(folder: Path) -> dict[str, Any] | None:
     """The folder's contact sheets with the pictures inside, or None if it has none."""
-    if not (folder / INDEX).is_file():
-        return None
-    try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        for sheet in index["sheets"].values():
-            content = (folder / sheet.pop("file")).read_bytes()
-            sheet["image"] = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    except (KeyError, ValueError, OSError):
-        raise ValueError(
-            f"the pictures in {folder} are damaged or incomplete: remove {INDEX} and make them anew"
-        ) from None
+    index = read_sheets(folder)
+    for sheet in index["sheets"].values() if index else ():
+        content = base64.b64encode(sheet.pop("content")).decode()
+        sheet["image"] = f"data:image/webp;base64,{content}"
     return index
 
 

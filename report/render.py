@@ -6,7 +6,7 @@ from pathlib import Path
 from eval.sheets import Pictures
 from eval.table import Table
 from files.places import ROOT
-from files.whole import write_atomic, write_text
+from files.whole import remove_partial, write_atomic, write_text
 from report.formats import cutoffs_markdown, latex, markdown, write_csv
 from report.paper import Paper
 from report.pictures import write_pictures
@@ -47,6 +47,8 @@ def write_cutoffs(
     return text
 
 
+# What may be left half-written by a killed process, of it and of the contact sheets beside.
+FILES = r"(table|figure)\.(md|csv|tex|png)|(records|pictures)\.json|pictures-\d+\.webp"
 RENDERERS = {"table": write_table, "cutoffs": write_cutoffs}
 
 
@@ -63,6 +65,9 @@ def render(
     `paper` is the path of a file of results/paper within the repository.
     """
     if not isinstance(content, Table):
-        return write_pictures(out, title, content)
-    numbers = None if paper is None else Paper.load(ROOT / paper)
-    return RENDERERS[renderer](out, title, content, metrics, numbers)
+        text = write_pictures(out, title, content)
+    else:
+        numbers = None if paper is None else Paper.load(ROOT / paper)
+        text = RENDERERS[renderer](out, title, content, metrics, numbers)
+    remove_partial(out, FILES)
+    return text

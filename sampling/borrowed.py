@@ -205,6 +205,8 @@ def sampler_kinds(name: str, scheduler: Any = None) -> dict[str, Any]:
     if name in SAMPLERS:
         return builder_kinds(name)
     if name == "diffusers":
+        if scheduler is None:
+            raise ValueError("name a class: sampler.scheduler=DPMSolverSinglestepScheduler")
         kinds = kinds_of(_class(scheduler))
         known = {k: kind for k, kind in kinds.items() if k not in OURS}
         return {"scheduler": str, "step": Mapping[str, Any], **known}

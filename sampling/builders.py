@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .options import check_choice
+from .options import check_choice, checked
 from .plan import Plan, splice
 from .schedule import Array, Schedule
 
@@ -130,6 +130,7 @@ def skipped(schedule: Schedule, timesteps: Timesteps) -> Plan:
     return grid.plan("skipped", x=x, x0=x0, noise=np.sqrt(variance))
 
 
+@checked
 def ddim(schedule: Schedule, timesteps: Timesteps, eta: float = 0.0) -> Plan:
     """DDIM (Song et al. 2021, eq. 12 and 16); eta = 0 is deterministic, eta = 1 = `skipped`.
 
@@ -149,6 +150,7 @@ def ddim(schedule: Schedule, timesteps: Timesteps, eta: float = 0.0) -> Plan:
     return grid.plan(f"ddim(eta={eta:g})", x=x, x0=x0, noise=noise)
 
 
+@checked
 def ddpm(schedule: Schedule, timesteps: Timesteps, variance: str = "learned") -> Plan:
     """Strided ancestral sampling (improved DDPM), with coefficients respaced to the grid.
 
@@ -174,6 +176,7 @@ def ddpm(schedule: Schedule, timesteps: Timesteps, variance: str = "learned") ->
     return grid.plan(f"ddpm(variance={variance})", x=x, x0=x0, **columns)
 
 
+@checked
 def dpmpp(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -194,6 +197,7 @@ def dpmpp(
     return solver.plan(ddim(schedule, timesteps), order, lower_order_final)
 
 
+@checked
 def sde_dpmpp(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -296,6 +300,7 @@ def naive_stride(schedule: Schedule, timesteps: Timesteps) -> Plan:
     return grid.plan("naive_stride", x=x, x0=x0, noise=noise)
 
 
+@checked
 def mix(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -348,6 +353,7 @@ def mix(
     return replace(splice(head, tail, cutoff), name=f"mix(cutoff={cutoff:g}{etas})")
 
 
+@checked
 def mixpp(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -368,9 +374,9 @@ def mixpp(
     (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
     every timestep.  Raises ValueError for another variance or order, or lo > hi.
     """
-    if lo < 0:
+    if not lo >= 0:
         raise ValueError(f"lo must not be negative, got {lo:g}")
-    if hi is not None and lo > hi:
+    if hi is not None and not lo <= hi:
         raise ValueError(f"mixpp is stochastic for lo <= t < hi, but lo = {lo:g} > hi = {hi:g}")
     head = sde_dpmpp(schedule, timesteps, stochastic_order)
     grid = Grid.of(schedule, timesteps)

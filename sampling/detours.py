@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .builders import Grid, Timesteps, ratio
-from .options import check_choice
+from .options import check_choice, checked
 from .plan import Plan
 from .schedule import Schedule, karras_sigmas
 
@@ -97,6 +97,7 @@ def _nodes(grid: Grid) -> list[Node]:
     return [*nodes, Node(-1.0, float(grid.alpha_s[-1]), float(grid.sigma_s[-1]))]
 
 
+@checked
 def churn(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -134,6 +135,7 @@ def churn(
     return path.plan(f"churn({s_churn:g}, {low:g}..{high:g}, {method})", grid.start)
 
 
+@checked
 def restart(
     schedule: Schedule,
     timesteps: Timesteps,

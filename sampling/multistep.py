@@ -15,7 +15,7 @@ import numpy as np
 from numpy.polynomial.legendre import leggauss
 
 from .builders import Grid, Timesteps, ddim
-from .options import check_choice
+from .options import check_choice, checked
 from .plan import Plan
 from .schedule import Array, Schedule
 
@@ -29,6 +29,7 @@ ADAMS_BASHFORTH = (
 ROOTS, WEIGHTS = leggauss(64)  # of integrals of smooth functions, exact in double precision
 
 
+@checked
 def ipndm(schedule: Schedule, timesteps: Timesteps, order: int = 4) -> Plan:
     """iPNDM (Zhang & Chen 2022): Adams-Bashforth weights of equal steps, whatever the grid.
 
@@ -42,6 +43,7 @@ def ipndm(schedule: Schedule, timesteps: Timesteps, order: int = 4) -> Plan:
     return _adams(schedule, timesteps, weights, f"ipndm(order={order})")
 
 
+@checked
 def deis(
     schedule: Schedule,
     timesteps: Timesteps,
@@ -136,6 +138,7 @@ NOISE_SCALES: dict[str, Callable[[Array], Array]] = {
 }
 
 
+@checked
 def er_sde(
     schedule: Schedule, timesteps: Timesteps, order: int = 3, noise_scale: str = "er_sde_5"
 ) -> Plan:

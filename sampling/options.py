@@ -4,6 +4,7 @@ What a function takes is said once, by its signature: its annotations are the ty
 and callers from Python may give.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,9 +12,12 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # A type -> how it is called for one value, and for those of a list.
 WORDS = {
@@ -77,6 +81,27 @@ def _as_path(name: str, value: Any, kind: Any) -> str:
     """How a folder is named whose name reads as a number; a list is none."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return f": write {name}=./{value}" if is_number and Path in _parts(kind) else ""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """The same function, which raises ValueError for an option of another type than it says.
+
+    Looked at is what it takes after its first two parameters, a sampler's schedule and timesteps.
+    """
+
+    @functools.wraps(function)
+    def checking(*args: P.args, **options: P.kwargs) -> R:
+        kinds = _kinds(function)
+        positional = dict(zip(list(kinds)[2:], args[2:], strict=False))
+        check_types(f"{function.__name__}: ", {**positional, **options}, kinds)
+        return function(*args, **options)
+
+    return checking
+
+
+@functools.cache
+def _kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    return kinds_of(function)
 
 
 def kinds_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from .options import fits
 from .schedule import Schedule
 
 SPACINGS = ("even", "linspace", "ddim", "leading", "trailing")
@@ -55,7 +56,7 @@ def timesteps(
     schedule = None
     if isinstance(T, Schedule):
         schedule, T = T, T.T
-    if steps is not None and not isinstance(steps, int | np.integer):
+    if steps is not None and not fits(steps, int):
         raise ValueError(f"steps must be an integer between 1 and T = {T}, got {steps!r}")
     if not isinstance(spacing, str | Sequence | np.ndarray):
         raise ValueError(f"spacing must be a name or a list of timesteps, got {spacing!r}")
@@ -168,7 +169,7 @@ def _sections(T: int, steps: int | None, spacing: str) -> NDArray[np.int64]:
 
 
 def _explicit(T: int, steps: int | None, spacing: Sequence[int]) -> NDArray[np.int64]:
-    if not all(isinstance(t, int | np.integer) for t in spacing):
+    if not fits(spacing, list[int]):
         raise ValueError("an explicit list of timesteps must hold integers only")
     nodes = np.unique(np.asarray(spacing, dtype=np.int64))
     if len(nodes) == 0 or len(nodes) != len(spacing):

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.config import composed, evaluator_of, parser, reported
 from files.fetch import fetch
-from files.images import write_npz
+from files.npz import write_npz
 from files.places import downloads
 from files.whole import check_space, file_sha256, write_atomic, write_text
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from experiments.config import reported
 from files.places import ROOT
-from files.whole import write_text
-from report.page import build_page
+from report.page import write_page
 
 
 def main() -> None:
@@ -20,9 +19,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: report.html in that folder")
     args = parser.parse_args()
     out = args.out or args.results / "report.html"
-    page = build_page(args.results)
-    write_text(out, page)
-    print(f"written: {out} ({len(page.encode()) / 1e6:.1f} MB)")
+    size = write_page(args.results, out)
+    print(f"written: {out} ({size / 1e6:.1f} MB)")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,17 @@
     python -m scripts.status --runs DIR
 
 reproduce.py leaves a plan of its cells in runs/plans; their shards tell the rest, wherever and by
-whomever they are made.  `running` means that a shard came lately.
+whomever they are made.  `running` means that a shard came lately; `done`, that samples and scores are
+there and can be loaded.  Of files above 64 MB this is judged by sizes and headers; --verify reads
+every byte of them.
 """
 
-import json
 import os
 from pathlib import Path
 
 from experiments.config import parser, reported
-from experiments.progress import PLANS, file_clock, table
+from experiments.progress import PLANS, file_clock, read_plan, table
+from files.whole import Damaged
 
 
 def main() -> None:
@@ -20,14 +22,23 @@ def main() -> None:
     options.add_argument(
         "--runs", type=Path, default=Path(), help="the folder above runs/ (default: here)"
     )
-    os.chdir(options.parse_args().runs)
+    options.add_argument("--verify", action="store_true", help="read every byte of the samples")
+    words = options.parse_args()
+    os.chdir(words.runs)
     plans = sorted(PLANS.glob("*.json"))
     if not plans:
         raise FileNotFoundError(
             "no tables were begun here: start one with make table1 MODEL=digits"
         )
     now = file_clock(PLANS)
-    print("\n\n".join(table(json.loads(plan.read_text()), now) for plan in plans))
+    print("\n\n".join(_shown(path, now, words.verify) for path in plans))
+
+
+def _shown(path: Path, now: float, verify: bool) -> str:
+    try:
+        return table(read_plan(path), now, verify)
+    except (OSError, Damaged) as error:  # the others are as good as they were
+        return str(error)
 
 
 if __name__ == "__main__":

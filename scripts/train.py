@@ -45,7 +45,7 @@ def main(cfg: Config) -> None:
 
 
 def training_set(cfg: Config, split: str, device: Any) -> TrainingSet:
-    images, labels = function_of(cfg.training.images)(split=split)
+    images, labels = function_of(cfg.training.images, cfg.trusted)(split=split)
     return TrainingSet.of(images, labels, device)
 
 
@@ -53,7 +53,11 @@ def unet(cfg: Config, device: Any, out: Path) -> None:
     """Train from where the folder is."""
     training, saving = plain(cfg.training), plain(cfg.training.saving)
     changes = plain(cfg.model).get("net") or {}
-    network = function_of(cfg.training.network)
+    if "dropout" in changes:
+        raise ValueError(
+            "the dropout of training is training.unet.dropout: leave model.net.dropout out"
+        )
+    network = function_of(cfg.training.network, cfg.trusted)
     check_options("training.unet", training["unet"], Recipe.__dataclass_fields__)
     work = UNetTraining(
         lambda dropout: network(**changes, dropout=dropout),
@@ -75,7 +79,7 @@ def unet(cfg: Config, device: Any, out: Path) -> None:
 
 def classifier(cfg: Config, device: Any, out: Path) -> None:
     """Train the classifier, and store the features of the real images that it sees."""
-    training, source = cfg.training, reference_source(cfg.reference)
+    training, source = cfg.training, reference_source(cfg)
     assert source is not None
     of_training, of_scores = training.images.get("source"), cfg.reference.images.get("source")
     if of_scores not in (None, of_training):
@@ -85,8 +89,8 @@ def classifier(cfg: Config, device: Any, out: Path) -> None:
         )
     real = source.images().images  # what is missing is missed before the work
     net = train_classifier(
-        function_of(training.classifier),
-        function_of(training.augment),
+        function_of(training.classifier, cfg.trusted),
+        function_of(training.augment, cfg.trusted),
         training_set(cfg, "train", device),
         ClassifierRecipe(**plain(training.classifier_recipe)),
     )

@@ -23,7 +23,7 @@ def main() -> None:
     args = command.parse_args()
     cfg = composed("reproduce", *args.overrides)
     backbone = network_of(load_backbone(cfg))
-    real = images_of(cfg.reference.get("held_out") or cfg.reference.images)
+    real = images_of(cfg.reference.get("held_out") or cfg.reference.images, cfg.trusted)
     channels, height, width = backbone.shape
     if real.images.shape[1:] != (height, width, channels):
         raise ValueError(

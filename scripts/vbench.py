@@ -20,7 +20,7 @@ from eval.vbench import DIMENSIONS, aggregate, read_results
 from experiments.config import parser, reported
 from experiments.vbench import INFO, VERSION, result_files, run_vbench
 from files.places import downloads
-from files.whole import write_atomic, write_text
+from files.whole import Damaged, reading, write_atomic, write_text
 from report.words import format_score
 
 # Wheels of what vbench 0.1.5 pins end with Python 3.11; detectron2 is not on PyPI.
@@ -54,13 +54,16 @@ def suite(path: Path) -> tuple[list[str], list[str]]:
     Two of the 946 entries repeat a prompt: all videos lie in one folder, so it is sampled once.
     """
     try:
-        entries = json.loads(path.read_text())
-        pairs = [(e["prompt_en"], e["dimension"]) for e in entries]
+        with reading(path, f"fetch {INFO} again"):
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            pairs = [(e["prompt_en"].strip(), list(e["dimension"])) for e in entries]
+            if not all(prompt.isprintable() for prompt, _ in pairs):
+                raise ValueError("a prompt is more than a line")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path} is missing: run `python -m scripts.vbench setup`, or pass --info {INFO}"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except Damaged:
         raise ValueError(f"{path} is not VBench's list of prompts: fetch {INFO} again") from None
     flickering = [prompt for prompt, dimensions in pairs if "temporal_flickering" in dimensions]
     return list(dict.fromkeys(p for p, _ in pairs)), list(dict.fromkeys(flickering))

@@ -280,6 +280,7 @@ def composition(command: str, *words: str) -> dict[str, Any]:
     """A command's config, its groups by name and its own settings beside them."""
     cfg = plain(composed(command, *words, "downloads=DL"))
     del cfg["downloads"]
+    assert cfg.pop("trusted") == []
     return cfg
 
 

@@ -258,7 +258,7 @@ def test_names_as_vbench_reads_them(command, parts, tmp_path):
         (["a", "b", "a"], ["names=prompt"], "the prompt 'a' is there twice"),
         (["a", "", "b"], [], "line 2 is blank"),
         (["@nobody"], [], "nothing is left of the prompt '@nobody' after cleaning"),
-        (["a"], ["names=index"], "unknown names 'index': choose id or prompt"),
+        (["a"], ["names=index"], "unknown names 'index': choose one of id, prompt"),
         (["a"], ["model.num_frames=0"], "model.num_frames must be an integer of at least 1"),
         (["a"], ["model.fps=25"], "model.fps must be a multiple of 3"),
         (

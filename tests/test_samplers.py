@@ -120,10 +120,10 @@ MISTAKES = {
     "sampler=diffusers sampler.scheduler=null": "name a class: sampler.scheduler=",
     "sampler=diffusers sampler.scheduler=Heun": "unknown scheduler 'Heun': choose one of",
     "sampler=diffusers +sampler.solver_order=x": "sampler.solver_order must be an integer",
-    "sampler=diffusers +sampler.order=2": "has no option 'order': it takes",
-    "sampler.eps_scale=x": "sampler.eps_scale must be a number b or a list [k, b]",
+    "sampler=diffusers +sampler.order=2": "there is no setting sampler.order: choose among sampler.name",
+    "sampler.eps_scale=x": "sampler.eps_scale must be a number or a list of numbers or null",
     "sampler.eps_scale=[1]": "sampler.eps_scale must be a number b or a list [k, b]",
-    "sampler.eps_scale=true": "sampler.eps_scale must be a number b or a list [k, b]",
+    "sampler.eps_scale=true": "sampler.eps_scale must be a number or a list of numbers or null",
     "sampler.eps_scale=0": "eps_scale must be positive at every timestep",
     "sampler.eps_scale=[-0.01,1]": "eps_scale must be positive at every timestep",
     "sampler=plan": "sampler=plan needs sampler.path=FILE.json: `python sample.py",
@@ -133,7 +133,7 @@ MISTAKES = {
     "sampler=plan sampler.path=other.json": "the plan is of another noise schedule: at t = 999",
     "sampler=plan sampler.path=longer.json": "begins at t = 1999, and the last timestep here is 999",
     "sampler=plan sampler.path=edm.json": "the plan is of another noise schedule: at t = 80",
-    "sampler=plan sampler.path=p.json +sampler.order=2": "sampler plan has no option 'order'",
+    "sampler=plan sampler.path=p.json +sampler.order=2": "there is no setting sampler.order: choose among sampler.name, sampler.path",
     "show_plan=yes": "show_plan is true, false or a FILE.json to write, got 'yes'",
 }
 

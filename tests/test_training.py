@@ -136,7 +136,7 @@ def test_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch, model)
     assert [row["step"] for row in rows] == [6] and rows[0]["held_out"] < 1.2
     with pytest.raises(ValueError, match=r"holds a training with unet.loss=simple, not skipped"):
         train(*base, f"out={parts}", "training.unet.loss=skipped_step")
-    with pytest.raises(ValueError, match=r"model.net has no option 'width'"):
+    with pytest.raises(ValueError, match=r"there is no setting model.net.width"):
         train(*base, f"out={parts}", "++model.net.width=3")
     cfg = composed("sample", f"model={model}", f"model.checkpoint={whole}/unet-6", *TINY)
     backbone = load_backbone(cfg)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tracemalloc
 import zipfile
 
@@ -10,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from files.images import export_png, load_samples, save_grid, write_npz
-from files.whole import remove_partial, write_atomic
+from files.images import export_png, load_samples, save_grid
+from files.npz import write_npz
+from files.whole import Damaged, reading, remove_partial, write_atomic, write_text
 
 
 def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
@@ -21,10 +24,44 @@ def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
         path.write_text("whole")
         if not written:
             written.append(path)
-            remove_partial(tmp_path)
+            remove_partial(tmp_path, r"file\.txt")
 
     write_atomic(tmp_path / "file.txt", write)
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"file.txt": "whole"}
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Without power a name may be there, and nothing behind it."""
+    done, replace, fsync = [], os.replace, os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda d: done.append(("sync", os.fstat(d).st_ino)) or fsync(d)
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: done.append(("name", os.stat(a).st_ino)) or replace(a, b)
+    )
+    path = tmp_path / "file.txt"
+    write_text(path, "whole")
+    inode = path.stat().st_ino
+    assert done == [("sync", inode), ("name", inode), ("sync", tmp_path.stat().st_ino)]
+    done.clear()
+    write_atomic(path, lambda p: p.write_text("again"), durable=False)
+    assert [what for what, _ in done] == ["name"]
+
+
+def test_whatever_a_reader_raises_is_damage_in_one_line(tmp_path):
+    for error in (ValueError("a\n\x1b[31mb"), RecursionError(), KeyError("x"), OSError("no errno")):
+        damaged = pytest.raises(Damaged, match=r"/a is damaged \(.+\): go$")
+        with damaged as caught, reading(tmp_path / "a", "go"):
+            raise error
+        assert str(caught.value).isprintable()
+    with pytest.raises(Damaged), reading(tmp_path / "a", "go"):
+        raise OSError(errno.EIO, "Input/output error")  # a bad sector
+    for error in (FileNotFoundError(errno.ENOENT, "a"), PermissionError(errno.EACCES, "a")):
+        with pytest.raises(type(error)), reading(tmp_path / "a", "go"):
+            raise error
+    for error in (MemoryError(), OSError(errno.ENOMEM, "a"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), reading(tmp_path / "a", "go"):
+            raise error
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])

@@ -16,6 +16,7 @@ import torch
 from experiments.check.machine import Speed, mode_named
 from experiments.check.outcome import Skip, lacking, one_line, rounded
 from experiments.check.subjects import BUILDERS, Mode, Subject
+from models.memory import ran_out
 
 EAGER, CHANNELS_LAST = Mode(), Mode(channels_last=True)
 GROUPS = 3  # of calls: the median of their times counts
@@ -114,10 +115,9 @@ class Bench:
             try:
                 with released(self.device, step.mode):
                     self._step(step)
-            except torch.OutOfMemoryError:
-                self.skip(f"{step.name}: out of memory")
             except Exception as error:
-                self.skip(f"{step.name}: {lacking(error) or one_line(error)}")
+                why = "out of memory" if ran_out(error) else lacking(error) or one_line(error)
+                self.skip(f"{step.name}: {why}")
 
     def _step(self, step: Step) -> None:
         known = self.best.get(step.model)
@@ -145,8 +145,8 @@ class Bench:
                 return
             try:
                 speed = self._at(step, subject, batch)
-            except torch.OutOfMemoryError:
-                if batch == 1:
+            except Exception as error:
+                if batch == 1 or not ran_out(error):
                     raise
                 self.skip(f"{step.name}, batch {batch}: out of memory")
                 return

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.images import read_npz
+from files.npz import read_npz
 from files.places import downloads
 from sampling.options import check_choice
 

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from files.media import Media
+from models.backbone import REMEDY
+from models.memory import Room
 from sampling import Noise, Plan, Schedule
 from sampling.denoise import Denoised
 from sampling.flow import FlowMatching
@@ -174,6 +176,7 @@ class WholePipeline:
     guidance: None = None
     evaluations_per_call: int = 1
     memory: None = None
+    room: Room = field(default_factory=lambda: Room(REMEDY))
     seen: dict[int, Seen] = field(default_factory=dict)
 
     @property

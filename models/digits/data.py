@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from files.npz import read_npz
 from files.places import downloads
 from sampling.options import check_choice
 
@@ -31,8 +32,8 @@ def load_images(
     if source == "mnist60k":
         check_choice("split", split, ("train", "held_out"))
         return _full_mnist(split)
-    with np.load(HERE / "mnist10k.npz") as file:
-        images, labels = file["images"], file["labels"].astype(np.int64)
+    file = read_npz(HERE / "mnist10k.npz", remedy="restore it from the repository")
+    images, labels = file["images"], file["labels"].astype(np.int64)
     index = np.arange(len(images))
     held_out = index % HELD_OUT_STRIDE == HELD_OUT_STRIDE - 1
     splits = {

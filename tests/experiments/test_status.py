@@ -8,12 +8,24 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from experiments.progress import file_clock, progress, table
+from eval.records import save_records
+from experiments.progress import PLANS, file_clock, progress, table
+from files.whole import write_json
 from scripts import status
 
 NOW = 1_000_000.0
+RECORD = {
+    "protocol": "digits",
+    "n": 50,
+    "extractor": "digits",
+    "options": {},
+    "cell": None,
+    "scores": {"fid": {"value": 1.0, "se": 0.1}},
+    "floor": None,
+}
 
 
 def cell(
@@ -28,10 +40,14 @@ def cell(
         path.with_suffix(".json").write_text(json.dumps(facts))
         os.utime(path, (NOW - age, NOW - age))
     if scored:
-        (folder / "record.json").write_text("{}")
+        save_records(folder / "record.json", RECORD)
     joined = made == 3 if complete is None else complete
     facts = {"config": {}, "plan": "mix", "nfe": 10, "num_samples": 50, "shard_size": 20}
-    (folder / "manifest.json").write_text(json.dumps({**facts, "complete": joined}))
+    manifest = {**facts, "complete": joined}
+    if joined:
+        np.savez(folder / "samples.npz", arr_0=np.zeros((50, 20, 20, 1), np.uint8))
+        manifest["bytes"] = (folder / "samples.npz").stat().st_size
+    write_json(folder / "manifest.json", manifest)
     del facts["config"], facts["plan"]
     record = str(folder / "record.json")
     return {**facts, "row": row, "steps": 10, "folder": str(folder), "record": record}
@@ -65,6 +81,81 @@ def test_a_complete_cell_stays_so_without_its_shards(tmp_path):
     assert (seen.state, seen.calls_left) == ("done", 0)
     (tmp_path / "manifest.json").write_text("{")
     assert progress(planned, NOW).state == "missing"
+
+
+LOSSES = {
+    "no samples": lambda folder: (folder / "samples.npz").unlink(),
+    "cut samples": lambda folder: cut(folder / "samples.npz"),
+    "a flipped bit": lambda folder: flip(folder / "samples.npz", 19000),
+    "fewer samples": lambda folder: np.savez(
+        folder / "samples.npz", arr_0=np.zeros((49, 20, 20, 1), np.uint8)
+    ),
+    "an empty record": lambda folder: (folder / "record.json").write_bytes(b""),
+    "no record": lambda folder: (folder / "record.json").unlink(),
+    "another record": lambda folder: (folder / "record.json").write_text('{"scores": 5}'),
+    "a flipped digit": lambda folder: flip(folder / "record.json", 32),
+    "a folder as record": lambda folder: (
+        (folder / "record.json").unlink() or (folder / "record.json").mkdir()
+    ),
+    "a spoilt manifest": lambda folder: cut(folder / "manifest.json"),
+}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_only_what_is_there_and_can_be_loaded_is_done(tmp_path, loss):
+    planned = cell(tmp_path, 3, scored=True)
+    assert progress(planned, NOW).state == "done"
+    LOSSES[loss](tmp_path)
+    assert progress(planned, NOW).state != "done"
+
+
+def test_large_samples_are_read_to_their_end_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.progress.SMALL", 100)
+    planned = cell(tmp_path, 3, scored=True)
+    flip(tmp_path / "samples.npz", 19000)
+    assert progress(planned, NOW).state == "done"
+    assert progress(planned, NOW, verify=True).state == "running 3/3"
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "list", "no cells", "number", "folder"])
+def test_a_damaged_plan_stops_no_other(tmp_path, monkeypatch, capsys, damage):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["status.py"])
+    plan = {"model": "digits", "experiment": "table1", "config": "0", "cells": [cell(tmp_path, 3)]}
+    for name in "abc":
+        write_json(PLANS / f"{name}.json", {**plan, "experiment": name})
+    path = PLANS / "b.json"
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        whole = (PLANS / "a.json").read_text()
+        texts = {
+            "cut": whole[:90],
+            "empty": "",
+            "flip": whole.replace("table1", "table0"),
+            "list": "[]",
+        }
+        texts |= {
+            "no cells": '{"cells": []}',
+            "number": whole.replace('"num_samples": 50', '"num_samples": 0'),
+        }
+        texts["flip"] = whole.replace('"steps": 10', '"steps": 11')
+        path.write_text(texts[damage])
+    status.main()
+    said = capsys.readouterr().out
+    assert said.count("0 of 1 cells done") == 2
+    assert "b.json" in said
 
 
 def test_time_left_is_that_of_the_missing_calls_shared_by_those_at_work(tmp_path):

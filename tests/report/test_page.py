@@ -83,8 +83,22 @@ def test_errors(tmp_path, stored, monkeypatch):
             build_page(tmp_path)
     sheets = {"25": {"file": "gone.webp", "rows": []}}
     (stored.parent / "pictures.json").write_text(json.dumps({"sheets": sheets}))
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(
+        ValueError, match=r"is damaged .*: remove pictures\.json and make the pictures"
+    ):
         build_page(tmp_path)
+
+
+def test_another_page_is_not_overwritten(tmp_path, stored):
+    out = tmp_path / "report.html"
+    for left in (".part-0123abcd-report.html", ".part-0123abcd-mine.html"):
+        (tmp_path / left).write_text("half")
+    assert page.write_page(tmp_path, out) == page.write_page(tmp_path, out) == out.stat().st_size
+    assert sorted(p.name for p in tmp_path.glob(".part*")) == [".part-0123abcd-mine.html"]
+    out.write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(ValueError, match="is no page of ours: choose another --out FILE"):
+        page.write_page(tmp_path, out)
+    assert "mine" in out.read_text()
 
 
 def test_text_cannot_break_out(tmp_path, stored):
