@@ -284,8 +284,11 @@ class Checker:
         if "/" in reference["name"]:
             raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
-            if not isinstance(reference.get(part), str):  # a folder or a file
-                self.call(f"reference.{part}.", reference.get(part), {})
+            images = reference.get(part)
+            is_path = part == "images" and isinstance(images, str)
+            no_floor = isinstance(images, Mapping) and images.get("path", "given") is None
+            if not is_path and not (part == "floor" and no_floor):
+                self.call(f"reference.{part}.", images, {})
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:
