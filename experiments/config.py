@@ -24,7 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eval.preprocessing import Preprocessing
 from experiments.cells import Settings
@@ -198,6 +198,8 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").partition("/")
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not given: say {error.full_key}=..."
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):

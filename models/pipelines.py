@@ -25,10 +25,12 @@ def load_pipeline(
     dtype: torch.dtype,
     names: Sequence[str],
     hint: str = "",
+    fetch: bool = True,
 ) -> Any:
     """The diffusers pipeline of a hub id or local folder, on the CPU, without safety checker.
 
     `names` are the classes of pipelines that it may be of; `hint` is told where there is none.
+    Without `fetch` the hub is not asked for what is not there yet.
     Raises FileNotFoundError, with the remedy, if it is not there, cannot be fetched or is not
     complete; ValueError if it is another kind of pipeline.
     """
@@ -36,7 +38,9 @@ def load_pipeline(
 
     check_pipeline_id(id)
     with remedied(id, "model.id", hint=hint):
-        name = diffusers.DiffusionPipeline.load_config(id, revision=revision).get("_class_name")
+        name = diffusers.DiffusionPipeline.load_config(
+            id, revision=revision, local_files_only=not fetch
+        ).get("_class_name")
     if name not in names:
         raise ValueError(
             f"{id} is a {name}: only {' and '.join(names)} can be sampled here; any other "
@@ -47,7 +51,12 @@ def load_pipeline(
     logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
     with remedied(id, "model.id", hint=hint):
         return getattr(diffusers, name).from_pretrained(
-            id, revision=revision, variant=variant, dtype=dtype, **more
+            id,
+            revision=revision,
+            variant=variant,
+            dtype=dtype,
+            local_files_only=not fetch,
+            **more,
         )
 
 
