@@ -200,6 +200,17 @@ def test_a_clipping_scheduler_clips_and_a_network_without_variance_has_none(tmp_
     assert model.network(torch.randn(1, 4, 8, 8), 5.0, torch.tensor([1]))[1] is None
 
 
+def test_a_table_against_a_folder_of_images_in_one_command(command, folder, tmp_path):
+    """DDPM with the learned variance among the rows; the words of the table say what was sampled."""
+    images = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=images)
+    words = ["experiment=table1", "model=dit", f"model.id={folder}", "experiment.steps=[3]"]
+    words += ["num_samples=32", "metrics=pixels", "experiment.metrics=[diagonal_fid]", "out=t"]
+    out = done(command(reproduce, *words, "reference=custom", "reference.images.path=real.npz"))
+    assert all(f"| {row} |" in out for row in ("DDPM", "DDIM", "Skipped-Step", "Mix"))
+    assert "classifier-free guidance 1.5 (two network evaluations a call)" in out
+
+
 # --- without weights, and mistakes ---------------------------------------------------------------------
 
 
