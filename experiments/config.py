@@ -58,12 +58,6 @@ from sampling.options import check_choice, check_options, check_types, closest
 
 CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
-# Samplers by their names in tables, where these are others than in configs.
-TITLES = {
-    **{"ddpm": "DDPM", "ddim": "DDIM", "skipped": "Skipped-Step", "mix": "Mix", "mixpp": "Mix++"},
-    **{"dpmpp": "DPM-Solver++(2M)", "sde_dpmpp": "SDE-DPM-Solver++(2M)", "unipc": "UniPC"},
-    **{"deis": "DEIS", "sa_solver": "SA-Solver", "heun": "Heun"},
-}
 # Settings that say who does the work, where, and how it is watched: they change no result.
 CIRCUMSTANCES = (
     *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
@@ -563,19 +557,6 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
         return WandbTracker(**{**options, "group": options["group"] or group})
     except ImportError:
         raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
-
-
-def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    """Rows of a table: configs/sampler by the name, or as options say that go over it."""
-    rows = {}
-    for sampler in samplers:
-        stated = sampler if isinstance(sampler, dict) else {"name": sampler}
-        check_choice("sampler", stated.get("name"), options_of("sampler"))
-        path = Path(CONFIGS, "sampler", f"{stated['name']}.yaml")
-        more = ", ".join(f"{key}={value}" for key, value in stated.items() if key != "name")
-        title = TITLES.get(stated["name"], str(stated["name"])) + (f" ({more})" if more else "")
-        rows[title] = {**yaml.safe_load(path.read_text(encoding="utf-8")), **stated}
-    return rows
 
 
 # --- what stands in configs/ --------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from eval.records import Record, check_results, check_same_kind
 from eval.sheets import Pictures, sheet_size, write_sheets
@@ -26,12 +27,13 @@ from experiments.cells import (
     predicts_variance,
 )
 from experiments.config import (
+    CONFIGS,
     Config,
     config_digest,
     evaluator_of,
     load_backbone,
+    options_of,
     plain,
-    sampler_rows,
     settings_of,
     tracker_of,
 )
@@ -50,6 +52,13 @@ STAGES = ("all", "sample", "evaluate", "render")
 SCORERS = ("images", "videos", "none")
 RENDERERS = ("table", "cutoffs", "pictures", "none")
 REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
+
+# Samplers by their names in tables, where these are others than in configs.
+TITLES = {
+    **{"ddpm": "DDPM", "ddim": "DDIM", "skipped": "Skipped-Step", "mix": "Mix", "mixpp": "Mix++"},
+    **{"dpmpp": "DPM-Solver++(2M)", "sde_dpmpp": "SDE-DPM-Solver++(2M)", "unipc": "UniPC"},
+    **{"deis": "DEIS", "sa_solver": "SA-Solver", "heun": "Heun"},
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,19 @@ class Experiment:
         if not rows:
             raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
         return rows
+
+
+def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    """Rows of a table: configs/sampler by the name, or as options say that go over it."""
+    rows = {}
+    for sampler in samplers:
+        stated = sampler if isinstance(sampler, dict) else {"name": sampler}
+        check_choice("sampler", stated.get("name"), options_of("sampler"))
+        path = Path(CONFIGS, "sampler", f"{stated['name']}.yaml")
+        more = ", ".join(f"{key}={value}" for key, value in stated.items() if key != "name")
+        title = TITLES.get(stated["name"], str(stated["name"])) + (f" ({more})" if more else "")
+        rows[title] = {**yaml.safe_load(path.read_text(encoding="utf-8")), **stated}
+    return rows
 
 
 class Results(NamedTuple):

@@ -113,10 +113,10 @@ class ImageNetwork:
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
         y = condition if self.conditional else None
-        times = torch.full((len(x),), t, device=x.device)
+        told = torch.full((len(x),), t, device=x.device)
         if self.time_scale != 1:
-            times = times * self.time_scale
-        out = self.net(x, times, y)
+            told = told * self.time_scale
+        out = self.net(x, told, y)
         if out.shape[1] == x.shape[1]:
             return out, None
         eps, v = out.chunk(2, dim=1)

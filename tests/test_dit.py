@@ -200,21 +200,41 @@ def test_a_clipping_scheduler_clips_and_a_network_without_variance_has_none(tmp_
     assert model.network(torch.randn(1, 4, 8, 8), 5.0, torch.tensor([1]))[1] is None
 
 
+def test_a_table_against_a_folder_of_images_in_one_command(command, folder, tmp_path):
+    """DDPM with the learned variance among the rows; the words of the table say what was sampled."""
+    images = np.random.default_rng(0).integers(256, size=(40, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "real.npz", arr_0=images)
+    words = ["experiment=table1", "model=dit", f"model.id={folder}", "experiment.steps=[3]"]
+    words += ["num_samples=32", "metrics=pixels", "experiment.metrics=[diagonal_fid]", "out=t"]
+    out = done(command(reproduce, *words, "reference=custom", "reference.images.path=real.npz"))
+    assert all(f"| {row} |" in out for row in ("DDPM", "DDIM", "Skipped-Step", "Mix"))
+    assert "classifier-free guidance 1.5 (two network evaluations a call)" in out
+
+
 # --- without weights, and mistakes ---------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers' own
 def test_table1_is_counted_without_weights(command, monkeypatch):
     """The published sizes, without a layer: what the class makes of them is timed elsewhere."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    asked = []
+
+    def refuse(host, *args, **more):
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
     for stated in PUBLISHED.values():
         monkeypatch.setitem(stated, "num_layers", 1)
         monkeypatch.setitem(stated, "num_attention_heads", 1)
     words = ["experiment=table1", "model=dit_xl2_256", "dry=true", "batch_size=1"]
     out = done(command(reproduce, *words))
     assert "not yet: cannot load facebook/DiT-XL-2-256" in out
+    assert "`python -m scripts.download model=dit model.id=facebook/DiT-XL-2-256`" in out
     assert "Stable Diffusion" not in out and "random weights" in out
     assert "20 cells, 335,000,000 image calls, 275,650,000 as trees" in out
+    # Nothing is fetched in order to count; the hub's client looks up what it calls itself.
+    assert len(asked) <= 1
 
 
 def test_the_published_network_has_its_parameters():

@@ -167,7 +167,7 @@ RULES = {
     absolute_imports_in_the_wheel: ({"sampling/a.py": "def f():\n    from sampling import c"}, 0),
     long_files: ({"eval/a.py": "pass\n" * 561}, 0),
     long_functions: ({"eval/a.py": "def f():\n" + "    pass\n" * 55}, 5),
-    wide_functions: ({"eval/a.py": "def f(self, a, b, c, d, *, e, f, g, h, i): ..."}, 8),
+    wide_functions: ({"eval/a.py": "def f(self, a, b, c, d, *, e, f, g, h, i): ..."}, 9),
 }
 
 

@@ -77,7 +77,6 @@ def test_function(command, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers' own
 def test_dit(command, tmp_path, monkeypatch):
     tiny.dit().save_pretrained(tmp_path / "my-dit")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name, value in {"num_layers": 1, "num_attention_heads": 1, "sample_size": 8}.items():
         monkeypatch.setitem(PUBLISHED["facebook/DiT-XL-2-256"], name, value)
     sampled, counted = run(command, "DiT")

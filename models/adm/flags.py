@@ -76,6 +76,7 @@ HERE = {
     "num_samples": "num_samples=",
     "use_ddim": "sampler=ddim",
     "model_path": "model.checkpoint=",
+    "clip_denoised": "model.clip=",
 }
 _SUPER_RESOLUTION = (
     "is of upsamplers, which need a small image besides noise: they cannot be loaded"
@@ -83,12 +84,9 @@ _SUPER_RESOLUTION = (
 _NO_IMAGES = "makes no images: write a loader for it, and take model=function"
 _GUIDANCE = (
     "is of classifier guidance, which needs a published card (model=adm_imagenet "
-    "guidance=classifier): leave all classifier flags out to sample without it"
+    "guidance=classifier): say --classifier_scale 0 to sample without it"
 )
-REFUSED = {
-    **dict.fromkeys(("large_size", "small_size", "base_samples"), _SUPER_RESOLUTION),
-    "clip_denoised": "is model.clip=true or model.clip=false here: say that instead",
-}
+REFUSED = dict.fromkeys(("large_size", "small_size", "base_samples"), _SUPER_RESOLUTION)
 SCHEDULES = ("linear", "cosine")
 # What does not change a pixel of a finished network.
 WITHOUT_EFFECT = [
@@ -198,7 +196,7 @@ def read_flags(text: str, shapes: Shapes | None = None) -> Flags:
     the flag and what to do, for one that is unknown, cannot be followed or has no such value.
     """
     given = _pairs(str(text))
-    ignored = tuple(name for name in given if name in (*TRAINING, *HERE))
+    ignored = tuple(name for name in given if _is_ignored(name, given))
     values = {**DEFAULTS, **CONSTANTS}
     for name, word in given.items():
         if name not in ignored:
@@ -207,7 +205,7 @@ def read_flags(text: str, shapes: Shapes | None = None) -> Flags:
     size = values["image_size"]
     values["channel_mult"] = _numbers("channel_mult", values["channel_mult"]) or WIDTHS[size]
     resolutions = _numbers("attention_resolutions", values["attention_resolutions"])
-    values["attention_resolutions"] = resolutions
+    values["attention_resolutions"] = sorted(set(resolutions), reverse=True)
     if not values["class_cond"]:
         values["num_classes"] = None
     names = {field.name for field in fields(Options)}
@@ -223,6 +221,20 @@ def read_flags(text: str, shapes: Shapes | None = None) -> Flags:
         values=values,
         ignored=ignored,
     )
+
+
+def _is_ignored(name: str, given: Mapping[str, str]) -> bool:
+    """Whether a flag decides nothing here.  Raises ValueError for one that would, and cannot."""
+    if name == "clip_denoised" and not _truth(name, given[name]):
+        raise ValueError(
+            "--clip_denoised False is model.clip=false here: say that, and not the flag"
+        )
+    if name.startswith("classifier_"):
+        try:
+            return float(given.get("classifier_scale", "1")) == 0
+        except ValueError:
+            return False
+    return name in (*TRAINING, *HERE)
 
 
 def _pairs(text: str) -> dict[str, str]:
@@ -264,10 +276,7 @@ def _value(name: str, word: str) -> Any:
         )
     default = known[name]
     if isinstance(default, bool):
-        low = word.lower()
-        if low not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
-            raise ValueError(f"--{name} must be True or False, got {word!r}")
-        return low in ("yes", "true", "t", "y", "1")
+        return _truth(name, word)
     try:
         return type(default)(word)
     except ValueError:
@@ -275,11 +284,20 @@ def _value(name: str, word: str) -> Any:
         raise ValueError(f"--{name} must be {kind}, got {word!r}") from None
 
 
+def _truth(name: str, word: str) -> bool:
+    low = word.lower()
+    if low not in ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0"):
+        raise ValueError(f"--{name} must be True or False, got {word!r}")
+    return low in ("yes", "true", "t", "y", "1")
+
+
 def _check(values: Mapping[str, Any], shapes: Shapes | None) -> None:
     """Raise ValueError for values of which no network or diffusion can be made."""
-    for name in ("image_size", "num_channels", "num_res_blocks", "num_heads", "diffusion_steps"):
-        if values[name] < (2 if name == "diffusion_steps" else 1):
-            raise ValueError(f"--{name} must be positive, got {values[name]}")
+    # Of fewer steps the linear betas, 20 / T at the end, would not stay below 1.
+    least = {"image_size": 1, "num_channels": 1, "num_res_blocks": 1, "diffusion_steps": 21}
+    for name, number in least.items():
+        if values[name] < number:
+            raise ValueError(f"--{name} must be at least {number}, got {values[name]}")
     if values["noise_schedule"] not in SCHEDULES:
         raise ValueError(
             f"--noise_schedule {values['noise_schedule']} is not known to guided-diffusion: choose "

@@ -31,13 +31,15 @@ def load(
     precision: str = "fp32",
     compile: bool = False,
     untrained: bool = False,
+    fetch: bool = True,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A `DiTPipeline` of diffusers from the hub or a local folder, ready to sample.
 
     Guidance is that of `ClassNetwork`; a `guidance_scale` of 1 is none, at half the cost.
     `precision` is that of transformer and VAE, but for a VAE that needs float32.  `untrained` takes
-    random weights, to measure speed without a file.  Raises FileNotFoundError without such a model,
+    random weights, to measure speed without a file, and without `fetch` nothing is asked of the hub.
+    Raises FileNotFoundError without such a model,
     ValueError for another kind and bad options.
     """
     dtype = dtype_named(precision)
@@ -57,7 +59,8 @@ def load(
             None,
         )
     else:
-        pipe = load_pipeline(id, revision, None, dtype, ("DiTPipeline",))
+        hint = f", or fetch it with `python -m scripts.download model=dit model.id={id}`"
+        pipe = load_pipeline(id, revision, None, dtype, ("DiTPipeline",), hint, fetch)
         sha256 = pipeline_digest(pipe)
         prepare_vae(pipe.vae, dtype)
         pipe.to(device)
@@ -104,7 +107,7 @@ def _untrained(
     known = signature(DiTTransformer2DModel.__init__).parameters
     with torch.device("meta"):
         made: Any = DiTTransformer2DModel(**{k: v for k, v in stated.items() if k in known})
-    net = randomize(made.to(dtype), device)
+    net = randomize(nn.Module.to(made, dtype), device)  # diffusers' own `to` warns
     for buffer in net.buffers():
         buffer.zero_()  # of positions: no weights
     return net

@@ -85,6 +85,8 @@ def test_both_ways_of_writing_and_the_last_of_a_name():
     a = read_flags("--image_size=128 --class_cond yes --channel_mult 1,2 --channel_mult=1,2,3")
     b = read_flags("--image_size 128 --class_cond True --channel_mult '1,2,3'")
     assert a == b and a.facts == b.facts
+    orders = [read_flags(f"--attention_resolutions {each}").facts for each in ("32,16", "16,32,32")]
+    assert orders[0] == orders[1]
     assert a.network["channel_mult"] == [1, 2, 3]
 
 
@@ -240,11 +242,14 @@ REFUSALS = {
     "--fov 3": "has no flag --fov: leave it out",
     "--large_size 256 --small_size 64": "--large_size is of upsamplers",
     "--classifier_scale 1.0": "--classifier_scale is of classifier guidance",
-    "--clip_denoised False": "--clip_denoised is model.clip=true or model.clip=false here",
+    "--clip_denoised False": "--clip_denoised False is model.clip=false here: say that",
+    "--clip_denoised maybe": "--clip_denoised must be True or False",
+    "--classifier_path a.pt": "say --classifier_scale 0 to sample without it",
+    "--num_heads 0": "--num_heads 0 does not divide",
     "--image_size": "the flag --image_size has no value",
     "image_size 64": "model.flags has 'image_size' where a flag should be",
     "--image_size big": "--image_size must be an integer, got 'big'",
-    "--image_size 0": "--image_size must be positive",
+    "--image_size 0": "--image_size must be at least 1, got 0",
     "--class_cond perhaps": "--class_cond must be True or False",
     "--noise_schedule sqrt": "--noise_schedule sqrt is not known to guided-diffusion: choose linear",
     "--attention_resolutions 8,x": "--attention_resolutions must be positive numbers",
@@ -260,7 +265,7 @@ REFUSALS = {
     "--num_head_channels 0": "--num_head_channels 0 does not divide",
     "--in_channels 4": "makes no images: write a loader for it, and take model=function",
     "--class_cond True --num_classes 0": "--num_classes must be at least 1",
-    "--diffusion_steps 1": "--diffusion_steps must be",
+    "--diffusion_steps 20": "--diffusion_steps must be at least 21",
     "--image_size '64": "cannot be read",
 }
 
@@ -289,6 +294,11 @@ def test_what_is_not_followed_is_told():
     assert "model.precision=fp16" in notes and "sampler.variance=fixed_large" in notes
     assert "steps=250 here" in read_flags("--timestep_respacing 250").notes("fp32")[0]
     assert set(CONSTANTS) == {"num_classes", "in_channels"}
+    unguided = "--classifier_scale 0 --classifier_path a.pt --classifier_depth 4"
+    (said,) = read_flags(f"{TINY} {unguided}").notes("fp32")
+    assert "--classifier_path" in said
+    assert read_flags(f"{TINY} {unguided}").facts == read_flags(TINY).facts
+    read_flags("--diffusion_steps 21")
 
 
 # --- from the command line ---------------------------------------------------------------------------
