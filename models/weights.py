@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load as safetensors_in
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -58,16 +60,35 @@ def read_weights(path: Path, remedy: str = "restore it") -> dict[str, Tensor]:
 
     Raises ValueError naming the file and the `remedy` if it is damaged or holds anything else.
     """
+    return _tensors(lambda: _read(path), path, remedy)
+
+
+def tensors_in(content: bytes, path: Path, remedy: str = "restore it") -> dict[str, Tensor]:
+    """As `read_weights`, of the bytes that were read from `path`: what was verified is what is used."""
+    if path.suffix == ".safetensors":
+        return _tensors(lambda: safetensors_in(content), path, remedy)
+    return _tensors(lambda: _unpickled(io.BytesIO(content)), path, remedy)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        try:
-            weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError as error:
-            if "_use_new_zipfile_serialization" not in str(error):
-                raise
-            # A file in torch's old format cannot be memory-mapped.
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        return _unpickled(path, mmap=True)
+    except RuntimeError as error:
+        if "_use_new_zipfile_serialization" not in str(error):
+            raise
+        return _unpickled(path)  # a file in torch's old format cannot be memory-mapped
+
+
+def _unpickled(source: Path | io.BytesIO, **more: Any) -> Any:
+    """What torch saved, if that is tensors and the like.  Stated here, no variable can change it."""
+    return torch.load(source, map_location="cpu", weights_only=True, **more)
+
+
+def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tensor]:
+    try:
+        weights = read()
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
