@@ -150,7 +150,7 @@ class DigitsExtractor(ClassifierExtractor):
     name, network, size = "digits", DigitsClassifier, 28
 
     def checked(self, images: Images) -> Images:
-        images = super().checked(images)
+        images = np.asarray(super().checked(images))
         if images.shape[3] == 3 and not (images == images[..., :1]).all():
             raise ValueError("digits features need grey images, got colours")
         return images[..., :1]

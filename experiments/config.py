@@ -26,7 +26,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from eval.preprocessing import Preprocessing
+from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.cells import Settings
 from experiments.devices import pick_device
 from experiments.evaluate import Evaluator, ReferenceSource
@@ -286,13 +286,18 @@ def reference_source(config: DictConfig) -> ReferenceSource | None:
     folder = config.folder and ROOT / config.folder
     if batch and config.images.get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
+    # That of one's own images is given by its path.
+    has_floor = bool(config.floor) and config.floor.get("path", "given") is not None
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
+    elif config.get("size"):
+        ways = " or ".join(PREPROCESSING)
+        raise ValueError(f"reference.size needs reference.preprocess: {ways}")
     return ReferenceSource(
         name=config.name,
-        images=lambda: images_of(config.images),
-        floor=(lambda: images_of(config.floor)) if config.floor else None,
+        images=lambda: images_of(config.images, preprocess),
+        floor=(lambda: images_of(config.floor, preprocess)) if has_floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
         statistics_n=config.get("statistics_n"),
@@ -307,9 +312,13 @@ def function_of(config: DictConfig) -> Callable[..., Any]:
     return cast(Callable[..., Any], hydra.utils.instantiate(config, _partial_=True))
 
 
-def images_of(config: DictConfig) -> Samples:
-    """The images that a part of configs/reference describes, with their labels if they have any."""
-    return Samples(*hydra.utils.instantiate(config))
+def images_of(config: DictConfig, preprocess: Preprocessing | None = None) -> Samples:
+    """The images that a part of configs/reference describes, with their labels if they have any.
+
+    Those of a folder may have several sizes if there is a preprocessing.
+    """
+    more = {"prepare": preprocess.image} if preprocess and "path" in config else {}
+    return Samples(*hydra.utils.instantiate(config, **more))
 
 
 def tracker_of(cfg: DictConfig, group: str) -> Tracker:

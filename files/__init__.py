@@ -2,7 +2,8 @@
 
 whole     files that are whole or not there, their SHA-256, what readers of damaged files raise
 fetch     downloads: resumed, verified
-images    sets of images: .npz files, folders of PNG files, grids
+images    sets of images: .npz files, grids
+pictures  folders of pictures: PNG, JPEG, WebP
 videos    H.264 in .mp4 files
 media     what a folder of samples holds: images or videos
 prompts   text files of prompts

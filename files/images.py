@@ -1,4 +1,4 @@
-"""Sets of images in the formats others use: .npz files and folders of PNG files."""
+"""Sets of images in the formats others use: .npz files and folders of pictures."""
 
 import math
 import os
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.whole import UNREADABLE, write_atomic
+from files.pictures import HELD, PictureFolder, Prepare
+from files.whole import write_atomic
 
 
 class Samples(NamedTuple):
@@ -21,10 +22,12 @@ class Samples(NamedTuple):
     labels: NDArray[np.int64] | None
 
 
-def load_samples(path: Path | str) -> Samples:
-    """Samples from an `.npz` (arr_0, arr_1 = labels), a folder of PNGs, or a run's folder.
+def load_samples(path: Path | str, prepare: Prepare | None = None) -> Samples:
+    """Samples from an `.npz` (arr_0, arr_1 = labels), a folder of pictures, or a run's folder.
 
-    Raises FileNotFoundError or ValueError saying what was expected.
+    `prepare` brings the pictures of a folder to one size, if they have several.  Pictures that are
+    more than a gigabyte are a `PictureFolder`, which is read batch by batch.  Raises
+    FileNotFoundError or ValueError saying what was expected.
     """
     path = Path(path)
     if (path / "samples.npz").is_file():
@@ -32,27 +35,62 @@ def load_samples(path: Path | str) -> Samples:
     if (path / "videos").is_dir():
         raise FileNotFoundError(f"{path} holds videos: score them with `python -m scripts.vbench`")
     if path.is_dir():
-        return Samples(_read_pngs(path), None)
-    if path.suffix != ".npz" or not path.is_file():
+        return Samples(_pictures(path, prepare), None)
+    if path.suffix.lower() != ".npz" or not path.is_file():
         raise FileNotFoundError(
-            f"no samples at {path}: give an .npz file, a folder of PNG files or a finished run"
+            f"no samples at {path}: give an .npz file, a folder of pictures or a finished run"
         )
+    images, labels = _arrays(path)
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
+            f"{images.shape}"
+        )
+    return Samples(images, labels)
+
+
+def _pictures(folder: Path, prepare: Prepare | None) -> Any:
+    """The pictures of a folder: an array, or what is read as one if that would be large."""
+    if (folder / "manifest.json").is_file():  # its sheet of pictures is no sample
+        raise FileNotFoundError(
+            f"{folder} is a run without samples.npz: run the command that sampled it again"
+        )
+    pictures = PictureFolder(folder, prepare)
+    return np.asarray(pictures) if pictures.nbytes <= HELD else pictures
+
+
+class Lacking(ValueError):
+    """A whole file without what is looked for in it."""
+
+
+def _arrays(path: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+    """arr_0 and arr_1 of an .npz file.  Raises ValueError if it is damaged or has no arr_0."""
     try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.namelist()
+        if "arr_0.npy" not in members:
+            names = ", ".join(name.removesuffix(".npy") for name in members[:8]) or "nothing"
+            raise Lacking(
+                f"{path} has no arr_0 but {names}: save the images with np.savez(FILE, arr_0=images)"
+            )
         images = _memory_map(path, "arr_0.npy")
         arrays = read_npz(path, ("arr_1",) if images is not None else ("arr_0", "arr_1"))
         images = arrays["arr_0"] if images is None else images
-    except UNREADABLE as error:
+    except Lacking:
+        raise
+    except Exception as error:  # a damaged header can raise anything
+        raise ValueError(f"{path} is damaged ({error}): make or fetch it again") from None
+    labels = arrays.get("arr_1")
+    if labels is None:
+        return images, None
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"{path} is damaged or has no arr_0 ({error}): remove it and sample again"
-        ) from None
-    labels = arrays["arr_1"].astype(np.int64) if "arr_1" in arrays else None
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}"
+            f"{path}: arr_1 must be the labels of {len(images)} images, integers, got {labels.dtype} "
+            f"{labels.shape}: mend or remove it"
         )
-    return Samples(images, labels)
+    return images, labels.astype(np.int64)
 
 
 def _memory_map(path: Path, member: str) -> NDArray[Any] | None:
@@ -78,35 +116,6 @@ def _memory_map(path: Path, member: str) -> NDArray[Any] | None:
         if dtype.hasobject or 0 in shape:
             return None
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
-
-
-def _read_pngs(folder: Path) -> NDArray[np.uint8]:
-    """All PNG files of a folder by name, each decoded into its place in one array."""
-    from tqdm import tqdm
-
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise FileNotFoundError(f"no PNG files and no samples.npz in {folder}")
-    first = _read_png(files[0])
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for i, file in enumerate(tqdm(files, desc="reading", leave=False, delay=2)):
-        pixels = _read_png(file)
-        if pixels.shape != first.shape:
-            raise ValueError(f"{file} is {pixels.shape}, but {files[0].name} {first.shape}")
-        images[i] = pixels
-    return images
-
-
-def _read_png(file: Path) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of 1 or 3 channels."""
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                raise ValueError(f"{file} has mode {image.mode}: only 8-bit PNG files are read")
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it or make it again") from None
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:

@@ -65,6 +65,8 @@ def reference_words(record: Record) -> str:
         return "no reference"
     reduced = record.get("preprocess")
     size = f", both at {reduced['size']} pixels by {reduced['name']}" if reduced else ""
+    if not reduced and record.get("size"):  # records did not always tell
+        size = f", {'both' if record['reference_size'] else 'samples'} of {record['size']} pixels"
     return (
         f"reference `{record['reference']}` ({record['reference_n']} images, "
         f"{record['reference_digest']}){size}"
