@@ -33,7 +33,7 @@ from experiments.evaluate import Evaluator, ReferenceSource
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
-from files.prompts import read_prompts
+from files.prompts import listed_prompts, read_prompts
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
 from models.weights import has_bf16
@@ -252,7 +252,11 @@ def prompts_of(prompts: str | ListConfig | None) -> list[str]:
             "a text-to-image model needs prompts: prompts=FILE with one a line, or "
             "prompts='[a cat,a dog]'"
         )
-    return read_prompts(Path(prompts)) if isinstance(prompts, str) else [str(p) for p in prompts]
+    if isinstance(prompts, str):
+        return read_prompts(Path(prompts))
+    if not isinstance(prompts, ListConfig):
+        raise ValueError(f"prompts must be a file or a list, got {prompts!r}: prompts='[a cat]'")
+    return listed_prompts(plain(prompts))
 
 
 def settings_of(cfg: DictConfig, backbone: Backbone, spacing: Any, names: str) -> Settings:

@@ -93,6 +93,8 @@ def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tens
         raise
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).strip().partition("\n")[0][:200]
+        if "weights_only" in str(error):  # torch's advice is to run it
+            reason = "it holds more than tensors, which is not loaded"
         raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")

@@ -105,7 +105,7 @@ def test_every_config_is_pinned_here():
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
     small = {"cifar10", "digits"}
     assert names("reference") == {*REFERENCE_BATCHES, *coco, *small, "adm", "custom", "none"}
-    assert config("reference", "custom", "reference.images.path=x").floor is None
+    assert config("reference", "custom", "reference.images.path=x").floor.path is None
     none = config("reference", "none")
     assert none.name == "none" and none.floor is None and "images" not in none
 
