@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from files.fetch import fetch
 from files.places import downloads
-from models.weights import tensors_in
+from models.weights import reason, tensors_in
 
 File = Path | str | None
 
@@ -202,8 +202,3 @@ def clip_network(
             "pass its path as metrics.pretrained"
         ) from None
     return net, prepare
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an error says."""
-    return str(error).strip().partition("\n")[0][:200]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from sampling.options import check_choice
 
 Net = TypeVar("Net", bound=nn.Module)
 
+UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -92,13 +94,19 @@ def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tens
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().partition("\n")[0][:200]
-        if "weights_only" in str(error):  # torch's advice is to run it
-            reason = "it holds more than tensors, which is not loaded"
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason(error)}): {remedy}"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")
     return weights
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in short; of a file that is not safe not torch's advice to run it."""
+    if "weights_only" in str(error):
+        return "it holds more than tensors, which is not loaded"
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def check_fit(shapes: dict[str, list[int]], weights: dict[str, Tensor], path: Path) -> None:
@@ -138,3 +146,14 @@ def hash_state(digest: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(key.encode())
         digest.update(flat.view(torch.uint8).numpy().data)  # NumPy knows no bfloat16
+
+
+def public_config(config: Mapping[str, Any]) -> str:
+    """What the config of a library's network says of the network, as text."""
+    public = {key: config[key] for key in config if key[0] != "_" and key not in UNIMPORTANT}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the config of a library's network."""
+    return hashlib.sha256(public_config(config).encode()).hexdigest()

@@ -107,5 +107,5 @@ def test_cosines_below_zero_are_scores(tmp_path, name):
     path.write_text(json.dumps({name: [-0.012, videos]}))
     results = read_results([path])
     assert results[name].value == -0.012 and results[name].se == pytest.approx(0.038)
-    others = {key: results[name] for key in DIMENSIONS}
+    others = dict.fromkeys(DIMENSIONS, results[name])
     assert aggregate(others)["semantic"].value < 0
