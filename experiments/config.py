@@ -8,6 +8,7 @@ import errno
 import functools
 import hashlib
 import inspect
+import io
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
+from files.whole import printable
 from models.adm.cards import Card, card_names, read_card
 from models.backbone import Backbone
 from models.weights import has_bf16
@@ -143,6 +145,9 @@ def _terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± shows a substitute
+            stream.reconfigure(errors="backslashreplace")
     try:
         function(*args)
     except KeyboardInterrupt:
@@ -184,7 +189,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").partition("/")
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}"
-    text = " ".join(str(error).split())
+    text = printable(" ".join(str(error).split()))
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += "; free some space and run the same command to continue"

@@ -14,6 +14,9 @@ from uuid import uuid4
 # What NumPy and zipfile raise for a damaged .npz; a RuntimeError for one that seems encrypted.
 UNREADABLE = (KeyError, ValueError, OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile)
 
+# Control characters of terminals, and halves of characters that no encoding takes.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 PARTIAL = ".part-"  # begins the name of a file that is being written
 
 
@@ -85,3 +88,8 @@ def recorded_sha256(path: Path) -> str | None:
     if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):
         raise ValueError(f"{record} is not in the format of sha256sum: restore or remove it")
     return match[1].lower()
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what a terminal or a parser would take for a command."""
+    return CONTROL.sub(lambda match: " " if match[0] in "\t\n\r" else "\ufffd", text)

@@ -8,7 +8,8 @@ import base64
 import html
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from eval.records import Record, score
 from eval.scoring import METRICS
 from eval.sheets import INDEX
 from eval.table import Table, cutoff
+from report.escape import in_script
 from report.paper import Paper
 from report.words import format_score, metric_title, scored_sentence
 
@@ -40,24 +42,23 @@ def build_page(results: Path) -> str:
     folders = sorted(p.parent for p in results.glob("*/*/records.json"))
     if not folders:
         raise FileNotFoundError(f"no records under {results}: run make table1 MODEL=digits first")
-    curves = [_curves(p) for name in CURVES for p in folders if p.name == name]
+    curves = [_read(_curves, p) for name in CURVES for p in folders if p.name == name]
     data = {
-        "ablations": [_ablation(p) for p in folders if p.name == ABLATION],
+        "ablations": [_read(_ablation, p) for p in folders if p.name == ABLATION],
         "curves": curves,
         "dials": _dials([p for p in folders if p.name.startswith(DIAL)]),
     }
     paper = [_paper_table(results / "paper" / f"{name}.yaml", folders) for name in PAPER_TABLES]
     parts = {
-        "style": (ASSETS / "page.css").read_text(),
-        "script": (ASSETS / "page.js").read_text(),
-        # "</" would end the script element early.
-        "data": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "script": (ASSETS / "page.js").read_text(encoding="utf-8"),
+        "data": in_script(data),
         "paper": "\n".join(paper),
         "ours": "\n".join(_full_table(data) for data in curves),
     }
-    page = (ASSETS / "page.html").read_text()
-    for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text)
+    page = (ASSETS / "page.html").read_text(encoding="utf-8")
+    # In one pass: what is put in may have such a mark in it.
+    page = re.sub(f"<!--({'|'.join(parts)})-->", lambda match: parts[match[1]], page)
     if len(page.encode()) > LIMIT:
         raise ValueError(
             f"the page would have {len(page.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: remove "
@@ -67,6 +68,16 @@ def build_page(results: Path) -> str:
 
 
 # --- data of the charts and pictures ------------------------------------------------------------
+
+
+def _read(part: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """A part of the page; ValueError for records that were changed by other hands."""
+    try:
+        return part(folder)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"the records in {folder} are damaged ({error!r}): remove them and run again"
+        ) from None
 
 
 def _ablation(folder: Path) -> dict[str, Any]:
@@ -153,7 +164,7 @@ def _scores(record: Record, metrics: Sequence[str], of: str = "scores") -> dict[
 
 def _triple(metric: str, value: Score | None) -> list[Any] | None:
     """Value, half the 95% interval (null if there is none), and both as they are printed."""
-    if value is None:
+    if value is None or not math.isfinite(value.value):
         return None
     half = None if math.isnan(value.se) else round(value.half, 5)
     return [round(value.value, 5), half, format_score(metric, value)]
@@ -169,15 +180,31 @@ def _sheets(folder: Path) -> dict[str, Any] | None:
     if not (folder / INDEX).is_file():
         return None
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        for sheet in index["sheets"].values():
-            content = (folder / sheet.pop("file")).read_bytes()
-            sheet["image"] = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
-    except (KeyError, ValueError, OSError):
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shown = {key: int(index[key]) for key in ("count", "width", "height")}
+        titles = index["titles"] and [str(title) for title in index["titles"]]
+        if any(not 0 < number < 10_000 for number in shown.values()):
+            raise ValueError
+        if titles and len(titles) != shown["count"]:
+            raise ValueError
+        sheets = {str(steps): _sheet(folder, sheet) for steps, sheet in index["sheets"].items()}
+        return {**shown, "titles": titles, "sheets": sheets}
+    except (LookupError, ValueError, TypeError, AttributeError, OSError):
         raise ValueError(
             f"the pictures in {folder} are damaged or incomplete: remove {INDEX} and make them anew"
         ) from None
-    return index
+
+
+def _sheet(folder: Path, sheet: dict[str, Any]) -> dict[str, Any]:
+    """Rows and picture of a contact sheet, which is a WebP file of that very folder."""
+    name = sheet["file"]
+    if not re.fullmatch(r"[\w.-]+\.webp", name) or (folder / name).is_symlink():
+        raise ValueError(f"{name} is no sheet of {folder}")
+    content = (folder / name).read_bytes()
+    if (content[:4], content[8:12]) != (b"RIFF", b"WEBP"):
+        raise ValueError(f"{name} is no picture")
+    image = f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+    return {"rows": [str(row) for row in sheet["rows"]], "image": image}
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -260,7 +287,7 @@ def _row(entries: Sequence[Entry]) -> str:
     cells = []
     for i, (text, number) in enumerate(entries):
         tag = 'th scope="row"' if i == 0 else "td"
-        value = "" if number is None else f' data-value="{number}"'
+        value = "" if number is None else f' data-value="{html.escape(str(number))}"'
         absent = ' class="absent"' if text == "not run" else ""
         cells.append(f"<{tag}{value}{absent}>{html.escape(text)}</{tag[:2]}>")
     return f"<tr>{''.join(cells)}</tr>"

@@ -8,6 +8,7 @@ import numpy as np
 from eval.metrics import Score
 from eval.records import Record
 from eval.scoring import METRICS
+from files.whole import printable
 
 
 def metric_title(metric: str, extractor: str) -> str:
@@ -78,7 +79,7 @@ def sampling_sentence(config: dict[str, Any]) -> str:
     model = config["model"]
     checkpoint = model.get("checkpoint") or model.get("id") or model["sha256"][:12]
     precision = f", precision {model['precision']}" if "precision" in model else ""
-    return (
+    return printable(
         f"Model `{model['name']}`, checkpoint `{checkpoint}` "
         f"({model['sha256'][:12]}){precision}{_guidance_words(config)}; "
         f"spacing `{config['spacing']}`, seed {config['seed']}"

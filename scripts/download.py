@@ -41,7 +41,10 @@ class Asset:
 
     def get(self) -> str:
         digest = fetch(self.url, self.path, sha256=self.sha256, check=self.check)
-        return f"{self.path}  sha256 {digest[:16]}..."
+        known = (
+            "" if self.sha256 else " (no published one is known: it is recorded beside the file)"
+        )
+        return f"{self.path}  sha256 {digest[:16]}...{known}"
 
 
 @dataclass(frozen=True)

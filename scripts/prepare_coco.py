@@ -38,6 +38,9 @@ from files.whole import check_space, file_sha256, write_atomic, write_text
 
 URL_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 URL_IMAGES = "http://images.cocodataset.org/zips/val2014.zip"
+# As torchvision and others state them.
+SHA256_ANNOTATIONS = "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"
+SHA256_IMAGES = "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"
 CAPTIONS = "captions_val2014.json"
 NUM_IMAGES = 40504  # of the validation set
 SIZE = 256
@@ -151,7 +154,7 @@ def prepare_captions(args: argparse.Namespace) -> None:
     else:
         path = args.annotations or args.out / "annotations_trainval2014.zip"
         if not args.annotations:
-            fetch(URL_ANNOTATIONS, path, check=read_annotations)
+            fetch(URL_ANNOTATIONS, path, sha256=SHA256_ANNOTATIONS, check=read_annotations)
         annotations = read_annotations(path)
         entries = draw(annotations, args.count, args.seed)
         facts = {"source": "MS-COCO 2014, captions of the validation images"}
@@ -239,7 +242,7 @@ def prepare_images(args: argparse.Namespace) -> None:
     else:
         source = args.images or args.out / "val2014.zip"
         if not args.images:
-            fetch(URL_IMAGES, source, check=list_images)
+            fetch(URL_IMAGES, source, sha256=SHA256_IMAGES, check=list_images)
         files = list_images(source)
         if len(files) != NUM_IMAGES:
             print(f"note: {source} has {len(files)} images, MS-COCO 2014 val {NUM_IMAGES}")

@@ -23,6 +23,7 @@ from eval.preprocessing import Preprocessing
 from experiments.config import reported
 from files.images import load_samples
 from files.prompts import read_prompts
+from files.whole import file_sha256
 from scripts import prepare_coco
 
 IDS = [42, 73, 74, 133, 136, 139, 143, 164, 192, 196]
@@ -157,6 +158,11 @@ def test_captions_are_fetched_from_coco(coco, source, tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(prepare_coco, "URL_ANNOTATIONS", f"{url}/annotations_trainval2014.zip")
         monkeypatch.setattr(prepare_coco, "URL_IMAGES", f"{url}/val2014.zip")
+        for name, file in (
+            ("ANNOTATIONS", "annotations_trainval2014.zip"),
+            ("IMAGES", "val2014.zip"),
+        ):
+            monkeypatch.setattr(prepare_coco, f"SHA256_{name}", file_sha256(source / file))
         coco("captions", "--count", 5)
         coco("images")
         server.shutdown()
