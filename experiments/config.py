@@ -4,6 +4,7 @@ All of Hydra is here, and the rule by which errors end a command.
 """
 
 import argparse
+import codecs
 import errno
 import functools
 import hashlib
@@ -146,8 +147,9 @@ def _terminated(number: int, frame: object) -> None:
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows no ± shows a substitute
-            stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # where ± cannot be written, a substitute is
+            encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else None
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
         function(*args)
     except KeyboardInterrupt:
@@ -366,12 +368,14 @@ def options_of(group: str) -> list[str]:
 def reference_with(batch: str) -> str | None:
     """The reference under configs/reference that a published sample batch belongs to, or None."""
     for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
-        if batch in (yaml.safe_load(path.read_text()).get("published") or {}):
+        if batch in (yaml.safe_load(path.read_text(encoding="utf-8")).get("published") or {}):
             return path.stem
     return None
 
 
 def changed_option(options: DictConfig, protocol: str, names: Sequence[str]) -> str | None:
     """The first of the options that is not as configs/metrics/<protocol>.yaml states it."""
-    stated = yaml.safe_load(Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text())["options"]
+    stated = yaml.safe_load(
+        Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text(encoding="utf-8")
+    )["options"]
     return next((name for name in names if options.get(name) != stated[name]), None)

@@ -130,7 +130,9 @@ def vbench_record(run: Path) -> Record:
     manifest = read_manifest(run)
     assert manifest is not None
     path = run / "vbench" / FLICKERING
-    facts = json.loads(path.read_text()) if path.is_file() else {"static_filter": False}
+    facts = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"static_filter": False}
+    )
     return {
         "protocol": "vbench",
         "n": manifest["num_samples"],

@@ -109,13 +109,25 @@ def _record(path: Path, digest: str) -> None:
 
 
 def _verify(file: Path, expected: str | None, check: Check) -> str:
-    """The file's SHA-256; ValueError if it is not the expected or `check` objects."""
+    """The file's SHA-256; ValueError if it is not the expected, a web page, or `check` objects."""
+    if check is None and expected is None:
+        _check_content(file)
     if check:
         check(file)
     digest = file_sha256(file)
     if expected not in (None, digest):
         raise ValueError(f"expected SHA-256 {expected}, got {digest}")
     return digest
+
+
+def _check_content(file: Path) -> None:
+    """All that can be said against a file of which nothing is known."""
+    with file.open("rb") as content:
+        head = content.read(512).lstrip().lower()
+    if not head:
+        raise ValueError("it is empty")
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise ValueError("it is a web page")
 
 
 def _verify_existing(path: Path, sha256: str | None, check: Check) -> str:
@@ -171,10 +183,15 @@ class Origin(NamedTuple):
 def _read_origin(path: Path) -> Origin | None:
     """The origin of `<path>.part`, None if there is none or nobody knows it."""
     try:
-        origin = Origin(**json.loads(_beside(path, ".part.json").read_text()))
+        origin = Origin(**json.loads(_beside(path, ".part.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return origin if _part_size(path) else None
+    sane = isinstance(origin.url, str) and isinstance(origin.size, int | None)
+    # What is sent to the server, as it came: on one line.
+    sane = sane and re.fullmatch(r"[^\x00-\x1f]*", str(origin.validator or "")) is not None
+    return (
+        origin if sane and isinstance(origin.validator, str | None) and _part_size(path) else None
+    )
 
 
 def _download(url: str, path: Path, attempts: int) -> None:

@@ -82,7 +82,9 @@ def stored_x0_variance(backbone: Backbone) -> NDArray[np.float64]:
         path = folder / _name(backbone)
         if path.is_file():
             try:
-                return np.array(json.loads(path.read_text())["x0_variance"], dtype=np.float64)
+                return np.array(
+                    json.loads(path.read_text(encoding="utf-8"))["x0_variance"], dtype=np.float64
+                )
             except (ValueError, KeyError, TypeError):
                 raise ValueError(
                     f"{path} is damaged: remove it and run `python -m scripts.variance`"

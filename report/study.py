@@ -222,7 +222,7 @@ def text(study: Study, theory: Theory) -> str:
         **_dial(study, 10),
         **_on_natural_images(study.natural),
     }
-    return Path(__file__).with_suffix(".md").read_text().format_map(slots)
+    return Path(__file__).with_suffix(".md").read_text(encoding="utf-8").format_map(slots)
 
 
 def _protocol(study: Study) -> Slots:

@@ -153,7 +153,7 @@ def published_batches() -> dict[str, str]:
 def _configs(group: str) -> dict[str, Any]:
     """Name -> what stands in the file, for all of configs/<group>."""
     paths = sorted(Path(CONFIGS, group).glob("*.yaml"))
-    return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def suite(path: Path) -> tuple[list[str], list[str]]:
     Two of the 946 entries repeat a prompt: all videos lie in one folder, so it is sampled once.
     """
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8"))
         pairs = [(e["prompt_en"], e["dimension"]) for e in entries]
     except FileNotFoundError:
         raise FileNotFoundError(

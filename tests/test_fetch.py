@@ -688,3 +688,31 @@ def test_a_password_is_not_printed(tmp_path):
     with pytest.raises(ValueError, match=r"127\.0\.0\.1 with a user's name or password") as caught:
         fetch("http://user:secretpw@127.0.0.1:1/x", tmp_path / NAME)
     assert "secretpw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [HTML, b"\n <html>error</html>", b""])
+def test_a_page_in_place_of_the_file_is_noticed_without_hash_and_check(server, tmp_path, content):
+    server.content = content
+    with pytest.raises(ValueError, match=r"is not the file it should be: it is (a web page|empty)"):
+        fetch(server.url, tmp_path / NAME)
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"validator": ["x"], "size": 300_000},
+        {"validator": "x\r\nEvil: 1", "size": 300_000},
+        {"validator": None, "size": "many"},
+        {"url": 1, "validator": None, "size": None},
+        [1],
+        "text",
+    ],
+    ids=str,
+)
+def test_what_is_noted_of_a_part_may_be_spoilt(server, tmp_path, facts):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:100])
+    facts = {"url": server.url, **facts} if isinstance(facts, dict) else facts
+    (tmp_path / f"{NAME}.part.json").write_text(json.dumps(facts))
+    assert fetch(server.url, tmp_path / NAME, sha256=DIGEST) == DIGEST
+    assert server.if_ranges == [None]

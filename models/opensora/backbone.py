@@ -158,7 +158,7 @@ def network_options(id: str, revision: str | None) -> dict[str, Any]:
     """The options of STDiT2 that config.json states; what else it holds changes no number."""
     path = hub_file(id, "config.json", revision, "model.id")
     try:
-        stated = json.loads(path.read_text())
+        stated = json.loads(path.read_text(encoding="utf-8"))
         options = {key: stated[key] for key in signature(STDiT2).parameters if key in stated}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
