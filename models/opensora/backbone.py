@@ -73,6 +73,7 @@ def load(
     if not untrained:
         decoder, vae_sha256 = load_vae(vae, dtype, device)
         parts = {"vae_config": config_digest(decoder.config)}
+        parts |= {"network_config": config_digest(network_options(id, revision))}
         sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
     return Backbone(
         network=VideoNetwork(net, guidance_scale, guided_channels),

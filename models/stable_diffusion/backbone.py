@@ -16,7 +16,7 @@ from models.backbone import Backbone, optimized
 from models.stable_diffusion.pipeline import (
     load_pipeline,
     pipeline_digest,
-    schedule_facts,
+    pipeline_facts,
     tokens_digest,
 )
 from models.weights import dtype_named
@@ -82,7 +82,7 @@ def load(
             pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size
         ),
         evaluations_per_call=1 + guided,
-        parts={"scheduler": schedule_facts(config)},
+        parts=pipeline_facts(pipe, config),
         encoding=tokens_digest(pipe, [*texts, negative_prompt or ""]),
     )
 

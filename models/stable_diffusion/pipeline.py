@@ -12,6 +12,15 @@ from models.hub import WITHDRAWN, check_filled, check_pipeline_id, remedied
 from models.weights import hash_state, public_config
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
+# Where parts of a pipeline may be from; null where there is none.
+LIBRARIES = (
+    None,
+    "diffusers",
+    "transformers",
+    "sampling.schedulers",
+    "skipped_step.schedulers",
+    "stable_diffusion",
+)
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 # What of a scheduler's config decides pixels here: our samplers and spacings take the place of its own.
 SCHEDULE = (
@@ -39,12 +48,15 @@ def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: tor
     check_pipeline_id(id)
     with remedied(id, "model.id", hint=WITHDRAWN):
         index = DiffusionPipeline.load_config(id, revision=revision)
+    if not isinstance(index, Mapping):
+        raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in kinds:
         raise ValueError(
             f"{id} is a {name}: only {' and '.join(kinds)} can be sampled here; any other "
             "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
         )
+    _check_parts(id, index)
     # The checker would replace images, silently, by black ones.
     more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
@@ -83,6 +95,17 @@ def load_network(id: str, name: str, index: Mapping[str, Any], source: Mapping[s
     return network
 
 
+def _check_parts(id: str, index: Mapping[str, Any]) -> None:
+    """Raise ValueError if model_index.json names a module of others: diffusers would import it."""
+    for part, stated in index.items():
+        is_part = isinstance(stated, Sequence) and not isinstance(stated, str) and part[:1] != "_"
+        if is_part and stated[:1] and stated[0] not in LIBRARIES:
+            raise ValueError(
+                f"{id}'s {part} is of {stated[0]!r}, which is not imported: only parts of "
+                f"{', '.join(map(str, LIBRARIES[1:]))} are loaded"
+            )
+
+
 def _not_about_the_safety_checker(record: logging.LogRecord) -> bool:
     return "safety checker" not in record.getMessage()
 
@@ -99,6 +122,13 @@ def pipeline_digest(pipe: Any) -> str:
         state = network.state_dict()
         hash_state(digest, {f"{key} {value.dtype}": value for key, value in state.items()})
     return digest.hexdigest()
+
+
+def pipeline_facts(pipe: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What pixels depend on besides the networks and the tokens; `config` is the scheduler's."""
+    zeros = pipe.config.get("force_zeros_for_empty_prompt")  # of XL
+    facts = {} if zeros is None else {"force_zeros_for_empty_prompt": zeros}
+    return {"scheduler": schedule_facts(config), **facts}
 
 
 def schedule_facts(config: Mapping[str, Any]) -> dict[str, Any]:
