@@ -170,9 +170,8 @@ def test_zero_snr_with_epsilon_is_one_line(command, mine):
         refused(command(sample, *of_sd(folder)), "where epsilon says nothing of the image")
 
 
-@pytest.mark.parametrize("pair", [[16, 24], [24, 16]])
-def test_a_network_for_images_that_are_no_squares(command, mine, pair, tmp_path):
-    folder = mine("sd")
+def test_a_network_for_images_that_are_no_squares(command, mine, tmp_path):
+    folder, pair = mine("sd"), [16, 24]
     edit(folder / "unet/config.json", sample_size=pair)
     done(command(sample, *of_sd(folder)))
     with np.load(tmp_path / "here/samples.npz") as file:
@@ -183,8 +182,7 @@ def test_a_network_for_images_that_are_no_squares(command, mine, pair, tmp_path)
             load(str(folder), ["a cat"])
 
 
-@pytest.mark.parametrize("pair", [16, [16, 24]])
-@pytest.mark.parametrize("negative", [None, "", "blurry"])
+@pytest.mark.parametrize(("negative", "pair"), [(None, 16), ("", [16, 24]), ("blurry", 16)])
 def test_xl_is_told_what_its_pipeline_tells_it(mine, negative, pair):
     """No negative prompt is zeros in XL, an empty one is the encoded empty text."""
     folder = mine("xl")
