@@ -206,6 +206,8 @@ class Settings:
         if backbone.prompts is not None:
             digest = prompts_digest(backbone.prompts)
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
+            if backbone.encoding is not None:
+                config["prompts"]["tokens"] = backbone.encoding
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
             config["names"] = self.names
@@ -284,7 +286,7 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
         identity["schedule"], identity["shape"] = backbone.schedule.name, list(backbone.shape)
         # Heads and the order of attention change pixels, but no key and no shape.
         identity["network"] = read_card(model["card"]).network
-    return {**identity, "sha256": backbone.sha256, "clip": backbone.clip}
+    return {**identity, **backbone.parts, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:

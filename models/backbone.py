@@ -1,6 +1,6 @@
 """What every pretrained model looks like to the rest: one small record, bound to labels by `given`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,7 +35,8 @@ class Backbone:
     says whether x0 is limited to [-1, 1] (pixel models).  `shape` is the shape of one sample in
     the network's space; `decode` turns final samples into uint8 images [B, H, W, C] or videos
     [B, T, H, W, C], and `media` says how these are stored.  `sha256` is the checkpoint's and goes
-    into every manifest.
+    into every manifest, as do `parts`, what else pixels depend on that neither the checkpoint nor the
+    model's config tells, and `encoding`, a digest of what the network is told of the prompts.
 
     `num_classes` is the number of labels that a sample can be made for, by a class-conditional
     network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
@@ -61,6 +62,8 @@ class Backbone:
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
     memory: Callable[[int], float] | None = None
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    encoding: str | None = None
     room: Room = field(default_factory=lambda: Room(REMEDY))
     decoding: Room = field(default_factory=lambda: Room(REMEDY))
 

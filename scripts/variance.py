@@ -10,7 +10,8 @@ that the network was not trained on.
 import numpy as np
 import torch
 
-from experiments.config import composed, images_of, load_backbone, parser, reported
+from experiments.config import composed, images_of, load_backbone, parser
+from experiments.endings import reported
 from models.variance import measure_x0_variance, save_x0_variance
 
 

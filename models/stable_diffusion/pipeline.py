@@ -1,17 +1,39 @@
-"""Published pipelines of diffusers, and the digest of what they hold."""
+"""Published pipelines of diffusers, and what identifies them: networks, schedule, tokens."""
 
 import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from models.hub import WITHDRAWN, check_pipeline_id, remedied
-from models.weights import hash_state
+from models.hub import WITHDRAWN, check_filled, check_pipeline_id, remedied
+from models.weights import hash_state, public_config
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
-UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
+# Where parts of a pipeline may be from; null where there is none.
+LIBRARIES = (
+    None,
+    "diffusers",
+    "transformers",
+    "sampling.schedulers",
+    "skipped_step.schedulers",
+    "stable_diffusion",
+)
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+# What of a scheduler's config decides pixels here: our samplers and spacings take the place of its own.
+SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "snr_shift_scale",
+    "set_alpha_to_one",
+)
 
 
 def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
@@ -25,19 +47,63 @@ def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: tor
     kinds = {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
     check_pipeline_id(id)
     with remedied(id, "model.id", hint=WITHDRAWN):
-        name = DiffusionPipeline.load_config(id, revision=revision).get("_class_name")
-    if name not in kinds:
+        index = DiffusionPipeline.load_config(id, revision=revision)
+    if not isinstance(index, Mapping):
+        raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in kinds:
         raise ValueError(
             f"{id} is a {name}: only {' and '.join(kinds)} can be sampled here; any other "
             "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
         )
+    _check_parts(id, index)
     # The checker would replace images, silently, by black ones.
     more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
+    source = {"revision": revision, "variant": variant, "dtype": dtype}
+    more |= {name: load_network(id, name, index, source) for name in NETWORKS if name in index}
     with remedied(id, "model.id", hint=WITHDRAWN):
-        return kinds[name].from_pretrained(
-            id, revision=revision, variant=variant, dtype=dtype, **more
-        )
+        return kinds[name].from_pretrained(id, **source, **more)
+
+
+def load_network(id: str, name: str, index: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
+    """A network of a pipeline, of which every weight stands in its files.
+
+    What is not there diffusers and transformers fill with random numbers, others each time.  Raises
+    FileNotFoundError as `load_pipeline`, ValueError for a class that such pipelines do not have.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    encoders = (CLIPTextModel, CLIPTextModelWithProjection)
+    classes: dict[str, Any] = {
+        c.__name__: c for c in (AutoencoderKL, UNet2DConditionModel, *encoders)
+    }
+    stated = index[name][1] if isinstance(index[name], Sequence) and len(index[name]) == 2 else None
+    if not isinstance(stated, str) or stated not in classes:
+        raise ValueError(f"{id}'s {name} is a {stated}: only {', '.join(classes)} are sampled here")
+    how = {"subfolder": name, **source, "output_loading_info": True}
+    with remedied(id, "model.id", f"the {name} of ", hint=WITHDRAWN):
+        try:
+            network, info = classes[stated].from_pretrained(id, **how)
+        except OSError:
+            if source["variant"] is None:
+                raise
+            # Not every part has the variant; the pipeline takes such a part as it is, too.
+            network, info = classes[stated].from_pretrained(id, **{**how, "variant": None})
+    check_filled(info["missing_keys"], id, "model.id", f"the {name} of ")
+    return network
+
+
+def _check_parts(id: str, index: Mapping[str, Any]) -> None:
+    """Raise ValueError if model_index.json names a module of others: diffusers would import it."""
+    for part, stated in index.items():
+        is_part = isinstance(stated, Sequence) and not isinstance(stated, str) and part[:1] != "_"
+        if is_part and stated[:1] and stated[0] not in LIBRARIES:
+            raise ValueError(
+                f"{id}'s {part} is of {stated[0]!r}, which is not imported: only parts of "
+                f"{', '.join(map(str, LIBRARIES[1:]))} are loaded"
+            )
 
 
 def _not_about_the_safety_checker(record: logging.LogRecord) -> bool:
@@ -52,8 +118,39 @@ def pipeline_digest(pipe: Any) -> str:
         if network is None:
             continue
         config = network.config if isinstance(network.config, dict) else network.config.to_dict()
-        public = {key: config[key] for key in config if key[0] != "_" and key not in UNIMPORTANT}
-        digest.update(f"{name} {json.dumps(public, sort_keys=True, default=str)}".encode())
+        digest.update(f"{name} {public_config(config)}".encode())
         state = network.state_dict()
         hash_state(digest, {f"{key} {value.dtype}": value for key, value in state.items()})
+    return digest.hexdigest()
+
+
+def pipeline_facts(pipe: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What pixels depend on besides the networks and the tokens; `config` is the scheduler's."""
+    zeros = pipe.config.get("force_zeros_for_empty_prompt")  # of XL
+    facts = {} if zeros is None else {"force_zeros_for_empty_prompt": zeros}
+    return {"scheduler": schedule_facts(config), **facts}
+
+
+def schedule_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a scheduler's config decides pixels; many betas by their digest."""
+    facts = {key: config[key] for key in SCHEDULE if config.get(key) is not None}
+    if "trained_betas" in facts:
+        betas = json.dumps([float(beta) for beta in facts["trained_betas"]])
+        facts["trained_betas"] = hashlib.sha256(betas.encode()).hexdigest()[:12]
+    return facts
+
+
+def tokens_digest(pipe: Any, texts: Sequence[str], block: int = 1000) -> str:
+    """SHA-256 of what the tokenizers make of these texts: all that is left of a tokenizer in pixels."""
+    digest = hashlib.sha256()
+    for name in TOKENIZERS:
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is None:
+            continue
+        for i in range(0, len(texts), block):
+            length = tokenizer.model_max_length
+            ids = tokenizer(
+                list(texts[i : i + block]), padding="max_length", max_length=length, truncation=True
+            ).input_ids
+            digest.update(json.dumps(ids).encode())
     return digest.hexdigest()
