@@ -23,6 +23,7 @@ from sampling.samplers import check_sampler, check_schedule
 
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
+PAPERS_CUTOFF = 291
 NOISES = ("per_step", "brownian")
 NAMES = ("id", "prompt")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
@@ -31,7 +32,11 @@ LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems 
 FORMER_LOADERS = {"models.adm.load": "models.checkpoints.load"}
 # Options that a loader got later, with what held before: a config that says no more than that stays
 # the config that it was.
-LATER_OPTIONS = {"models.digits.load": {"precision": "fp32"}}
+LATER_OPTIONS: dict[str, dict[str, Any]] = {
+    "models.adm.load": {"flags": None},
+    "models.digits.load": {"precision": "fp32"},
+    "models.function.load": {"precision": "fp32"},
+}
 
 
 @dataclass(frozen=True)
@@ -208,6 +213,7 @@ class Settings:
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
             if backbone.encoding is not None:
                 config["prompts"]["tokens"] = backbone.encoding
+        if backbone.prompts is not None or backbone.evaluations_per_call > 1:
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):
             config["names"] = self.names
@@ -256,6 +262,12 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     check_sampler(name, stated, kinds)
     options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
+        if options.get(option) == PAPERS_CUTOFF < T != 1000:
+            raise ValueError(
+                f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
+                f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them, "
+                f"in an experiment experiment.rows.NAME.{option}=..."
+            )
         if option in options and options[option] > T:
             raise ValueError(
                 f"{option} must be in 0..{T} (0: all Skipped-Step, {T}: all DDIM), "
@@ -279,14 +291,14 @@ def _identity(model: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
             del identity[key]
     identity["_target_"] = FORMER_LOADERS.get(loader, loader)
     for key in ("checkpoint", "id", "text_encoder", "vae"):
-        if key in identity:
+        if identity.get(key):
             identity[key] = Path(identity[key]).name
-    if "card" in identity:
+    if identity.get("card"):
         identity["card"] = Path(identity["card"]).stem
         identity["schedule"], identity["shape"] = backbone.schedule.name, list(backbone.shape)
         # Heads and the order of attention change pixels, but no key and no shape.
         identity["network"] = read_card(model["card"]).network
-    return {**identity, **backbone.parts, "sha256": backbone.sha256, "clip": backbone.clip}
+    return {**identity, **backbone.facts, "sha256": backbone.sha256, "clip": backbone.clip}
 
 
 def prompts_digest(prompts: Sequence[str]) -> str:

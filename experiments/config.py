@@ -35,6 +35,7 @@ from experiments.endings import reported, terminated
 from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
 from experiments.settings import (
     LOGGERS,
+    MISSING,
     Checker,
     callable_at,
     check_launcher,
@@ -74,6 +75,7 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     reported(_check_command_line, config)
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
@@ -87,6 +89,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     """
     _register()
     GlobalHydra.instance().clear()
+    overrides = tuple(map(_quoted, overrides))
     check_words(config, typed(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
@@ -99,6 +102,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
         _check_trust(settings["trusted"], overrides)
+        _check_load(settings.get("model"), settings["trusted"], overrides)
         Checker(config, settings, typed(overrides), groups).check()
         return cfg
 
@@ -133,6 +137,15 @@ def _check_command_line(config: str) -> None:
     for job in _jobs(words) if args.multirun else [words]:
         cfg = composed(config, *job, with_hydra=True)
         _check_hydra(cfg.hydra, cfg.trusted, job)
+
+
+def _quoted(word: str) -> str:
+    """`model.flags=--a 1,2 --b=3` in quotes: it is a command line itself, and Hydra would take its
+    commas and equals signs for its own."""
+    name, _, value = word.partition("=")
+    if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
+        return word
+    return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
 
 
 def _refuse_flag(message: str) -> None:
@@ -204,6 +217,18 @@ def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
         )
 
 
+def _check_load(model: Any, trusted: Sequence[str], overrides: Sequence[str]) -> None:
+    """Whose function `model=function` calls is for the user to say, as whom to trust."""
+    load = model.get("load") if isinstance(model, dict) else None
+    if load in (None, MISSING) or any(key == "model.load" for key, _ in typed(overrides)):
+        return
+    if (package := str(load).partition(":")[0].partition(".")[0]) not in trusted:
+        raise ValueError(
+            f"a config names the function {load}: give model.load={load} on the command line, or "
+            f"trusted=[{package}]"
+        )
+
+
 def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str]) -> None:
     """Refuse code that a config smuggles into Hydra's own part, which runs it.
 
@@ -238,6 +263,10 @@ def _register() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    # `defaults: [/open/options@_here_]` is an empty `options` that takes any name.
+    opened = OmegaConf.create({"options": {}})
+    OmegaConf.set_struct(opened.options, False)
+    ConfigStore.instance().store(group="open", name="options", node=opened)
     for card in _adm_models():
         node = {
             "defaults": [

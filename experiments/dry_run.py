@@ -54,6 +54,8 @@ def _timed_backbone(cfg: Config) -> Backbone:
         changes["precision"] = "fp32"
     if takes_option(cfg, "encode"):
         changes["encode"] = False  # a large text encoder is not needed to measure speed
+    if takes_option(cfg.model, "fetch"):
+        changes["fetch"] = False  # nothing is downloaded in order to count
     try:
         return load_backbone(cfg, **changes)
     except FileNotFoundError as missing:

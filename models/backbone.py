@@ -35,8 +35,9 @@ class Backbone:
     says whether x0 is limited to [-1, 1] (pixel models).  `shape` is the shape of one sample in
     the network's space; `decode` turns final samples into uint8 images [B, H, W, C] or videos
     [B, T, H, W, C], and `media` says how these are stored.  `sha256` is the checkpoint's and goes
-    into every manifest, as do `parts`, what else pixels depend on that neither the checkpoint nor the
-    model's config tells, and `encoding`, a digest of what the network is told of the prompts.
+    into every manifest, as do `facts`, what else pixels depend on that neither the checkpoint nor the
+    model's config tells, in a form that JSON knows (where a name is that of a setting, they stand for
+    it), and `encoding`, a digest of what the network is told of the prompts.
 
     `num_classes` is the number of labels that a sample can be made for, by a class-conditional
     network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
@@ -61,8 +62,8 @@ class Backbone:
     prompts: tuple[str, ...] | None = None
     embed: Callable[[Tensor], Any] | None = None
     evaluations_per_call: int = 1
+    facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Callable[[int], float] | None = None
-    parts: Mapping[str, Any] = field(default_factory=dict)
     encoding: str | None = None
     room: Room = field(default_factory=lambda: Room(REMEDY))
     decoding: Room = field(default_factory=lambda: Room(REMEDY))
@@ -94,20 +95,33 @@ class ImageNetwork:
 
     With twice the channels of x the second half is the learned-variance fraction v.  An
     unconditional module (`conditional=False`) does not see the labels, which may still steer it
-    by guidance.
+    by guidance.  It is told `time_scale` times t.
     """
 
-    def __init__(self, net: nn.Module, conditional: bool = True):
+    def __init__(self, net: nn.Module, conditional: bool = True, time_scale: float = 1.0):
         self.net = net
         self.conditional = conditional
+        self.time_scale = time_scale
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
         y = condition if self.conditional else None
-        out = self.net(x, torch.full((len(x),), t, device=x.device), y)
+        told = torch.full((len(x),), t, device=x.device)
+        if self.time_scale != 1:
+            told = told * self.time_scale
+        out = self.net(x, told, y)
         if out.shape[1] == x.shape[1]:
             return out, None
         eps, v = out.chunk(2, dim=1)
         return eps, v
+
+
+def guided(given: Tensor, without: Tensor, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022): u + s (c - u) of outputs [B, C, ...].
+
+    In the first `channels` alone, where that is a number: the others are those with condition.
+    """
+    led = without[:, :channels] + scale * (given[:, :channels] - without[:, :channels])
+    return led if channels is None else torch.cat([led, given[:, channels:]], dim=1)
 
 
 def optimized(net: nn.Module, channels_last: bool, compile: bool) -> nn.Module:

@@ -74,17 +74,17 @@ def download_files(id: str, revision: str | None, patterns: list[str]) -> Path:
         return Path(snapshot_download(id, revision=revision, allow_patterns=patterns))
 
 
-def download_pipeline(id: str, revision: str | None, variant: str | None) -> Path:
+def download_pipeline(id: str, revision: str | None, variant: str | None, hint: str = "") -> Path:
     """Fetch what a diffusers pipeline needs from the hub into its cache; the folder there.
 
-    Raises FileNotFoundError as `hub_file`.
+    `hint` is told where there is none.  Raises FileNotFoundError as `hub_file`.
     """
     from diffusers import DiffusionPipeline
 
     check_pipeline_id(id)
     if Path(id).is_dir():
         return Path(id)
-    with remedied(id, "model.id", hint=WITHDRAWN):
+    with remedied(id, "model.id", hint=hint):
         return Path(DiffusionPipeline.download(id, revision=revision, variant=variant))
 
 

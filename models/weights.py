@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from sampling.options import check_choice
 
 Net = TypeVar("Net", bound=nn.Module)
+Shapes = dict[str, list[int]]
 
 UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Misfit(ValueError):
+    """A file's tensors are not a network's: the first `difference`, and all `shapes` of the file."""
+
+    def __init__(self, difference: str, shapes: Shapes):
+        super().__init__(f"{difference}; check the model's options")
+        self.difference, self.shapes = difference, shapes
 
 
 def dtype_named(precision: str) -> torch.dtype:
@@ -46,12 +55,12 @@ def load_weights(
 
     Every tensor goes straight to `device` in the dtype of the parameter that it fills, one at a
     time from a memory-mapped file: loading into half precision needs half the file's size, and
-    no second copy.  Raises ValueError naming the file and the `remedy` if it is damaged, or the
-    first key or shape that differs.
+    no second copy.  Raises ValueError naming the file and the `remedy` if it is damaged, `Misfit`
+    with the first key or shape that differs.
     """
     weights = read_weights(path, remedy)
     expected = net.state_dict()
-    check_fit({key: list(value.shape) for key, value in expected.items()}, weights, path)
+    check_fit(shapes_of(expected), weights, path)
     net.load_state_dict(
         {key: weights[key].to(device, value.dtype) for key, value in expected.items()}, assign=True
     )
@@ -109,16 +118,22 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def check_fit(shapes: dict[str, list[int]], weights: dict[str, Tensor], path: Path) -> None:
-    """Raise ValueError at the first key or shape in which `weights` differ from `shapes`."""
+def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
+    """Key -> shape, in order."""
+    return {key: list(value.shape) for key, value in weights.items()}
+
+
+def check_fit(shapes: Shapes, weights: dict[str, Tensor], path: Path) -> None:
+    """Raise `Misfit` at the first key or shape in which `weights` differ from `shapes`."""
     for key in [*shapes, *weights]:
         ours, theirs = shapes.get(key), weights.get(key)
         if ours is None or theirs is None or ours != list(theirs.shape):
             want = "no such key" if ours is None else f"shape {ours}"
             have = "no such key" if theirs is None else f"shape {list(theirs.shape)}"
-            raise ValueError(
+            raise Misfit(
                 f"{path} does not fit the network: at {key} the network has {want}, "
-                f"the file {have}; check the model's options"
+                f"the file {have}",
+                shapes_of(weights),
             )
 
 

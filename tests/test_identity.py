@@ -19,8 +19,8 @@ from experiments.cells import _identity as identity
 from experiments.config import composed, plain
 from models.backbone import Backbone
 from models.opensora import text
+from models.pipelines import schedule_facts
 from models.stable_diffusion import load
-from models.stable_diffusion.pipeline import schedule_facts
 
 
 @pytest.fixture(scope="module")

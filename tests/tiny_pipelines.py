@@ -149,10 +149,10 @@ def stable_diffusion_xl(folder: Path) -> Path:
 TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 1}
 
 
-def dit() -> DiTPipeline:
+def dit(**more) -> DiTPipeline:
     """Class-conditional; the network predicts a variance, too, and the batch is doubled."""
     torch.manual_seed(0)
-    options = {**TRANSFORMER, "in_channels": 4, "out_channels": 8, "norm_num_groups": 4}
+    options = {**TRANSFORMER, "in_channels": 4, "out_channels": 8, "norm_num_groups": 4, **more}
     net = DiTTransformer2DModel(**options, sample_size=8).eval()
     return DiTPipeline(net, vae(sample_size=16), DDPMScheduler(clip_sample=False))
 

@@ -1,4 +1,4 @@
-"""What is known of the published ADM checkpoints (cards.yaml), and of those of one's own."""
+"""What is known of the published ADM checkpoints (cards.yaml), and of those of one's own cards."""
 
 import hashlib
 import json
@@ -11,17 +11,72 @@ from typing import Any
 import torch
 
 from models.adm.networks import Classifier, UNet
-from models.weights import check_fit, read_weights
+from models.weights import Shapes, check_fit, read_weights, shapes_of
+from sampling import Schedule
 
 PUBLISHED = Path(__file__).with_name("cards.yaml")
 KINDS: dict[str, Callable[..., UNet | Classifier]] = {"unet": UNet, "classifier": Classifier}
 
 
-@dataclass(frozen=True)
-class Card:
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """The network of a checkpoint and the diffusion that it was trained for.
+
+    `network` are the options of `UNet` or `Classifier` (`kind`) in `models.adm.networks`, `schedule`
+    is the name of T = 1000 betas, `classifier` the card of one that guides it.  `sha256` is None
+    where it is not known beforehand.
+    """
+
+    image_size: int
+    network: dict[str, Any]
+    kind: str
+    sha256: str | None
+    schedule: str = "linear"
+    classifier: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a missing or damaged file."""
+        raise NotImplementedError
+
+    def misfit(self, shapes: Shapes) -> str:
+        """What to do about a file of these shapes, which are not the network's."""
+        return "check the model's options"
+
+    @property
+    def betas(self) -> Schedule:
+        return Schedule.named(self.schedule)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts, in the words of `sampling.denoise.implied_x0`."""
+        return "epsilon"
+
+    @property
+    def time_scale(self) -> float:
+        """What the network is told of timestep t, in units of t."""
+        return 1.0
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What pixels depend on besides the weights, as `Backbone.facts`."""
+        return {}
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Key -> shape, in order, of everything the checkpoint must hold."""
+        return shapes_of(self.build().state_dict())
+
+    def build(self) -> UNet | Classifier:
+        """The network on the meta device: its shape, without memory."""
+        with torch.device("meta"):
+            return KINDS[self.kind](**self.network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card(Blueprint):
     """What is known of one checkpoint.
 
-    `network` are the options of `UNet` or `Classifier` (`kind`) in `models.adm.networks`, and
     `precision` is that of the U-Net's torso as it was released.  `tensors`, `parameters` and
     `layout` say what the file must hold: `layout` is the SHA-256 of the ordered list of
     [key, shape].  `sha256` is None where its authors publish none.
@@ -29,18 +84,12 @@ class Card:
 
     name: str
     title: str
-    kind: str
     url: str
-    sha256: str | None
     licence: str
-    image_size: int
-    network: dict[str, Any]
     tensors: int
     parameters: int
     layout: str
-    schedule: str = "linear"
     precision: str = "fp32"
-    classifier: str | None = None
     reference: str | None = None
     notes: tuple[str, ...] = ()
     published: tuple[dict[str, Any], ...] = ()
@@ -52,16 +101,6 @@ class Card:
     @property
     def remedy(self) -> str:
         return f"fetch it with `python -m scripts.download {self.name}` or from {self.url}"
-
-    @cached_property
-    def shapes(self) -> dict[str, list[int]]:
-        """Key -> shape, in order, of everything the checkpoint must hold."""
-        return {key: list(value.shape) for key, value in self.build().state_dict().items()}
-
-    def build(self) -> UNet | Classifier:
-        """The network on the meta device: its shape, without memory."""
-        with torch.device("meta"):
-            return KINDS[self.kind](**self.network)
 
     def check_file(self, path: Path) -> None:
         """Raise ValueError unless the file is a checkpoint of exactly this card's layout."""

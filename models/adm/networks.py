@@ -10,7 +10,7 @@ Shapes: B images, C channels, H x W pixels, E = 4 * num_channels embedding featu
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,8 +74,8 @@ class Options:
 
     `channel_mult` are widths relative to `num_channels`, one a resolution.  `attention_ds` are
     down-sampling factors (image size divided by the resolution at which attention is applied).
-    `num_head_channels`, unless -1, overrides `num_heads`.  `norm_groups` is 32 in every published
-    checkpoint.
+    `num_head_channels`, unless -1, overrides `num_heads`, and `num_heads_upsample`, unless -1, is the
+    number on the upward path.  `norm_groups` is 32 in every published checkpoint.
     """
 
     num_channels: int
@@ -88,6 +88,7 @@ class Options:
     dropout: float = 0.0
     num_heads: int = 4
     num_head_channels: int = -1
+    num_heads_upsample: int = -1
     use_scale_shift_norm: bool = True
     resblock_updown: bool = True
     use_new_attention_order: bool = False
@@ -274,6 +275,8 @@ class UNet(_Encoder):
     def __init__(self, **options: Any):
         super().__init__(Options(**options))
         o, ch, ds = self.options, self.deepest_channels, self.deepest_ds
+        if o.num_heads_upsample != -1:
+            o = replace(o, num_heads=o.num_heads_upsample)
         skips = list(self.skip_channels)
         self.output_blocks = nn.ModuleList()
         for level, mult in reversed(list(enumerate(o.channel_mult))):

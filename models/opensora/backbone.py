@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from files.media import Videos
 from files.whole import file_sha256
-from models.backbone import Backbone, times
+from models.backbone import Backbone, guided, times
 from models.hub import check_filled, hub_file, remedied
 from models.opensora.stdit2 import STDiT2
 from models.weights import config_digest, dtype_named, load_weights, randomize, state_digest
@@ -60,7 +60,7 @@ def load(
     """
     video = Video(num_frames, height, width, fps, aspect_ratio)
     dtype = dtype_named(precision)
-    texts, guided = tuple(prompts), guidance_scale != 1
+    texts, is_guided = tuple(prompts), guidance_scale != 1
     cache = None
     if encode and not untrained:
         # Imported here because it takes diffusers and more, which the network itself needs not.
@@ -87,11 +87,11 @@ def load(
         device=torch.device(device),
         prompts=texts,
         embed=lambda labels: condition(
-            net, cache, [texts[i] for i in labels.tolist()], video, guided
+            net, cache, [texts[i] for i in labels.tolist()], video, is_guided
         ),
-        evaluations_per_call=1 + guided,
-        memory=lambda batch: peak_memory(net, (1 + guided) * batch, video),
-        parts=parts,
+        evaluations_per_call=1 + is_guided,
+        memory=lambda batch: peak_memory(net, (1 + is_guided) * batch, video),
+        facts=parts,
         encoding=cache.digest(texts) if cache else None,
     )
 
@@ -216,8 +216,7 @@ class VideoNetwork:
         if self.scale != 1:
             prompted, empty = output.chunk(2)
             n = x.shape[1] if self.guided_channels is None else self.guided_channels
-            led = empty[:, :n] + self.scale * (prompted[:, :n] - empty[:, :n])
-            output = torch.cat([led, prompted[:, n:]], dim=1)
+            output = guided(prompted, empty, self.scale, n)
         eps, v = output.to(x.dtype).chunk(2, dim=1)
         return eps, v
 

@@ -1,7 +1,6 @@
 """Stable Diffusion 1.x, 2.x and XL, through diffusers.
 
-pipeline.py loads a published pipeline and says what it holds (its digest); backbone.py makes a
-`Backbone` of it: text to condition, guidance, latents to images.  The .md files are the cards of
+backbone.py makes a `Backbone` of a published pipeline: text to condition, and guidance.  The .md files are the cards of
 the published models.
 """
 

@@ -6,22 +6,24 @@ Networks, tokenizers and text encoders are those of the published pipeline; the 
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from files.media import Images
-from models.backbone import Backbone, optimized, times
-from models.stable_diffusion.pipeline import (
+from models.backbone import Backbone, guided, optimized, times
+from models.hub import WITHDRAWN
+from models.pipelines import (
+    decode,
     load_pipeline,
     pipeline_digest,
     pipeline_facts,
+    prepare_vae,
     tokens_digest,
 )
 from models.weights import dtype_named
 
 Condition = dict[str, Any]
+KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def load(
@@ -53,19 +55,17 @@ def load(
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
-    pipe = load_pipeline(id, revision, variant, dtype)
+    pipe = load_pipeline(id, revision, variant, dtype, KINDS, WITHDRAWN)
     sha256 = pipeline_digest(pipe)
-    if dtype == torch.float16 and pipe.vae.config.get("force_upcast"):
-        pipe.vae.to(torch.float32)  # its activations are too large for half precision
+    prepare_vae(pipe.vae, dtype)
     pipe.to(device)
-    pipe.vae.enable_slicing()  # one image at a time: decoding needs more memory than a step
     config = inherited(pipe.scheduler.config, {"timestep_spacing": None})
     if pipe.scheduler.config.get("rescale_betas_zero_snr"):  # also to a class that does not read it
         check_zero_snr(f"the scheduler of {id} has a contradiction: ", config["prediction_type"])
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
     height, width = size = _image_size(pipe, image_size)
     factor = pipe.vae_scale_factor
-    texts, guided = tuple(prompts), guidance_scale != 1
+    texts, is_guided = tuple(prompts), guidance_scale != 1
     return Backbone(
         network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
@@ -73,16 +73,16 @@ def load(
         num_classes=len(texts),
         clip=False,
         sha256=sha256,
-        decode=lambda latents: decode(pipe, latents),
+        decode=lambda latents: decode(pipe.vae, latents, shifted=hasattr(pipe, "text_encoder_2")),
         media=Images((height, width, 3)),
         device=torch.device(device),
         prediction_type=config["prediction_type"],
         prompts=texts,
         embed=lambda labels: embed(
-            pipe, [texts[i] for i in labels.tolist()], negative_prompt, guided, size
+            pipe, [texts[i] for i in labels.tolist()], negative_prompt, is_guided, size
         ),
-        evaluations_per_call=1 + guided,
-        parts=pipeline_facts(pipe, config),
+        evaluations_per_call=1 + is_guided,
+        facts=pipeline_facts(pipe, config),
         encoding=tokens_digest(pipe, [*texts, negative_prompt or ""]),
     )
 
@@ -117,7 +117,7 @@ def embed(
     pipe: Any,
     texts: list[str],
     negative_prompt: str | None,
-    guided: bool,
+    is_guided: bool,
     size: tuple[int, int],
 ) -> Condition:
     """What the U-Net takes for these texts, by the pipeline's own encoders.
@@ -126,13 +126,13 @@ def embed(
     SDXL is told besides that the image is an uncropped one of `size` (height, width), as by default.
     """
     options = {"device": pipe.device, "num_images_per_prompt": 1}
-    options |= {"do_classifier_free_guidance": guided, "negative_prompt": None}
-    if guided and negative_prompt is not None:  # an empty one is no zeros in SDXL
+    options |= {"do_classifier_free_guidance": is_guided, "negative_prompt": None}
+    if is_guided and negative_prompt is not None:  # an empty one is no zeros in SDXL
         options["negative_prompt"] = [negative_prompt] * len(texts)
     prompted, unprompted, *pooled = pipe.encode_prompt(texts, **options)
 
     def joined(prompted: Tensor, unprompted: Tensor) -> Tensor:
-        return torch.cat([unprompted, prompted]) if guided else prompted
+        return torch.cat([unprompted, prompted]) if is_guided else prompted
 
     condition: Condition = {"encoder_hidden_states": joined(prompted, unprompted)}
     if pooled:
@@ -164,24 +164,5 @@ class TextNetwork:
         output = self.unet(inputs, steps, **condition, return_dict=False)[0].to(x.dtype)
         if self.scale != 1:
             unprompted, prompted = output.chunk(2)
-            output = unprompted + self.scale * (prompted - unprompted)
+            output = guided(prompted, unprompted, self.scale)
         return output, None
-
-
-@torch.no_grad()
-def decode(pipe: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as the pipeline's own."""
-    config = pipe.vae.config
-    x = latents.to(pipe.vae.dtype)
-    mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
-    if (
-        hasattr(pipe, "text_encoder_2") and mean is not None and std is not None
-    ):  # XL alone reads them
-        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
-        scaled = x * std / config.scaling_factor + mean
-    else:
-        scaled = x / config.scaling_factor
-    images = pipe.vae.decode(scaled, return_dict=False)[0]
-    pixels = pipe.image_processor.postprocess(images, output_type="np")
-    rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
-    return rounded

@@ -1,4 +1,4 @@
-"""Published pipelines of diffusers, and what identifies them: networks, schedule, tokens."""
+"""Published pipelines of diffusers: loading them, what identifies them, latents to images."""
 
 import hashlib
 import json
@@ -6,12 +6,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from models.hub import WITHDRAWN, check_filled, check_pipeline_id, remedied
+from models.hub import check_filled, check_pipeline_id, remedied
 from models.weights import hash_state, public_config
 
-NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae")
+NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae", "transformer")
 # Where parts of a pipeline may be from; null where there is none.
 LIBRARIES = (
     None,
@@ -21,6 +24,14 @@ LIBRARIES = (
     "skipped_step.schedulers",
     "stable_diffusion",
 )
+# Classes of networks; the last one is how folders of DiT from before name theirs.
+OF_DIFFUSERS = (
+    "AutoencoderKL",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+    "Transformer2DModel",
+)
+OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 # What of a scheduler's config decides pixels here: our samplers and spacings take the place of its own.
 SCHEDULE = (
@@ -36,54 +47,66 @@ SCHEDULE = (
 )
 
 
-def load_pipeline(id: str, revision: str | None, variant: str | None, dtype: torch.dtype) -> Any:
+def load_pipeline(
+    id: str,
+    revision: str | None,
+    variant: str | None,
+    dtype: torch.dtype,
+    names: Sequence[str],
+    hint: str = "",
+    fetch: bool = True,
+) -> Any:
     """The diffusers pipeline of a hub id or local folder, on the CPU, without safety checker.
 
+    `names` are the classes of pipelines that it may be of; `hint` is told where there is none.
+    Without `fetch` the hub is not asked for what is not there yet.
     Raises FileNotFoundError, with the remedy, if it is not there, cannot be fetched or is not
     complete; ValueError if it is another kind of pipeline.
     """
-    from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+    import diffusers
 
-    kinds = {kind.__name__: kind for kind in (StableDiffusionPipeline, StableDiffusionXLPipeline)}
     check_pipeline_id(id)
-    with remedied(id, "model.id", hint=WITHDRAWN):
-        index = DiffusionPipeline.load_config(id, revision=revision)
+    place = {"revision": revision, "local_files_only": not fetch}
+    with remedied(id, "model.id", hint=hint):
+        index = diffusers.DiffusionPipeline.load_config(id, **place)
     if not isinstance(index, Mapping):
         raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
     name = index.get("_class_name")
-    if not isinstance(name, str) or name not in kinds:
+    if not isinstance(name, str) or name not in names:
         raise ValueError(
-            f"{id} is a {name}: only {' and '.join(kinds)} can be sampled here; any other "
+            f"{id} is a {name}: only {' and '.join(names)} can be sampled here; any other "
             "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
         )
     _check_parts(id, index)
     # The checker would replace images, silently, by black ones.
     more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
-    source = {"revision": revision, "variant": variant, "dtype": dtype}
-    more |= {name: load_network(id, name, index, source) for name in NETWORKS if name in index}
-    with remedied(id, "model.id", hint=WITHDRAWN):
-        return kinds[name].from_pretrained(id, **source, **more)
+    source = {**place, "variant": variant, "dtype": dtype}
+    more |= {
+        part: load_network(id, part, index, source, hint) for part in NETWORKS if part in index
+    }
+    with remedied(id, "model.id", hint=hint):
+        return getattr(diffusers, name).from_pretrained(id, **source, **more)
 
 
-def load_network(id: str, name: str, index: Mapping[str, Any], source: Mapping[str, Any]) -> Any:
+def load_network(
+    id: str, name: str, index: Mapping[str, Any], source: Mapping[str, Any], hint: str
+) -> Any:
     """A network of a pipeline, of which every weight stands in its files.
 
     What is not there diffusers and transformers fill with random numbers, others each time.  Raises
     FileNotFoundError as `load_pipeline`, ValueError for a class that such pipelines do not have.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    import diffusers
+    import transformers
 
-    encoders = (CLIPTextModel, CLIPTextModelWithProjection)
-    classes: dict[str, Any] = {
-        c.__name__: c for c in (AutoencoderKL, UNet2DConditionModel, *encoders)
-    }
+    classes = {name: getattr(diffusers, name) for name in OF_DIFFUSERS}
+    classes |= {name: getattr(transformers, name) for name in OF_TRANSFORMERS}
     stated = index[name][1] if isinstance(index[name], Sequence) and len(index[name]) == 2 else None
     if not isinstance(stated, str) or stated not in classes:
         raise ValueError(f"{id}'s {name} is a {stated}: only {', '.join(classes)} are sampled here")
     how = {"subfolder": name, **source, "output_loading_info": True}
-    with remedied(id, "model.id", f"the {name} of ", hint=WITHDRAWN):
+    with remedied(id, "model.id", f"the {name} of ", hint=hint):
         try:
             network, info = classes[stated].from_pretrained(id, **how)
         except OSError:
@@ -154,3 +177,32 @@ def tokens_digest(pipe: Any, texts: Sequence[str], block: int = 1000) -> str:
             ).input_ids
             digest.update(json.dumps(ids).encode())
     return digest.hexdigest()
+
+
+def prepare_vae(vae: Any, dtype: torch.dtype) -> None:
+    """In float32 where it overflows in half precision; one image at a time.
+
+    Decoding a batch at once would need more memory than a step.
+    """
+    if dtype == torch.float16 and vae.config.get("force_upcast"):
+        vae.to(torch.float32)
+    vae.enable_slicing()
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor, shifted: bool = False) -> NDArray[np.uint8]:
+    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as diffusers' pipelines do.
+
+    `shifted` heeds latents_mean and latents_std of the VAE's config, as XL's pipeline alone does.
+    """
+    config, x = vae.config, latents.to(vae.dtype)
+    mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
+    if shifted and mean is not None and std is not None:
+        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
+        scaled = x * std / config.scaling_factor + mean
+    else:
+        scaled = x / config.scaling_factor
+    images = vae.decode(scaled, return_dict=False)[0]
+    pixels = (images * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
+    rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)
+    return rounded
