@@ -2,7 +2,7 @@
 
     python evaluate.py samples=runs/mix reference=digits
 
-Works on a run's folder, any .npz with arr_0, or a folder of PNG files; how well images fit their
+Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
 prompts is scored by metrics=clip reference=none.  Writes a JSON record
 and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
 torchrun the processes share the images.

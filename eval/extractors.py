@@ -22,18 +22,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from eval import networks
+from eval.networks import CLEAN_MODES, File
 from models.cifar10.networks import CifarClassifier
 from models.digits.networks import DigitsClassifier
 from models.memory import Room
-from models.weights import read_weights, state_digest
+from models.weights import state_digest
 
 Images = NDArray[np.uint8]
-File = Path | str | None
-
-URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 MODELS = Path(__file__).parents[1] / "models"
-CLEAN_MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
-CLEAN_FILE = "inception-2015-12-05.pt"
 
 
 class Extracted(NamedTuple):
@@ -168,7 +165,7 @@ class DigitsExtractor(ClassifierExtractor):
     name, network, size = "digits", DigitsClassifier, 28
 
     def checked(self, images: Images) -> Images:
-        images = super().checked(images)
+        images = np.asarray(super().checked(images))
         if images.shape[3] == 3 and not (images == images[..., :1]).all():
             raise ValueError("digits features need grey images, got colours")
         return images[..., :1]
@@ -209,8 +206,8 @@ class InceptionExtractor(Extractor):
     - `spatial`: the first 7 channels of mixed_6/conv (17 x 17 pixels, flattened in the order
       row, column, channel, as guided-diffusion's evaluator does): 2023, for sFID.
 
-    Without `weights`, the 96 MB file is downloaded once into torch.hub's cache.  Raises
-    FileNotFoundError when the file is missing or cannot be downloaded, ValueError when it is
+    Without `weights`, the published file of 96 MB is fetched once into the folder of downloads.
+    Raises FileNotFoundError when the file is missing or cannot be fetched, ValueError when it is
     damaged.
     """
 
@@ -218,14 +215,13 @@ class InceptionExtractor(Extractor):
 
     def __init__(self, weights: File = None, device: str = "cpu"):
         # Imported here because it takes more than a second, which digits need not pay.
-        from torch_fidelity import feature_extractor_inceptionv3 as source
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        self.net = _torch_fidelity_network(
-            source.FeatureExtractorInceptionV3,
-            "inception",
+        self.net = networks.torch_fidelity_network(
+            FeatureExtractorInceptionV3,
             ["2048", "logits_unbiased"],
+            networks.INCEPTION,
             weights,
-            source.URL_INCEPTION_V3,
         ).to(device)
         # TensorFlow's mixed_6/conv is the 1x1 branch of Mixed_6d, after batch norm and ReLU.
         self.net.Mixed_6d.branch1x1.register_forward_hook(self._keep_spatial)
@@ -243,17 +239,17 @@ class TorchFidelityExtractor(Extractor):
     """What torch-fidelity's metrics use by default: Inception, and VGG16 for precision, recall.
 
     `manifold` are the 4096 features of VGG16's second fully connected layer after ReLU.
-    Without weights files, both are downloaded once.  Raises as `InceptionExtractor`.
+    Without weights files, both are fetched once.  Raises as `InceptionExtractor`.
     """
 
     name = "torch_fidelity"
 
     def __init__(self, weights: File = None, vgg16_weights: File = None, device: str = "cpu"):
-        from torch_fidelity import feature_extractor_vgg16 as source
+        from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
         self.inception = InceptionExtractor(weights, device)
-        self.vgg16 = _torch_fidelity_network(
-            source.FeatureExtractorVGG16, "vgg16", ["fc2_relu"], vgg16_weights, URL_VGG16
+        self.vgg16 = networks.torch_fidelity_network(
+            FeatureExtractorVGG16, ["fc2_relu"], networks.VGG16, vgg16_weights
         ).to(device)
         both = self.inception.digest + state_digest(self.vgg16.state_dict())
         super().__init__(hashlib.sha256(both.encode()).hexdigest(), device)
@@ -268,8 +264,9 @@ class CleanExtractor(Extractor):
     """clean-fid's features (Parmar et al. 2022): 2048, in one of its three modes.
 
     `clean` resizes with an antialiased bicubic filter, `legacy_pytorch` and `legacy_tensorflow`
-    as the libraries of that name used to.  Without `weights`, clean-fid downloads its network
-    once.  Raises FileNotFoundError when that fails, ValueError for another mode.
+    as the libraries of that name used to.  Without `weights`, the published network is fetched
+    once; that of all modes but `legacy_pytorch` is a program, and no other is run.  Raises
+    FileNotFoundError when it cannot be had, ValueError for another mode or file.
     """
 
     def __init__(self, mode: str, weights: File = None, device: str = "cpu"):
@@ -279,7 +276,7 @@ class CleanExtractor(Extractor):
 
         self.name = mode
         self.resize = build_resizer(mode)
-        self.net = _clean_network(mode, weights).to(device).eval()
+        self.net = networks.clean_network(mode, weights).to(device).eval()
         super().__init__(state_digest(self.net.state_dict()), device)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -305,8 +302,8 @@ class ClipExtractor(Extractor):
     def __init__(self, model: str, pretrained: str, cache_dir: File = None, device: str = "cpu"):
         import open_clip
 
-        model = _clip_model(model)
-        net, self.prepare = _clip_network(model, pretrained, cache_dir)
+        model = networks.clip_model(model)
+        net, self.prepare = networks.clip_network(model, pretrained, cache_dir)
         self.net = net.to(device).eval()
         self.tokenize = open_clip.get_tokenizer(model)
         size = self.net.visual.image_size
@@ -368,111 +365,3 @@ def _parameters(extractor: Callable[..., Extractor]) -> set[str]:
 def _pictures(x: Tensor) -> NDArray[np.uint8]:
     """uint8 [B, H, W, 3] of images [B, C, H, W], which may be grey."""
     return np.asarray(x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())
-
-
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
-
-
-def _torch_fidelity_network(
-    network: Callable[..., Any],
-    name: str,
-    features: list[str],
-    weights: File,
-    source: str,
-) -> Any:
-    """One of torch-fidelity's networks.  Its own loading would execute code from a local file."""
-    if weights is not None:
-        if not Path(weights).is_file():
-            remedy = f"`python -m scripts.download {name}` fetches {source}"
-            raise FileNotFoundError(f"{weights} is missing: {remedy}")
-        read_weights(Path(weights), remedy=f"fetch {source} again")
-    try:
-        return network(name, features, feature_extractor_weights_path=weights, verbose=False)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"cannot load the weights ({error}): fetch {source} elsewhere and pass its path as "
-            "weights"
-        ) from None
-    except RuntimeError as error:
-        raise ValueError(
-            f"{weights} does not fit the network ({_reason(error)}): use {source}"
-        ) from None
-
-
-def _clean_network(mode: str, weights: File) -> nn.Module:
-    """clean-fid's network of a mode, from its own place or from a file of the name it insists on."""
-    from cleanfid.inception_pytorch import InceptionV3
-    from cleanfid.inception_torchscript import InceptionV3W
-
-    source = f"{CLEAN_FILE} elsewhere and pass its path as metrics.weights"
-    if mode == "legacy_pytorch":
-        source = "pt_inception-2015-12-05-6726825d.pth into torch.hub's cache (hub/checkpoints)"
-        if weights is not None:
-            raise ValueError(
-                "legacy_pytorch takes no metrics.weights: leave it null, and if there is no "
-                f"network put {source}"
-            )
-    file = None if weights is None else Path(weights)
-    if file and (file.name != CLEAN_FILE or not file.is_file()):
-        raise FileNotFoundError(f"{file} is missing or not named {CLEAN_FILE}")
-    try:
-        if mode == "legacy_pytorch":
-            return InceptionV3(output_blocks=[3], resize_input=False)
-        folder = str(file.parent) if file else "/tmp"  # clean-fid takes the folder of its file
-        inside = mode == "legacy_tensorflow"
-        return InceptionV3W(folder, download=file is None, resize_inside=inside)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"cannot load clean-fid's Inception ({error}): fetch {source}"
-        ) from None
-    except RuntimeError as error:
-        raise ValueError(
-            f"clean-fid's Inception is damaged ({_reason(error)}): remove it and fetch {source}"
-        ) from None
-
-
-def _clip_model(model: str) -> str:
-    """The name of a model of open_clip, which knows that of a JSON file from here on."""
-    import open_clip
-
-    if model.endswith(".json"):
-        if not Path(model).is_file():
-            raise FileNotFoundError(f"no model config at {model}: give one of open_clip's form")
-        open_clip.add_model_config(Path(model))
-        model = Path(model).stem
-    if open_clip.get_model_config(model) is None:
-        raise ValueError(
-            f"open_clip knows no model {model!r}: choose one of open_clip.list_models(), or a "
-            "JSON file as metrics.model"
-        )
-    return model
-
-
-def _clip_network(
-    model: str, pretrained: str, cache_dir: File
-) -> tuple[Any, Callable[[Image.Image], Tensor]]:
-    """A network of open_clip and what prepares images for it."""
-    import open_clip
-
-    local = Path(pretrained).is_file()
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if not local and pretrained not in tags:
-        raise ValueError(
-            f"no weights {pretrained!r} of {model}: metrics.pretrained is a file, or one of "
-            f"{', '.join(tags) or 'no known tags'}"
-        )
-    try:
-        net, _, prepare = open_clip.create_model_and_transforms(
-            model, pretrained=pretrained, cache_dir=cache_dir and str(cache_dir)
-        )
-    except Exception as error:  # whatever a download or a damaged file raises
-        if local:
-            raise ValueError(
-                f"{pretrained} is damaged or not of {model} ({_reason(error)}): fetch it again"
-            ) from None
-        raise FileNotFoundError(
-            f"cannot load {model} {pretrained} ({_reason(error)}): fetch its file elsewhere and "
-            "pass its path as metrics.pretrained"
-        ) from None
-    return net, prepare

@@ -52,7 +52,9 @@ class Preprocessing:
                 f"unknown preprocessing {self.name!r}: choose {', '.join(PREPROCESSING)}"
             )
         if type(self.size) is not int or self.size < 1:
-            raise ValueError(f"the size must be a positive number of pixels, got {self.size!r}")
+            raise ValueError(
+                f"the size must be a positive number of pixels, got {self.size!r}: set reference.size"
+            )
 
     def image(self, image: Image.Image) -> Image.Image:
         return PREPROCESSING[self.name](image, self.size)
@@ -85,3 +87,6 @@ class Preprocessed:
 
     def __getitem__(self, rows: slice) -> Any:
         return self.preprocessing(np.asarray(self.images[rows]))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype)

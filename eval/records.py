@@ -99,9 +99,9 @@ COMPARABLE = (
 def protocol(record: Record) -> Record:
     """What must agree for a stored record to stand for a new evaluation of the same samples.
 
-    Their precision is in `cell`; records did not always repeat it.
+    Their precision is in `cell`; records did not always repeat it, nor tell the sizes of images.
     """
-    left_out = ("scores", "floor", "floor_of", "run", "precision")
+    left_out = ("scores", "floor", "floor_of", "run", "precision", "size", "reference_size")
     return {key: record[key] for key in record if key not in left_out}
 
 

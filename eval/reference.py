@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ from eval.metrics import Statistics, statistics
 from files.npz import read_npz
 from files.whole import reading, write_atomic
 
-TEXTS = ("name", "extractor", "weights", "source")  # what a file says besides its arrays
+TEXTS = ("name", "extractor", "weights", "source", "size")  # what a file says besides its arrays
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,7 +30,8 @@ class Reference:
     `spatial` are the statistics for sFID, `manifold` the features for precision and recall where
     an extractor has them; `labels` int64 [n] are the images', where these are to be drawn from by
     class (a floor).  `extractor` and `weights` are the extractor's name and the digest of
-    its weights; `source` is the SHA-256 of the file that the images came in, if it was one.
+    its weights; `source` is the SHA-256 of the file that the images came in, if it was one; `size`
+    is that of the images, "256 x 256" (width x height), empty in files that did not yet say it.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Reference:
     manifold: NDArray[np.float32] | None = None
     labels: NDArray[np.int64] | None = None
     source: str = ""
+    size: str = ""
 
     @property
     def n(self) -> int:
@@ -130,7 +133,13 @@ def build_reference(
         manifold=seen.manifold,
         labels=labels,
         source=source,
+        size=size_words(images.shape),
     )
+
+
+def size_words(shape: Sequence[int]) -> str:
+    """ "64 x 48": width and height of images [N, H, W, C]."""
+    return f"{shape[2]} x {shape[1]}"
 
 
 class PublishedStatistics(NamedTuple):

@@ -68,16 +68,29 @@ def read_sheets(folder: Path) -> dict[str, Any] | None:
         return None
     index: dict[str, Any] = read_json(path, remedy)
     with reading(path, remedy):
-        for sheet in index["sheets"].values():
-            name, sha256 = sheet.pop("file"), sheet.pop("sha256", None)
-            if not re.fullmatch(r"pictures-\d+\.webp", name):
-                raise ValueError(f"it names {name!r}, which is no sheet")
-            if not (folder / name).is_file():
-                raise ValueError(f"{name} is missing")
-            sheet["content"] = (folder / name).read_bytes()
-            if sha256 not in (None, hashlib.sha256(sheet["content"]).hexdigest()):
-                raise ValueError(f"{name} is not as it was written")
-    return index
+        shown = {key: int(index[key]) for key in ("count", "width", "height")}
+        titles = index["titles"] and [str(title) for title in index["titles"]]
+        if any(not 0 < number < 10_000 for number in shown.values()):
+            raise ValueError("its pictures have no possible size")
+        if titles and len(titles) != shown["count"]:
+            raise ValueError("it has not a title a picture")
+        sheets = {str(steps): _sheet(folder, sheet) for steps, sheet in index["sheets"].items()}
+    return {**shown, "titles": titles, "sheets": sheets}
+
+
+def _sheet(folder: Path, sheet: dict[str, Any]) -> dict[str, Any]:
+    """Rows and content of a contact sheet, which is a WebP file of that very folder."""
+    name = sheet["file"]
+    if not re.fullmatch(r"pictures-\d+\.webp", name) or (folder / name).is_symlink():
+        raise ValueError(f"it names {name!r}, which is no sheet")
+    if not (folder / name).is_file():
+        raise ValueError(f"{name} is missing")
+    content = (folder / name).read_bytes()
+    if (content[:4], content[8:12]) != (b"RIFF", b"WEBP"):
+        raise ValueError(f"{name} is no picture")
+    if sheet.get("sha256") not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{name} is not as it was written")
+    return {"rows": [str(row) for row in sheet["rows"]], "content": content}
 
 
 def _save_sheet(rows: Sequence[Pictures], path: Path) -> None:

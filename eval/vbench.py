@@ -43,15 +43,17 @@ SEMANTIC = {
     "overall_consistency": Dimension(0.0, 0.364),
 }
 DIMENSIONS = {**QUALITY, **SEMANTIC}
+COSINES = ("appearance_style", "temporal_style", "overall_consistency")  # of video and text
 QUALITY_WEIGHT, SEMANTIC_WEIGHT = 4, 1
 
 
 def read_results(files: Sequence[Path]) -> dict[str, Score]:
     """Raw scores, fractions, by dimension, of `*_eval_results.json` files.
 
+    Those of `COSINES` are below 0 where video and text disagree, and stay so.
     se is the spread of the values of single videos over the square root of their number, where the
     file holds them.  Raises ValueError for a damaged file, an unknown dimension, a score that is
-    not a fraction, and for two files that give one dimension different scores.
+    neither, and for two files that give one dimension different scores.
     """
     scores: dict[str, Score] = {}
     origin: dict[str, Path] = {}
@@ -59,7 +61,7 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
         for name, (value, videos) in _entries(path).items():
             if name not in DIMENSIONS:
                 raise ValueError(f"{path} has an unknown dimension {name!r}: remove it")
-            if not 0 <= value <= 1:
+            if not (-1 if name in COSINES else 0) <= value <= 1:
                 raise ValueError(f"{path}: {name} is {value}, but VBench's scores are fractions")
             if name in scores and scores[name].value != value:
                 raise ValueError(
@@ -72,9 +74,9 @@ def read_results(files: Sequence[Path]) -> dict[str, Score]:
 def _entries(path: Path) -> dict[str, tuple[float, Any]]:
     """By dimension: the score, and what the file holds of single videos."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         return {name: (float(v[0]), v[1] if len(v) > 1 else []) for name, v in content.items()}
-    except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):
         raise ValueError(
             f"{path} is no result file of VBench or damaged: remove it and run VBench again"
         ) from None
@@ -83,7 +85,7 @@ def _entries(path: Path) -> dict[str, tuple[float, Any]]:
 def _se(name: str, videos: Any) -> float:
     try:
         values = np.array([float(video["video_results"]) for video in videos])
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return float("nan")
     if len(values) < 2:
         return float("nan")

@@ -228,6 +228,8 @@ class Settings:
         if backbone.prompts is not None:
             digest = prompts_digest(backbone.prompts)
             config["prompts"] = {"count": len(backbone.prompts), "sha256": digest}
+            if backbone.encoding is not None:
+                config["prompts"]["tokens"] = backbone.encoding
         if backbone.prompts is not None or backbone.evaluations_per_call > 1:
             config["evaluations_per_call"] = backbone.evaluations_per_call
         if not isinstance(backbone.media, Images):

@@ -1,17 +1,13 @@
 """Configs and command lines: what Hydra composes, as the objects that everything else takes.
 
-All of Hydra is here, and the rule by which errors end a command.
+All of Hydra is here, but for what its errors say (endings.py).
 """
 
 import argparse
-import codecs
-import errno
 import functools
 import hashlib
 import inspect
-import io
 import json
-import locale
 import os
 import re
 import shlex
@@ -24,22 +20,22 @@ from typing import Any, cast
 import hydra
 import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.conf import HydraConf
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from eval.preprocessing import Preprocessing
+from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.cells import Model, Settings
 from experiments.devices import pick_device
+from experiments.endings import reported, terminated
 from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
 from experiments.settings import (
     LOGGERS,
+    MISSING,
     Checker,
     callable_at,
     check_launcher,
@@ -50,11 +46,10 @@ from experiments.settings import (
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
 from files.places import ROOT, downloads
-from files.prompts import read_prompts
+from files.prompts import listed_prompts, read_prompts
 from models.adm.cards import Card, card_names, read_card
-from models.memory import ran_out
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options, check_types, closest
+from sampling.options import check_choice, check_options, check_types
 
 CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
@@ -78,7 +73,8 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGTERM, terminated)
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     reported(_check_command_line, config)
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
     reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
@@ -92,6 +88,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     """
     _register()
     GlobalHydra.instance().clear()
+    overrides = tuple(map(_quoted, overrides))
     check_words(config, typed(overrides))
     with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
         try:
@@ -104,6 +101,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
         _check_trust(settings["trusted"], overrides)
+        _check_load(settings.get("model"), settings["trusted"], overrides)
         Checker(config, settings, typed(overrides), groups).check()
         return cfg
 
@@ -140,6 +138,15 @@ def _check_command_line(config: str) -> None:
         _check_hydra(cfg.hydra, cfg.trusted, job)
 
 
+def _quoted(word: str) -> str:
+    """`model.flags=--a 1,2 --b=3` in quotes: it is a command line itself, and Hydra would take its
+    commas and equals signs for its own."""
+    name, _, value = word.partition("=")
+    if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
+        return word
+    return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
+
+
 def _refuse_flag(message: str) -> None:
     raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
 
@@ -160,9 +167,6 @@ def _readable(key: str, value: str) -> str:
     Raises ValueError for a name or a value that is neither.
     """
     parser = OverridesParser.create()
-    if key == "model.flags" and value != "null" and value[:1] not in ("'", '"'):
-        # A command line itself, whose commas and equals signs Hydra would take for its own.
-        return QuotedString(value, Quote.single).with_quotes()
     try:
         parser.parse_override(f"x={value}")
     except HydraException:
@@ -209,6 +213,18 @@ def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
         raise ValueError(
             f"a config sets trusted={trusted}, which only the command line and configs/common.yaml "
             "may: remove it there"
+        )
+
+
+def _check_load(model: Any, trusted: Sequence[str], overrides: Sequence[str]) -> None:
+    """Whose function `model=function` calls is for the user to say, as whom to trust."""
+    load = model.get("load") if isinstance(model, dict) else None
+    if load in (None, MISSING) or any(key == "model.load" for key, _ in typed(overrides)):
+        return
+    if (package := str(load).partition(":")[0].partition(".")[0]) not in trusted:
+        raise ValueError(
+            f"a config names the function {load}: give model.load={load} on the command line, or "
+            f"trusted=[{package}]"
         )
 
 
@@ -301,110 +317,6 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     )
 
 
-def _terminated(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)  # unlike the default, this removes what is half-written
-
-
-def reported(function: Callable[..., None], *args: Any) -> None:
-    """Call, and turn the errors that a user can mend into one line."""
-    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    _speak_utf8()
-    try:
-        function(*args)
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "\ninterrupted: finished shards are kept; run the same command to continue\n"
-        )
-        sys.exit(130)
-    except Exception as error:
-        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
-            raise error.__context__ from None
-        if os.environ.get("TRACEBACK"):
-            raise
-        if isinstance(error, _mendable()):
-            sys.exit(_failure(_one_line(error)))
-        if not ran_out(error):
-            raise
-        sys.exit(
-            _failure(
-                f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
-                "memory"
-            )
-        )
-
-
-def _speak_utf8() -> None:
-    """Names and messages are UTF-8 whatever the locale says.
-
-    Where that has another encoding, the command starts again in Python's UTF-8 mode, which is for all
-    that it reads and names, too.
-    """
-    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(encoding="utf-8")
-
-
-def _failure(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
-    return 2
-
-
-def _mendable() -> tuple[type[Exception], ...]:
-    """Errors that a user can mend; also those of a launcher whose SLURM job failed."""
-    errors = (HydraException, OmegaConfBaseException, ValueError, OSError)
-    if "submitit" not in sys.modules:
-        return errors
-    from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
-
-    return (*errors, FailedJobError, FailedSubmissionError, UncompletedJobError)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, MissingMandatoryValue):
-        name = str(error.full_key or str(error).rsplit(" ", 1)[-1])
-        return f"{name} is missing: give {name}=..."
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = (error.missing_cfg_file or "").partition("/")
-        guess = closest(name, error.options)
-        more = f"; did you mean {group}={guess}?" if guess else ""
-        return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
-    text = " ".join(str(error).split())
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _mended(text)
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        text += "; free some space and run the same command to continue"
-    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += "; choose another out=DIR that you may write to"
-    elif code in (errno.EEXIST, errno.ENOTDIR):
-        text += "; a file is where a folder should be, choose another out=DIR"
-    return text
-
-
-def _mended(text: str) -> str:
-    """What Hydra says, without advice that does not help here."""
-    if found := re.match(r"Ambiguous value for argument '\+*([^=]*)=(.*?)' 1\.", text):
-        name, value = found.groups()
-        return (
-            f"{name} has several values: write {name}=[{value}] for a list, \"{name}='{value}'\" for one "
-            "text, or add -m to run one after the other"
-        )
-    if found := re.match(r"Could not override '(hydra\.[^']*)'", text):
-        level, _, name = found[1].rpartition(".")
-        known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
-        guess = closest(name, known) if isinstance(known, DictConfig) else None
-        more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
-        return f"Hydra has no setting {found[1]}: {more}"
-    if "Could not delete from config" in text:
-        return f"{text.rstrip('.')}: leave that ~ out"
-    text, _, key = text.partition(" full_key: ")
-    return f"{key.split()[0]}: {text}; correct it" if key else text
-
-
 # --- configs as objects -------------------------------------------------------------------------
 
 
@@ -464,7 +376,11 @@ def prompts_of(prompts: str | ListConfig | None) -> list[str]:
             "a text-to-image model needs prompts: prompts=FILE with one a line, or "
             "prompts='[a cat,a dog]'"
         )
-    return read_prompts(Path(prompts)) if isinstance(prompts, str) else [str(p) for p in prompts]
+    if isinstance(prompts, str):
+        return read_prompts(Path(prompts))
+    if not isinstance(prompts, ListConfig):
+        raise ValueError(f"prompts must be a file or a list, got {prompts!r}: prompts='[a cat]'")
+    return listed_prompts(plain(prompts))
 
 
 def settings_of(cfg: DictConfig, backbone: Model, spacing: Any, names: str) -> Settings:
@@ -505,10 +421,13 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.size)
+    elif config.get("size"):
+        ways = " or ".join(PREPROCESSING)
+        raise ValueError(f"reference.size needs reference.preprocess: {ways}")
     return ReferenceSource(
         name=config.name,
-        images=lambda: images_of(_images(config), trusted),
-        floor=(lambda: images_of(floor, trusted)) if floor else None,
+        images=lambda: images_of(_images(config), trusted, preprocess),
+        floor=(lambda: images_of(floor, trusted, preprocess)) if floor else None,
         batch=Path(batch) if batch else None,
         remedy=remedy,
         statistics_n=config.get("statistics_n"),
@@ -533,9 +452,15 @@ def function_of(config: DictConfig, trusted: Sequence[str]) -> Callable[..., Any
     return functools.partial(callable_at(arguments.pop("_target_"), trusted), **arguments)
 
 
-def images_of(config: DictConfig, trusted: Sequence[str]) -> Samples:
-    """The images that a part of configs/reference describes, with their labels if they have any."""
-    return Samples(*function_of(config, trusted)())
+def images_of(
+    config: DictConfig, trusted: Sequence[str], preprocess: Preprocessing | None = None
+) -> Samples:
+    """The images that a part of configs/reference describes, with their labels if they have any.
+
+    Those of a folder may have several sizes if there is a preprocessing.
+    """
+    more = {"prepare": preprocess.image} if preprocess and "path" in config else {}
+    return Samples(*function_of(config, trusted)(**more))
 
 
 def tracker_of(cfg: DictConfig, group: str) -> Tracker:
@@ -573,12 +498,14 @@ def options_of(group: str) -> list[str]:
 def reference_with(batch: str) -> str | None:
     """The reference under configs/reference that a published sample batch belongs to, or None."""
     for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
-        if batch in (yaml.safe_load(path.read_text()).get("published") or {}):
+        if batch in (yaml.safe_load(path.read_text(encoding="utf-8")).get("published") or {}):
             return path.stem
     return None
 
 
 def changed_option(options: DictConfig, protocol: str, names: Sequence[str]) -> str | None:
     """The first of the options that is not as configs/metrics/<protocol>.yaml states it."""
-    stated = yaml.safe_load(Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text())["options"]
+    stated = yaml.safe_load(
+        Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text(encoding="utf-8")
+    )["options"]
     return next((name for name in names if options.get(name) != stated[name]), None)

@@ -31,6 +31,7 @@ from eval.reference import (
     Reference,
     build_reference,
     read_adm_statistics,
+    size_words,
 )
 from eval.scoring import Options, check_metrics, check_size, evaluate, real_floor
 from experiments.cells import prompts_digest
@@ -163,7 +164,11 @@ class Evaluator:
             return stored
         real = self.source.images()
         reference = build_reference(
-            self.source.name, real.images, self.extractor, published=self.published, source=sha256
+            self.source.name,
+            self._prepared(real.images),
+            self.extractor,
+            published=self.published,
+            source=sha256,
         )
         folder = self.source.folder
         if stored is not None and not self.batch and not reference.path(folder or Path()).exists():
@@ -202,7 +207,12 @@ class Evaluator:
             if isinstance(stored, Reference):
                 return Extracted(stored.features, stored.logits), stored.labels
         real = self.source.floor()
-        return self.extractor(real.images), real.labels
+        return self.extractor(self._prepared(real.images)), real.labels
+
+    def _prepared(self, images: Any) -> Any:
+        """The images at the size of the protocol, whether they are samples or real."""
+        preprocess = self.source.preprocess if self.source else None
+        return Preprocessed(images, preprocess) if preprocess else images
 
     def floor(self, n: int, balanced: bool) -> dict[str, Score] | None:
         """The real-vs-real floor for n samples; None where there are too few real images."""
@@ -252,20 +262,39 @@ class Evaluator:
             return stored
         if first:
             check_writable(subject.out)
-        samples = load_samples(subject.path)
+        preprocess = self.source.preprocess if self.source else None
+        samples = load_samples(subject.path, preprocess.image if preprocess else None)
         n = subject.num_samples or len(samples.images)
         if n > len(samples.images):
             raise ValueError(f"{subject.path} has {len(samples.images)} samples, not {n}")
         if first:
-            _ = self.reference  # refuse a missing one before the long work
+            self._check_size(subject, samples)  # refuse what is missing before the long work
         extracted = self._extract(samples.images[:n])
         record = None
         if extracted is not None:
-            record = self._scored(subject, extracted, samples.labels, n)
+            record = self._scored(subject, extracted, samples, n)
             save_records(subject.out, record)
         record = agree(record)
         assert record is not None
         return record
+
+    def _check_size(self, subject: Subject, samples: Samples) -> None:
+        """Raise ValueError if samples and reference are known to be of different sizes.
+
+        Networks resize both to their own, and would score them without a word.
+        """
+        here, there = self._size(samples), self.reference.size if self.reference else ""
+        if there and here != there:
+            raise ValueError(
+                f"the samples in {subject.path} are {here} pixels, the reference's images {there}: "
+                "no protocol compares these; give images of one size, or let reference=custom bring "
+                "both to one (reference.preprocess=center_lanczos reference.size="
+                f"{here.partition(' ')[0]})"
+            )
+
+    def _size(self, samples: Samples) -> str:
+        """Of the samples when they are scored: "256 x 256"."""
+        return size_words(self._prepared(samples.images).shape)
 
     def stored(self, subject: Subject) -> Record | None:
         """The stored record if it says just what a new one of these samples would, or None."""
@@ -298,9 +327,7 @@ class Evaluator:
         rank, world = worker() if connected() else (0, 1)
         size = self.extractor.batch_size
         share = math.ceil(len(images) / size / world) * size
-        part: Any = images[rank * share : (rank + 1) * share]
-        if self.source and self.source.preprocess:
-            part = Preprocessed(part, self.source.preprocess)
+        part = self._prepared(images[rank * share : (rank + 1) * share])
         parts = gather(self.extractor(part) if len(part) else None)
         if parts is None:
             return None
@@ -308,12 +335,10 @@ class Evaluator:
         joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
         return Extracted(*joined)
 
-    def _scored(
-        self, subject: Subject, extracted: Extracted, labels: NDArray[np.int64] | None, n: int
-    ) -> Record:
+    def _scored(self, subject: Subject, extracted: Extracted, samples: Samples, n: int) -> Record:
         manifest = subject.manifest
         balanced = manifest is not None and manifest["config"]["label"] == "balanced"
-        labels = None if labels is None else labels[:n]
+        labels = None if samples.labels is None else samples.labels[:n]
         scores = evaluate(
             extracted._replace(text=self._text(subject, labels, n)),
             self.reference,
@@ -324,6 +349,8 @@ class Evaluator:
             device=self.device,
         )
         facts = self._protocol(subject).facts(scores, n, manifest and origin(manifest))
+        facts |= {"size": self._size(samples)}
+        facts |= {"reference_size": self.reference and (self.reference.size or None)}
         record = make_record(facts, scores, self.floor(n, balanced), _run(manifest))
         if record["floor"] and self.source and self.source.floor_of:
             record["floor_of"] = self.source.floor_of
@@ -351,10 +378,11 @@ class Evaluator:
                 "it mends it"
             )
         rows = labels if beside.is_file() and labels is not None else np.arange(n)
-        if rows.max() >= len(prompts):
+        beyond = rows[(rows < 0) | (rows >= len(prompts))]
+        if len(beyond):
             raise ValueError(
-                f"{source} has {len(prompts)} prompts, but sample {rows.argmax()} is of "
-                f"prompt {rows.max()}: give prompts=FILE with all of them"
+                f"{source} has {len(prompts)} prompts, but sample {rows.tolist().index(beyond[0])} is "
+                f"of prompt {beyond[0]}: give prompts=FILE with all of them"
             )
         distinct, places = np.unique(rows, return_inverse=True)
         return self.extractor.encode_text([prompts[i] for i in distinct])[places]

@@ -60,7 +60,7 @@ COMMANDS: dict[str, Kinds] = {
         **{"labels": str, "prompts": Path | None, "out": Path | None},
     },
     "reproduce": REPRODUCE,
-    "tune": {key: kind for key, kind in REPRODUCE.items() if key != "samplers"},
+    "tune": REPRODUCE,
     "train": {
         **{**EVERY, **SCORING, "model": Group, "training": Group, "what": str, "out": Path},
         **{"stop_after": int | None, "compile": bool},

@@ -5,16 +5,26 @@ import fcntl
 import json
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from email.message import Message
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
 
 from tqdm import tqdm
 
@@ -22,6 +32,10 @@ from files.whole import check_space, file_sha256, recorded_sha256, write_text
 
 BACKOFF = 1.0  # seconds before the next try, doubled at each that brings nothing
 TIMEOUT = 60.0  # seconds of silence after which a connection counts as cut
+SLOWEST = (
+    1024  # bytes a second: a connection that brings less in TIMEOUT seconds counts as cut, too
+)
+PATIENCE = 300.0  # seconds that we wait at most when a server asks us to come back later
 CHUNK = 1 << 18
 AGAIN = "run the same command to"
 
@@ -45,6 +59,11 @@ def fetch(
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"only http:// and https:// addresses can be fetched, got {url!r}")
+    if parts.username or parts.password:
+        raise ValueError(
+            f"an address of {parts.hostname} with a user's name or password is not fetched, since it "
+            "would be printed and stored: pass a local copy"
+        )
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"a SHA-256 has 64 hexadecimal digits, got {sha256!r}")
     sha256 = sha256 and sha256.lower()
@@ -91,13 +110,25 @@ def _record(path: Path, digest: str) -> None:
 
 
 def _verify(file: Path, expected: str | None, check: Check) -> str:
-    """The file's SHA-256; ValueError if it is not the expected or `check` objects."""
+    """The file's SHA-256; ValueError if it is not the expected, a web page, or `check` objects."""
+    if check is None and expected is None:
+        _check_content(file)
     if check:
         check(file)
     digest = file_sha256(file)
     if expected not in (None, digest):
         raise ValueError(f"expected SHA-256 {expected}, got {digest}")
     return digest
+
+
+def _check_content(file: Path) -> None:
+    """All that can be said against a file of which nothing is known."""
+    with file.open("rb") as content:
+        head = content.read(512).lstrip().lower()
+    if not head:
+        raise ValueError("it is empty")
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise ValueError("it is a web page")
 
 
 def _verify_existing(path: Path, sha256: str | None, check: Check) -> str:
@@ -163,10 +194,15 @@ class Origin(NamedTuple):
 def _read_origin(path: Path) -> Origin | None:
     """The origin of `<path>.part`, None if there is none or nobody knows it."""
     try:
-        origin = Origin(**json.loads(_beside(path, ".part.json").read_text()))
+        origin = Origin(**json.loads(_beside(path, ".part.json").read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return origin if _part_size(path) else None
+    sane = isinstance(origin.url, str) and isinstance(origin.size, int | None)
+    # What is sent to the server, as it came: on one line.
+    sane = sane and re.fullmatch(r"[^\x00-\x1f]*", str(origin.validator or "")) is not None
+    return (
+        origin if sane and isinstance(origin.validator, str | None) and _part_size(path) else None
+    )
 
 
 def _download(url: str, path: Path, attempts: int) -> None:
@@ -183,12 +219,14 @@ def _download(url: str, path: Path, attempts: int) -> None:
         except ConnectionError as error:
             # Measured by the longest so far: a server that cannot continue and is cut at the same
             # place every time brings bytes, too, but would keep us for ever.
-            failures = 0 if _part_size(path) > longest else failures + 1
+            gained = _part_size(path) > longest and not isinstance(error, _Slow)
+            failures = 0 if gained else failures + 1
             longest = max(longest, _part_size(path))
             if failures >= attempts:
                 raise ConnectionError(f"{url}: {error}; {AGAIN} continue") from None
             tqdm.write(f"{path.name}: {error}; trying again")
-        time.sleep(BACKOFF * 2**failures)
+            wait = min(getattr(error, "wait", 0.0), PATIENCE)
+        time.sleep(max(wait, BACKOFF * 2**failures))
 
 
 def _transfer(url: str, path: Path) -> None:
@@ -227,22 +265,82 @@ def _request(url: str, origin: Origin | None, size: int) -> HTTPResponse | HTTPE
         if origin.validator:
             headers["If-Range"] = origin.validator
     try:
-        return urlopen(Request(url, headers=headers), timeout=TIMEOUT)
+        return _answered(lambda: _opener().open(Request(url, headers=headers), timeout=TIMEOUT))
     except HTTPError as error:
         if error.code == 416:
             return error
         error.close()
-        raise _refusal(url, error.code) from None
+        raise _refusal(url, error) from None
     except InvalidURL as error:
         raise ValueError(f"{url!r} is no address: {error}") from None
     except (OSError, HTTPException) as error:
         raise _cut(error) from None
 
 
-def _refusal(url: str, status: int) -> OSError:
+class _SameScheme(HTTPRedirectHandler):
+    """Follows a redirect to http and https alone, and to no http from https."""
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Request | None:
+        scheme = urlsplit(newurl).scheme.lower()
+        if scheme not in ("http", "https") or (req.type == "https" and scheme == "http"):
+            raise HTTPError(req.full_url, code, msg, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _opener() -> OpenerDirector:
+    """What opens http and https, and nothing else."""
+    opener = OpenerDirector()
+    for handler in (
+        *(ProxyHandler, HTTPHandler, HTTPSHandler),
+        *(HTTPDefaultErrorHandler, HTTPErrorProcessor, _SameScheme),
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
+def _answered(ask: Callable[[], HTTPResponse]) -> HTTPResponse:
+    """The answer to a request, or ConnectionError: the headers, too, may drip without end."""
+    outcome: list[HTTPResponse | Exception] = []
+
+    def run() -> None:
+        try:
+            outcome.append(ask())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)  # which nobody waits for if it hangs
+    thread.start()
+    thread.join(2 * TIMEOUT)
+    if not outcome:
+        raise _Slow(f"no answer within {2 * TIMEOUT:g} s")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
+
+
+class _Slow(ConnectionError):
+    """The server is there, but what it sends takes for ever."""
+
+
+class _Later(ConnectionError):
+    """The server asks to come back in `wait` seconds."""
+
+    def __init__(self, text: str, wait: float):
+        super().__init__(text)
+        self.wait = wait
+
+
+def _refusal(url: str, error: HTTPError) -> OSError:
     """What a status other than 2xx means; ConnectionError if it may be another one later."""
-    if status >= 500:
-        return ConnectionError(f"the server says {status}")
+    status = error.code
+    if status >= 500 or status in (408, 425, 429):
+        after = error.headers.get("Retry-After", "").strip()
+        return _Later(f"the server says {status}", float(after) if after.isdecimal() else 0.0)
+    if 300 <= status < 400:
+        target = error.headers.get("Location", "")[:100]
+        return OSError(f"{url} redirects to {target!r}, which is not followed: pass a local copy")
     text = f"{url}: the server says {status}"
     if status in (404, 410):
         return FileNotFoundError(f"{text}: the file moved; pass a local copy")
@@ -294,12 +392,17 @@ def _append(response: HTTPResponse, path: Path, size: int, total: int | None) ->
     bar = tqdm(
         desc=path.name, total=total, initial=size, unit="B", unit_scale=True, unit_divisor=1024
     )
-    with bar, open(_beside(path, ".part"), "ab") as file:
+    since, before = time.monotonic(), size
+    with bar, open(_beside(path, ".part"), "ab", opener=_no_link) as file:
         # Ends at total: the end of the connection may be long in coming.
         while chunk := _read(response, CHUNK if total is None else min(CHUNK, total - size)):
             file.write(chunk)
             size += len(chunk)
             bar.update(len(chunk))
+            if (passed := time.monotonic() - since) >= TIMEOUT:
+                if size - before < SLOWEST * passed:
+                    raise _Slow(f"only {size - before} bytes in {passed:.0f} s")
+                since, before = time.monotonic(), size
     if total is not None and size < total:
         raise ConnectionError(f"the connection was cut at {size} of {total} bytes")
 
@@ -310,6 +413,11 @@ def _read(response: HTTPResponse, limit: int) -> bytes:
         return response.read1(limit)  # read() would lose what it has when the connection is cut
     except (OSError, HTTPException) as error:
         raise _cut(error) from None
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file of that very name: a link there would lead to somebody's file."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _beside(path: Path, suffix: str) -> Path:

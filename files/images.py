@@ -1,4 +1,4 @@
-"""Sets of images in the formats others use: .npz files and folders of PNG files."""
+"""Sets of images in the formats others use: .npz files and folders of pictures."""
 
 import math
 from pathlib import Path
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from files.npz import array_names, map_npz, read_npz
+from files.pictures import HELD, PictureFolder, Prepare
 from files.whole import write_atomic
 
 
@@ -19,10 +20,12 @@ class Samples(NamedTuple):
     labels: NDArray[np.int64] | None
 
 
-def load_samples(path: Path | str) -> Samples:
-    """Samples from an `.npz` (arr_0, arr_1 = labels), a folder of PNGs, or a run's folder.
+def load_samples(path: Path | str, prepare: Prepare | None = None) -> Samples:
+    """Samples from an `.npz` (arr_0, arr_1 = labels), a folder of pictures, or a run's folder.
 
-    Raises FileNotFoundError or ValueError saying what was expected.
+    `prepare` brings the pictures of a folder to one size, if they have several.  Pictures that are
+    more than a gigabyte are a `PictureFolder`, which is read batch by batch.  Raises
+    FileNotFoundError or ValueError saying what was expected.
     """
     path = Path(path)
     if (path / "samples.npz").is_file():
@@ -30,12 +33,22 @@ def load_samples(path: Path | str) -> Samples:
     if (path / "videos").is_dir():
         raise FileNotFoundError(f"{path} holds videos: score them with `python -m scripts.vbench`")
     if path.is_dir():
-        return Samples(_read_pngs(path), None)
-    if path.suffix != ".npz" or not path.is_file():
+        return Samples(_pictures(path, prepare), None)
+    if path.suffix.lower() != ".npz" or not path.is_file():
         raise FileNotFoundError(
-            f"no samples at {path}: give an .npz file, a folder of PNG files or a finished run"
+            f"no samples at {path}: give an .npz file, a folder of pictures or a finished run"
         )
     return _read_samples_npz(path)
+
+
+def _pictures(folder: Path, prepare: Prepare | None) -> Any:
+    """The pictures of a folder: an array, or what is read as one if that would be large."""
+    if (folder / "manifest.json").is_file():  # its sheet of pictures is no sample
+        raise FileNotFoundError(
+            f"{folder} is a run without samples.npz: run the command that sampled it again"
+        )
+    pictures = PictureFolder(folder, prepare)
+    return np.asarray(pictures) if pictures.nbytes <= HELD else pictures
 
 
 def _read_samples_npz(path: Path) -> Samples:
@@ -44,14 +57,15 @@ def _read_samples_npz(path: Path) -> Samples:
     if images is None:
         there = ", ".join(array_names(path, remedy)) or "nothing"
         raise ValueError(
-            f"{path} has no arr_0 (it has {there}): save images as arr_0, uint8 [N, H, W, C]"
+            f"{path} has no arr_0 but {there}: save the images with np.savez(FILE, arr_0=images)"
         )
     labels = read_npz(path, ("arr_1",), remedy).get("arr_1")
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(
-            f"{path}: arr_0 must be uint8 [N, H, W, C], got {images.dtype} {images.shape}"
+            f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
+            f"{images.shape}"
         )
     if labels is not None:
         labels = _checked_labels(path, labels, len(images))
@@ -65,35 +79,6 @@ def _checked_labels(path: Path, labels: NDArray[Any], n: int) -> NDArray[np.int6
             f"{labels.dtype} {list(labels.shape)}: correct it, or leave arr_1 out"
         )
     return labels.astype(np.int64)
-
-
-def _read_pngs(folder: Path) -> NDArray[np.uint8]:
-    """All PNG files of a folder by name, each decoded into its place in one array."""
-    from tqdm import tqdm
-
-    files = sorted(folder.glob("*.png"))
-    if not files:
-        raise FileNotFoundError(f"no PNG files and no samples.npz in {folder}")
-    first = _read_png(files[0])
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for i, file in enumerate(tqdm(files, desc="reading", leave=False, delay=2)):
-        pixels = _read_png(file)
-        if pixels.shape != first.shape:
-            raise ValueError(f"{file} is {pixels.shape}, but {files[0].name} {first.shape}")
-        images[i] = pixels
-    return images
-
-
-def _read_png(file: Path) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of 1 or 3 channels."""
-    try:
-        with Image.open(file) as image:
-            if image.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
-                raise ValueError(f"{file} has mode {image.mode}: only 8-bit PNG files are read")
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{file} is damaged ({error}): remove it or make it again") from None
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def save_grid(images: NDArray[np.uint8], path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+# Control characters of terminals, and halves of characters that no encoding takes.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 PARTIAL = ".part-"  # begins the name of a file that is being written
 CHECKSUM = "checksum"  # the last entry of a stored JSON object
 # What the system has to say of a file is no damage of its content.
@@ -231,3 +234,8 @@ def recorded_sha256(path: Path) -> str | None:
 def sha256_once(path: Path, seen: Stamp | None) -> str:
     """The hash of a file that looks like that (`stamp`): read once by this process."""
     return file_sha256(path)
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what a terminal or a parser would take for a command."""
+    return CONTROL.sub(lambda match: " " if match[0] in "\t\n\r" else "\ufffd", text)

@@ -35,14 +35,13 @@ class Backbone:
     says whether x0 is limited to [-1, 1] (pixel models).  `shape` is the shape of one sample in
     the network's space; `decode` turns final samples into uint8 images [B, H, W, C] or videos
     [B, T, H, W, C], and `media` says how these are stored.  `sha256` is the checkpoint's and goes
-    into every manifest.
+    into every manifest, as do `facts`, what else pixels depend on that neither the checkpoint nor the
+    model's config tells, in a form that JSON knows (where a name is that of a setting, they stand for
+    it), and `encoding`, a digest of what the network is told of the prompts.
 
     `num_classes` is the number of labels that a sample can be made for, by a class-conditional
     network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
     `embed` turns labels int64 [B] into what the network takes as condition, once a batch.
-
-    `facts` are what samples depend on besides the config and the weights, in a form that JSON
-    knows; where a name is that of a setting, they stand for it.
 
     `limit` is how x0 is limited where `clip` is not to [-1, 1].
 
@@ -67,6 +66,7 @@ class Backbone:
     evaluations_per_call: int = 1
     facts: Mapping[str, Any] = field(default_factory=dict)
     memory: Callable[[int], float] | None = None
+    encoding: str | None = None
     room: Room = field(default_factory=lambda: Room(REMEDY))
     decoding: Room = field(default_factory=lambda: Room(REMEDY))
     limit: Callable[[Tensor], Tensor] | None = None

@@ -1,8 +1,10 @@
 """Models of the Hugging Face hub or from local folders in its layout, and what to do without them."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from models.weights import reason
 
 WITHDRAWN = (
     "; Stable Diffusion 2.x left the hub in November 2025 and 1.5 in 2024, and the default ids are "
@@ -18,17 +20,29 @@ def remedied(id: str, option: str, what: str = "", hint: str = "") -> Iterator[N
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever damaged files raise
+        why = reason(error)
         if Path(id).is_dir():
             raise FileNotFoundError(
-                f"{what}{id} is not complete ({reason}): copy or download it again, or give "
+                f"{what}{id} is not complete ({why}): copy or download it again, or give "
                 f"another folder as {option}=..."
             ) from None
         raise FileNotFoundError(
-            f"cannot load {what}{id} ({reason}): check the network, or give another hub id or a "
+            f"cannot load {what}{id} ({why}): check the network, or give another hub id or a "
             f"local folder as {option}=...{hint}"
         ) from None
+
+
+def check_filled(missing: Collection[str], id: str, option: str, what: str = "") -> None:
+    """Raise FileNotFoundError if a loader did not find weights in the files and made them up."""
+    if missing:
+        first, others = min(missing), f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise FileNotFoundError(
+            f"{what}{id} is not complete (it lacks {first}{others}): copy or download it again, or "
+            f"give another folder as {option}=..."
+        )
 
 
 def hub_file(id: str, name: str, revision: str | None, option: str) -> Path:

@@ -1,9 +1,9 @@
-"""Published pipelines of diffusers: loading them, the digest of what they hold, latents to images."""
+"""Published pipelines of diffusers: loading them, what identifies them, latents to images."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.hub import check_pipeline_id, remedied
-from models.weights import hash_state
+from models.hub import check_filled, check_pipeline_id, remedied
+from models.weights import hash_state, public_config
 
 NETWORKS = ("text_encoder", "text_encoder_2", "unet", "vae", "transformer")
-UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
+# Where parts of a pipeline may be from; null where there is none.
+LIBRARIES = (
+    None,
+    "diffusers",
+    "transformers",
+    "sampling.schedulers",
+    "skipped_step.schedulers",
+    "stable_diffusion",
+)
+# Classes of networks; the last one is how folders of DiT from before name theirs.
+OF_DIFFUSERS = (
+    "AutoencoderKL",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+    "Transformer2DModel",
+)
+OF_TRANSFORMERS = ("CLIPTextModel", "CLIPTextModelWithProjection")
+TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")
+LONGEST_TEXT = 1024  # tokens; some tokenizers know no end
+# What of a scheduler's config decides pixels here: our samplers and spacings take the place of its own.
+SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "snr_shift_scale",
+    "set_alpha_to_one",
+)
 
 
 def load_pipeline(
@@ -26,10 +56,13 @@ def load_pipeline(
     names: Sequence[str],
     hint: str = "",
     fetch: bool = True,
+    any_network: bool = False,
 ) -> Any:
     """The diffusers pipeline of a hub id or local folder, on the CPU, without safety checker.
 
-    `names` are the classes of pipelines that it may be of; `hint` is told where there is none.
+    `names` are the classes of pipelines that it may be of; `hint` is told where there is none.  Its
+    networks are those of Stable Diffusion and DiT, or with `any_network` of any class of diffusers
+    and transformers.
     Without `fetch` the hub is not asked for what is not there yet.
     Raises FileNotFoundError, with the remedy, if it is not there, cannot be fetched or is not
     complete; ValueError if it is another kind of pipeline.
@@ -37,27 +70,91 @@ def load_pipeline(
     import diffusers
 
     check_pipeline_id(id)
+    place = {"revision": revision, "local_files_only": not fetch}
     with remedied(id, "model.id", hint=hint):
-        name = diffusers.DiffusionPipeline.load_config(
-            id, revision=revision, local_files_only=not fetch
-        ).get("_class_name")
-    if name not in names:
+        index = diffusers.DiffusionPipeline.load_config(id, **place)
+    if not isinstance(index, Mapping):
+        raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in names:
         raise ValueError(
             f"{id} is a {name}: only {' and '.join(names)} can be sampled here; any other "
             "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
         )
+    _check_parts(id, index)
     # The checker would replace images, silently, by black ones.
     more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
+    source = {**place, "variant": variant, "dtype": dtype}
+    classes = _classes(index) if any_network else None
+    parts = [part for part in (classes or NETWORKS) if part in index]
+    more |= {part: load_network(id, part, index, source, hint, classes) for part in parts}
     with remedied(id, "model.id", hint=hint):
-        return getattr(diffusers, name).from_pretrained(
-            id,
-            revision=revision,
-            variant=variant,
-            dtype=dtype,
-            local_files_only=not fetch,
-            **more,
-        )
+        return getattr(diffusers, name).from_pretrained(id, **source, **more)
+
+
+def _classes(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes of a pipeline's networks, by part: those of the installed libraries alone."""
+    import diffusers
+    import transformers
+
+    libraries = {"diffusers": diffusers, "transformers": transformers}
+    found = {}
+    for part, stated in index.items():
+        if isinstance(stated, Sequence) and len(stated) == 2 and stated[0] in libraries:
+            one = getattr(libraries[stated[0]], str(stated[1]), None)
+            if isinstance(one, type) and issubclass(one, torch.nn.Module):
+                found[part] = one
+    return found
+
+
+def load_network(
+    id: str,
+    name: str,
+    index: Mapping[str, Any],
+    source: Mapping[str, Any],
+    hint: str,
+    by_part: Mapping[str, Any] | None = None,
+) -> Any:
+    """A network of a pipeline, of which every weight stands in its files.
+
+    `by_part` are the classes that it may be of, where these are others than Stable Diffusion's.
+
+    What is not there diffusers and transformers fill with random numbers, others each time.  Raises
+    FileNotFoundError as `load_pipeline`, ValueError for a class that such pipelines do not have.
+    """
+    import diffusers
+    import transformers
+
+    classes = {name: getattr(diffusers, name) for name in OF_DIFFUSERS}
+    classes |= {name: getattr(transformers, name) for name in OF_TRANSFORMERS}
+    if by_part:
+        classes = {index[name][1]: by_part[name]}
+    stated = index[name][1] if isinstance(index[name], Sequence) and len(index[name]) == 2 else None
+    if not isinstance(stated, str) or stated not in classes:
+        raise ValueError(f"{id}'s {name} is a {stated}: only {', '.join(classes)} are sampled here")
+    how = {"subfolder": name, **source, "output_loading_info": True}
+    with remedied(id, "model.id", f"the {name} of ", hint=hint):
+        try:
+            network, info = classes[stated].from_pretrained(id, **how)
+        except OSError:
+            if source["variant"] is None:
+                raise
+            # Not every part has the variant; the pipeline takes such a part as it is, too.
+            network, info = classes[stated].from_pretrained(id, **{**how, "variant": None})
+    check_filled(info["missing_keys"], id, "model.id", f"the {name} of ")
+    return network
+
+
+def _check_parts(id: str, index: Mapping[str, Any]) -> None:
+    """Raise ValueError if model_index.json names a module of others: diffusers would import it."""
+    for part, stated in index.items():
+        is_part = isinstance(stated, Sequence) and not isinstance(stated, str) and part[:1] != "_"
+        if is_part and stated[:1] and stated[0] not in LIBRARIES:
+            raise ValueError(
+                f"{id}'s {part} is of {stated[0]!r}, which is not imported: only parts of "
+                f"{', '.join(map(str, LIBRARIES[1:]))} are loaded"
+            )
 
 
 def _not_about_the_safety_checker(record: logging.LogRecord) -> bool:
@@ -72,10 +169,41 @@ def pipeline_digest(pipe: Any, names: Sequence[str] = NETWORKS) -> str:
         if network is None:
             continue
         config = network.config if isinstance(network.config, dict) else network.config.to_dict()
-        public = {key: config[key] for key in config if key[0] != "_" and key not in UNIMPORTANT}
-        digest.update(f"{name} {json.dumps(public, sort_keys=True, default=str)}".encode())
+        digest.update(f"{name} {public_config(config)}".encode())
         state = network.state_dict()
         hash_state(digest, {f"{key} {value.dtype}": value for key, value in state.items()})
+    return digest.hexdigest()
+
+
+def pipeline_facts(pipe: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What pixels depend on besides the networks and the tokens; `config` is the scheduler's."""
+    zeros = pipe.config.get("force_zeros_for_empty_prompt")  # of XL
+    facts = {} if zeros is None else {"force_zeros_for_empty_prompt": zeros}
+    return {"scheduler": schedule_facts(config), **facts}
+
+
+def schedule_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a scheduler's config decides pixels; many betas by their digest."""
+    facts = {key: config[key] for key in SCHEDULE if config.get(key) is not None}
+    if "trained_betas" in facts:
+        betas = json.dumps([float(beta) for beta in facts["trained_betas"]])
+        facts["trained_betas"] = hashlib.sha256(betas.encode()).hexdigest()[:12]
+    return facts
+
+
+def tokens_digest(pipe: Any, texts: Sequence[str], block: int = 1000) -> str:
+    """SHA-256 of what the tokenizers make of these texts: all that is left of a tokenizer in pixels."""
+    digest = hashlib.sha256()
+    for name in TOKENIZERS:
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is None:
+            continue
+        for i in range(0, len(texts), block):
+            length = min(tokenizer.model_max_length, LONGEST_TEXT)
+            ids = tokenizer(
+                list(texts[i : i + block]), padding="max_length", max_length=length, truncation=True
+            ).input_ids
+            digest.update(json.dumps(ids).encode())
     return digest.hexdigest()
 
 
@@ -90,9 +218,18 @@ def prepare_vae(vae: Any, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
-    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as diffusers' pipelines do."""
-    scaled = latents.to(vae.dtype) / vae.config.scaling_factor
+def decode(vae: Any, latents: Tensor, shifted: bool = False) -> NDArray[np.uint8]:
+    """Latents [B, C, h, w] -> images uint8 [B, H, W, 3], rounded as diffusers' pipelines do.
+
+    `shifted` heeds latents_mean and latents_std of the VAE's config, as XL's pipeline alone does.
+    """
+    config, x = vae.config, latents.to(vae.dtype)
+    mean, std = (config.get(f"latents_{name}") for name in ("mean", "std"))
+    if shifted and mean is not None and std is not None:
+        mean, std = (x.new_tensor(numbers).view(1, -1, 1, 1) for numbers in (mean, std))
+        scaled = x * std / config.scaling_factor + mean
+    else:
+        scaled = x / config.scaling_factor
     images = vae.decode(scaled, return_dict=False)[0]
     pixels = (images * 0.5 + 0.5).clamp(0, 1).cpu().permute(0, 2, 3, 1).float().numpy()
     rounded: NDArray[np.uint8] = (pixels * 255).round().astype(np.uint8)

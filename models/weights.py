@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import io
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from safetensors.torch import load as safetensors_in
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,6 +19,7 @@ from sampling.options import check_choice
 Net = TypeVar("Net", bound=nn.Module)
 Shapes = dict[str, list[int]]
 
+UNIMPORTANT = ("transformers_version", "dtype", "torch_dtype")  # in a config, but not the model's
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -67,24 +71,51 @@ def read_weights(path: Path, remedy: str = "restore it") -> dict[str, Tensor]:
 
     Raises ValueError naming the file and the `remedy` if it is damaged or holds anything else.
     """
+    return _tensors(lambda: _read(path), path, remedy)
+
+
+def tensors_in(content: bytes, path: Path, remedy: str = "restore it") -> dict[str, Tensor]:
+    """As `read_weights`, of the bytes that were read from `path`: what was verified is what is used."""
+    if path.suffix == ".safetensors":
+        return _tensors(lambda: safetensors_in(content), path, remedy)
+    return _tensors(lambda: _unpickled(io.BytesIO(content)), path, remedy)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        try:
-            weights = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        except RuntimeError as error:
-            if "_use_new_zipfile_serialization" not in str(error):
-                raise
-            # A file in torch's old format cannot be memory-mapped.
-            weights = torch.load(path, map_location="cpu", weights_only=True)
+        return _unpickled(path, mmap=True)
+    except RuntimeError as error:
+        if "_use_new_zipfile_serialization" not in str(error):
+            raise
+        return _unpickled(path)  # a file in torch's old format cannot be memory-mapped
+
+
+def _unpickled(source: Path | io.BytesIO, **more: Any) -> Any:
+    """What torch saved, if that is tensors and the like.  Stated here, no variable can change it."""
+    return torch.load(source, map_location="cpu", weights_only=True, **more)
+
+
+def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tensor]:
+    try:
+        weights = read()
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise ValueError(f"{path} is damaged or no checkpoint ({reason}): {remedy}") from None
+        raise ValueError(
+            f"{path} is damaged or no checkpoint ({reason(error)}): {remedy}"
+        ) from None
     if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
         raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")
     return weights
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in short; of a file that is not safe not torch's advice to run it."""
+    if "weights_only" in str(error):
+        return "it holds more than tensors, which is not loaded"
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> Shapes:
@@ -130,3 +161,14 @@ def hash_state(digest: hashlib._Hash, state: Mapping[str, Tensor]) -> None:
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(key.encode())
         digest.update(flat.view(torch.uint8).numpy().data)  # NumPy knows no bfloat16
+
+
+def public_config(config: Mapping[str, Any]) -> str:
+    """What the config of a library's network says of the network, as text."""
+    public = {key: config[key] for key in config if key[0] != "_" and key not in UNIMPORTANT}
+    return json.dumps(public, sort_keys=True, default=str)
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of the config of a library's network."""
+    return hashlib.sha256(public_config(config).encode()).hexdigest()

@@ -9,6 +9,8 @@ from eval.metrics import Score
 from eval.records import Record, score
 from eval.scoring import METRICS
 from eval.table import Table
+from files.whole import printable
+from report.escape import in_csv, in_latex, in_markdown
 from report.paper import Paper
 from report.words import decimals, format_score, metric_title, protocol_sentence
 
@@ -61,7 +63,7 @@ def _scored(
     heads = [f"## {metric_title(metric, record['extractor'])}" for metric in metrics]
     pairs = zip(heads, grids, strict=True)
     return [
-        f"# {title}",
+        f"# {printable(title)}",
         protocol_sentence(record),
         about,
         *(part for pair in pairs for part in pair),
@@ -78,7 +80,7 @@ def _paper_grid(paper: Paper, metric: str) -> str:
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    texts = [[f" {text} " if text else " " for text in row] for row in (heads, *rows)]
+    texts = [[f" {in_markdown(text)} " if text else " " for text in row] for row in (heads, *rows)]
     head, *lines = (f"|{'|'.join(row)}|" for row in texts)
     return "\n".join([head, "|---" * len(heads) + "|", *lines])
 
@@ -115,10 +117,10 @@ def _beside(metric: str, ours: Score | None, theirs: float | None) -> str:
 def write_csv(path: Path, table: Table, paper: Paper | None) -> None:
     """One line a score, with its protocol."""
     lines = [_csv_line(r, metric, paper) for r in table.records for metric in r["scores"]]
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
-        writer.writerows(lines)
+        writer.writerows({key: in_csv(v) for key, v in line.items()} for line in lines)
 
 
 def _csv_line(record: Record, metric: str, paper: Paper | None) -> dict[str, Any]:
@@ -152,7 +154,8 @@ def latex(title: str, table: Table, metrics: Sequence[str], paper: Paper | None)
     heads = [
         f"\\multicolumn{{{len(metrics)}}}{{c}}{{{s} steps ($N={table.n(s)}$)}}" for s in columns
     ]
-    names = [f"{METRICS[m].title} ({record['extractor']})" for m in metrics] * len(columns)
+    of = in_latex(record["extractor"])
+    names = [f"{METRICS[m].title} ({of})" for m in metrics] * len(columns)
     places = [(s, m) for s in columns for m in metrics]
     tied = {(s, m): table.tied(s, m) for s, m in places}
 
@@ -166,7 +169,7 @@ def latex(title: str, table: Table, metrics: Sequence[str], paper: Paper | None)
         return text + _beside(m, value, beside.value(row, s, m) if beside else None)
 
     lines = [
-        f"% {title}; +- is the half width of the 95% interval; Real: real images for samples"
+        f"% {printable(title)}; +- is the half width of the 95% interval; Real: real images for samples"
         + ("; in parentheses the paper's number and the difference" if beside else ""),
         f"\\begin{{tabular}}{{l{'r' * len(names)}}}",
         "\\toprule",
@@ -175,7 +178,9 @@ def latex(title: str, table: Table, metrics: Sequence[str], paper: Paper | None)
         "\\midrule",
     ]
     for row in table.rows:
-        lines.append(f"{row} & " + " & ".join(text(row, s, m) for s, m in places) + " \\\\")
+        lines.append(
+            f"{in_latex(row)} & " + " & ".join(text(row, s, m) for s, m in places) + " \\\\"
+        )
     floors = [(m, table.floor(s, m)) for s, m in places]
     if any(floor for _, floor in floors):
         real = " & ".join(f"${number(m, floor)}$" for m, floor in floors)

@@ -6,10 +6,9 @@ script, data and pictures are inside the page, which asks the network for nothin
 
 import base64
 import html
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from eval.scoring import METRICS
 from eval.sheets import INDEX, read_sheets
 from eval.table import Table, cutoff
 from files.whole import remove_partial, write_text
+from report.escape import in_script
 from report.paper import Paper
 from report.words import format_score, metric_title, scored_sentence
 
@@ -43,24 +43,23 @@ def build_page(results: Path) -> str:
     folders = sorted(p.parent for p in results.glob("*/*/records.json"))
     if not folders:
         raise FileNotFoundError(f"no records under {results}: run make table1 MODEL=digits first")
-    curves = [_curves(p) for name in CURVES for p in folders if p.name == name]
+    curves = [_read(_curves, p) for name in CURVES for p in folders if p.name == name]
     data = {
-        "ablations": [_ablation(p) for p in folders if p.name == ABLATION],
+        "ablations": [_read(_ablation, p) for p in folders if p.name == ABLATION],
         "curves": curves,
         "dials": _dials([p for p in folders if p.name.startswith(DIAL)]),
     }
     paper = [_paper_table(results / "paper" / f"{name}.yaml", folders) for name in PAPER_TABLES]
     parts = {
-        "style": (ASSETS / "page.css").read_text(),
-        "script": (ASSETS / "page.js").read_text(),
-        # "</" would end the script element early.
-        "data": json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        "style": (ASSETS / "page.css").read_text(encoding="utf-8"),
+        "script": (ASSETS / "page.js").read_text(encoding="utf-8"),
+        "data": in_script(data),
         "paper": "\n".join(paper),
         "ours": "\n".join(_full_table(data) for data in curves),
     }
-    page = (ASSETS / "page.html").read_text()
-    for name, text in parts.items():
-        page = page.replace(f"<!--{name}-->", text)
+    page = (ASSETS / "page.html").read_text(encoding="utf-8")
+    # In one pass: what is put in may have such a mark in it.
+    page = re.sub(f"<!--({'|'.join(parts)})-->", lambda match: parts[match[1]], page)
     if len(page.encode()) > LIMIT:
         raise ValueError(
             f"the page would have {len(page.encode()) / 1e6:.1f} MB, more than {LIMIT / 1e6:g}: remove "
@@ -83,6 +82,16 @@ def write_page(results: Path, out: Path) -> int:
 
 
 # --- data of the charts and pictures ------------------------------------------------------------
+
+
+def _read(part: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """A part of the page; ValueError for records that were changed by other hands."""
+    try:
+        return part(folder)
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"the records in {folder} are damaged ({error!r}): remove them and run again"
+        ) from None
 
 
 def _ablation(folder: Path) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def _scores(record: Record, metrics: Sequence[str], of: str = "scores") -> dict[
 
 def _triple(metric: str, value: Score | None) -> list[Any] | None:
     """Value, half the 95% interval (null if there is none), and both as they are printed."""
-    if value is None:
+    if value is None or not math.isfinite(value.value):
         return None
     half = None if math.isnan(value.se) else round(value.half, 5)
     return [round(value.value, 5), half, format_score(metric, value)]
@@ -269,7 +278,7 @@ def _row(entries: Sequence[Entry]) -> str:
     cells = []
     for i, (text, number) in enumerate(entries):
         tag = 'th scope="row"' if i == 0 else "td"
-        value = "" if number is None else f' data-value="{number}"'
+        value = "" if number is None else f' data-value="{html.escape(str(number))}"'
         absent = ' class="absent"' if text == "not run" else ""
         cells.append(f"<{tag}{value}{absent}>{html.escape(text)}</{tag[:2]}>")
     return f"<tr>{''.join(cells)}</tr>"

@@ -19,7 +19,7 @@ class Paper:
 
     @staticmethod
     def load(path: Path) -> Paper:
-        return Paper(yaml.safe_load(path.read_text()))
+        return Paper(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]

@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 from eval.sheets import Pictures
-from files.whole import write_atomic, write_text
+from files.whole import printable, write_atomic, write_text
+from report.escape import in_figure
 from report.formats import document, grid
 from report.plots import save_figure
 from report.words import sampling_sentence
@@ -39,7 +40,9 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
     for i, row in enumerate(rows, 1):
         sampler = ", ".join(f"{k} {v}" for k, v in row.config["sampler"].items())
         texts.append([str(i), f"{row.row} ({sampler})", str(row.steps)])
-    return document([f"# {title}", about, grid(["Row", "Sampler", "Network calls"], texts)])
+    return document(
+        [f"# {printable(title)}", about, grid(["Row", "Sampler", "Network calls"], texts)]
+    )
 
 
 def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
@@ -56,8 +59,9 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
             shown = image.squeeze(-1) if image.shape[-1] == 1 else image
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255)
             if row is rows[0] and row.titles is not None:
-                ax.set_title(textwrap.fill(row.titles[i], int(14 * inch)), fontsize=7, pad=2)
-        name, first = f"{row.row}\n{row.steps} steps", block[0]
+                words = textwrap.fill(row.titles[i], int(14 * inch))
+                ax.set_title(in_figure(words), fontsize=7, pad=2)
+        name, first = in_figure(f"{row.row}\n{row.steps} steps"), block[0]
         place = {"ha": "right", "va": "center", "transform": first.transAxes}
         first.text(-0.1, 0.5, name, fontsize=8, **place)
     save_figure(figure, path, title)

@@ -16,6 +16,7 @@ from matplotlib.ticker import LogFormatter
 from eval.metrics import Score
 from eval.scoring import METRICS
 from eval.table import Table, cutoff
+from report.escape import in_figure
 from report.paper import Paper
 from report.words import metric_title
 
@@ -42,7 +43,7 @@ def plot_table(
     for ax, metric in zip(panels[len(metrics) :], theirs, strict=False):
         assert below is not None
         for name, points in _published(below, metric).items():
-            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=name)
+            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=in_figure(name))
         _style(ax, f"paper: {METRICS[metric].title} on {below['dataset']}", metric, _xs(points))
         ax.set_facecolor("whitesmoke")
     save_figure(figure, path, title)
@@ -70,12 +71,14 @@ def _plot_metric(ax: Any, table: Table, metric: str, beside: Paper | None) -> No
                 marker="o",
                 ms=3,
                 capsize=2,
-                label=label,
+                label=label and in_figure(label),
             )
         if beside:
             published = [beside.value(row, s, metric) for s in columns]
             values = [np.nan if v is None else v for v in published]
-            ax.plot(columns, values, color=f"C{i}", ls="--", lw=0.8, label=f"{row}, paper")
+            ax.plot(
+                columns, values, color=f"C{i}", ls="--", lw=0.8, label=in_figure(f"{row}, paper")
+            )
     for part, label in _of_one_size(table, "real"):
         floor = _there((s, table.floor(s, metric)) for s in part)
         if floor:
@@ -99,7 +102,7 @@ def _xs(points: Sequence[tuple[Any, Any]]) -> list[Any]:
 
 
 def _style(ax: Any, title: str, metric: str, steps: Sequence[int]) -> None:
-    ax.set_title(title, fontsize=8)
+    ax.set_title(in_figure(title), fontsize=8)
     ax.set_xscale("log")
     ax.set_xticks(steps, [str(s) for s in steps])
     ax.minorticks_off()
@@ -131,7 +134,7 @@ def plot_cutoffs(
             half = np.array([v.half for _, v in points])
             side.plot(t, y, marker="o", ms=3, color=colour)
             side.fill_between(t, y - half, y + half, color=colour, alpha=0.2, lw=0)
-            side.set_ylabel(metric_title(metric, extractor), color=colour, fontsize=8)
+            side.set_ylabel(in_figure(metric_title(metric, extractor)), color=colour, fontsize=8)
             side.tick_params(labelsize=7)
         if paper:
             ax.axvspan(*paper["optimal_cutoffs"], color="k", alpha=0.06, lw=0)
@@ -146,7 +149,7 @@ def save_figure(figure: Any, path: Path, title: str, bottom: float = 0.0) -> Non
 
     `bottom` is the share of its height that is kept free for a legend.
     """
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(in_figure(title), fontsize=10)
     figure.tight_layout(rect=(0, bottom, 1, 1))
     # A fixed "Software" field, or the file would change with matplotlib's version.
     figure.savefig(path, dpi=130, metadata={"Software": None})

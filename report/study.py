@@ -232,7 +232,7 @@ def text(study: Study, theory: Theory) -> str:
         **_on_natural_images(study),
         **_on_natural_cutoffs(study.natural),
     }
-    return Path(__file__).with_suffix(".md").read_text().format_map(slots)
+    return Path(__file__).with_suffix(".md").read_text(encoding="utf-8").format_map(slots)
 
 
 def _protocol(study: Study) -> Slots:

@@ -8,6 +8,7 @@ import numpy as np
 from eval.metrics import Score
 from eval.records import Record
 from eval.scoring import METRICS
+from files.whole import printable
 
 
 def metric_title(metric: str, extractor: str) -> str:
@@ -65,6 +66,8 @@ def reference_words(record: Record) -> str:
         return "no reference"
     reduced = record.get("preprocess")
     size = f", both at {reduced['size']} pixels by {reduced['name']}" if reduced else ""
+    if not reduced and record.get("size"):  # records did not always tell
+        size = f", {'both' if record['reference_size'] else 'samples'} of {record['size']} pixels"
     return (
         f"reference `{record['reference']}` ({record['reference_n']} images, "
         f"{record['reference_digest']}){size}"
@@ -76,7 +79,7 @@ def sampling_sentence(config: dict[str, Any]) -> str:
     model = config["model"]
     checkpoint = model.get("checkpoint") or model.get("id") or model["sha256"][:12]
     precision = f", precision {model['precision']}" if "precision" in model else ""
-    return (
+    return printable(
         f"Model `{model['name']}`, checkpoint `{checkpoint}` "
         f"({model['sha256'][:12]}){precision}{_guidance_words(config)}; "
         f"spacing `{config['spacing']}`, seed {config['seed']}"

@@ -20,15 +20,15 @@ from typing import Any
 
 import yaml
 
-from eval.extractors import URL_VGG16
+from eval import networks
 from eval.reference import read_adm_statistics
-from experiments.config import CONFIGS, Config, composed, options_of, parser, reported
+from experiments.config import CONFIGS, Config, composed, options_of, parser
+from experiments.endings import reported
 from files.fetch import fetch
 from files.images import load_samples
 from files.places import downloads
 from models.adm.cards import Card, card_names, read_card
 from models.hub import WITHDRAWN, download_files, download_pipeline
-from models.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Asset:
 
     def get(self) -> str:
         digest = fetch(self.url, self.path, sha256=self.sha256, check=self.check)
-        return f"{self.path}  sha256 {digest[:16]}..."
+        known = (
+            "" if self.sha256 else " (no published one is known: it is recorded beside the file)"
+        )
+        return f"{self.path}  sha256 {digest[:16]}...{known}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class HubFiles:
 
 
 Source = Asset | HubPipeline | HubFiles
+NETWORKS = ("inception", "vgg16", "clean_inception")  # that score images
 
 
 def named_assets(name: str) -> list[Source]:
@@ -83,16 +87,14 @@ def named_assets(name: str) -> list[Source]:
         return [_of_card(read_card(name), downloads())]
     if name in references():
         return [_of_reference(composed("evaluate", f"reference={name}").reference)]
-    if name == "inception":
-        return [_inception()]
-    if name == "vgg16":
-        return [Asset(URL_VGG16, _place(URL_VGG16), None, read_weights)]
+    if name in NETWORKS:
+        return [_of_network(getattr(networks, name.upper()))]
     if url := published_batches().get(name):
         return [Asset(url, _place(url), None, load_samples)]
     classifiers = [card for card in card_names() if card not in models()]
     known = [*models(), *classifiers, *references(), *published_batches()]
     raise ValueError(
-        f"nothing to download is called {name!r}: choose among {', '.join(known)}, inception, vgg16"
+        f"nothing to download is called {name!r}: choose among {', '.join([*known, *NETWORKS])}"
     )
 
 
@@ -113,7 +115,7 @@ def _of_model(cfg: Config) -> list[Source]:
         hint = WITHDRAWN if cfg.model._target_.startswith("models.stable_diffusion.") else ""
         pipeline = HubPipeline(cfg.model.id, cfg.model.revision, variant, hint)
         batch = [_of_reference(cfg.reference)] if cfg.reference.get("statistics_n") else []
-        return [pipeline, *batch, _inception()]
+        return [pipeline, *batch, _of_network(networks.INCEPTION)]
     if "flags" in cfg.model and cfg.model.card is None:
         raise ValueError(
             "a checkpoint without a card names no place to fetch it from: give the file as "
@@ -126,7 +128,7 @@ def _of_model(cfg: Config) -> list[Source]:
     classifier = []
     if cfg.guidance.name == "classifier" and card.classifier:
         classifier = [_of_card(read_card(card.classifier), checkpoint.path.parent)]
-    return [checkpoint, *classifier, _of_reference(cfg.reference), _inception()]
+    return [checkpoint, *classifier, _of_reference(cfg.reference), _of_network(networks.INCEPTION)]
 
 
 def _of_card(card: Card, folder: Path) -> Asset:
@@ -138,14 +140,8 @@ def _of_reference(reference: Config) -> Asset:
     return Asset(reference.url, Path(reference.batch), None, check)
 
 
-# The first eight digits are in the file's name; public projects that use it record the rest.
-INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-
-
-def _inception() -> Asset:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
-
-    return Asset(url, _place(url), INCEPTION_SHA256, read_weights)
+def _of_network(file: networks.Published) -> Asset:
+    return Asset(file.url, file.place, file.sha256, lambda path: None)
 
 
 def models() -> list[str]:
@@ -168,12 +164,12 @@ def published_batches() -> dict[str, str]:
 def _configs(group: str) -> dict[str, Any]:
     """Name -> what stands in the file, for all of configs/<group>."""
     paths = sorted(Path(CONFIGS, group).glob("*.yaml"))
-    return {path.stem: yaml.safe_load(path.read_text()) for path in paths}
+    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def main() -> None:
     command = parser(__doc__)
-    text = "a model, card, reference or batch, inception, vgg16"
+    text = f"a model, card, reference or batch, {', '.join(NETWORKS)}"
     command.add_argument("names", nargs="+", metavar="NAME", help=text)
     words = command.parse_args().names
     assets = [asset for word in words if "=" not in word for asset in named_assets(word)]

@@ -16,28 +16,36 @@ import argparse
 import csv
 import io
 import json
+import re
 import zipfile
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import pairwise
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from experiments.config import composed, evaluator_of, parser, reported
+from experiments.config import composed, evaluator_of, parser
+from experiments.endings import reported
 from files.fetch import fetch
 from files.npz import write_npz
+from files.pictures import is_leftover, read_picture
 from files.places import downloads
 from files.whole import check_space, file_sha256, write_atomic, write_text
 
 URL_ANNOTATIONS = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 URL_IMAGES = "http://images.cocodataset.org/zips/val2014.zip"
+# As torchvision and others state them.
+SHA256_ANNOTATIONS = "031296bbc80c45a1d1f76bf9a90ead27e94e99ec629208449507a4917a3bf009"
+SHA256_IMAGES = "fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0"
 CAPTIONS = "captions_val2014.json"
 NUM_IMAGES = 40504  # of the validation set
 SIZE = 256
+OTHER_SPLIT = re.compile(r"(train|test|unlabeled)20\d\d")  # in the name of a file or folder
 RULE = "images without replacement in the order drawn, of each one caption, uniformly"
 
 
@@ -61,13 +69,14 @@ def read_annotations(path: Path) -> list[dict[str, Any]]:
 def _annotations_text(path: Path) -> bytes:
     if path.is_dir():
         for file in sorted(path.rglob(CAPTIONS)):
-            return file.read_bytes()
+            if not is_leftover(file.relative_to(path)):
+                return file.read_bytes()
         raise FileNotFoundError(f"no {CAPTIONS} under {path}: give the folder that has it")
     if path.suffix != ".zip":
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
-            if name.endswith(CAPTIONS):
+            if PurePath(name).name == CAPTIONS and not is_leftover(name):
                 return archive.read(name)
     raise KeyError(CAPTIONS)
 
@@ -98,11 +107,10 @@ def read_list(path: Path) -> tuple[list[dict[str, Any]], str]:
     """Captions of a published list in CSV, and which columns they are from.
 
     BK-SDM's metadata.csv has file_name and text, text2image-benchmark's list image_id and caption.
-    Raises ValueError with the columns that there are, if no caption is among them.
+    Entries are parted by comma, semicolon or tabulator.  Raises ValueError with the columns that
+    there are, if no caption is among them, and for a line with more or fewer entries than columns.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
+    columns, rows = _table(path)
     caption = next((name for name in ("text", "caption") if name in columns), None)
     if caption is None:
         raise ValueError(
@@ -116,6 +124,27 @@ def read_list(path: Path) -> tuple[list[dict[str, Any]], str]:
     return entries, f"{caption} and {image}" if image else caption
 
 
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """(columns, rows) of a CSV file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=lambda mark: len(next(csv.reader([head], delimiter=mark))))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    columns = [name.strip() for name in next(reader, [])]
+    rows = []
+    for entries in reader:
+        if entries and len(entries) != len(columns):
+            raise ValueError(
+                f"{path}: line {reader.line_num} has {len(entries)} entries for the columns "
+                f"{', '.join(columns)}: mend it, and quote texts that have {delimiter!r} in them"
+            )
+        rows += [dict(zip(columns, entries, strict=True))] if entries else []
+    return columns, rows
+
+
 def prepare_captions(args: argparse.Namespace) -> None:
     """Write prompts.txt and captions.json, or find them there."""
     facts: dict[str, Any]
@@ -126,7 +155,7 @@ def prepare_captions(args: argparse.Namespace) -> None:
     else:
         path = args.annotations or args.out / "annotations_trainval2014.zip"
         if not args.annotations:
-            fetch(URL_ANNOTATIONS, path, check=read_annotations)
+            fetch(URL_ANNOTATIONS, path, sha256=SHA256_ANNOTATIONS, check=read_annotations)
         annotations = read_annotations(path)
         entries = draw(annotations, args.count, args.seed)
         facts = {"source": "MS-COCO 2014, captions of the validation images"}
@@ -155,13 +184,14 @@ def prepare_captions(args: argparse.Namespace) -> None:
 
 
 def list_images(source: Path) -> list[Path | zipfile.Path]:
-    """Every JPEG in a folder or a zip, in the order of the image ids.
+    """Every JPEG of the validation set in a folder or a zip, in the order of the image ids.
 
-    Raises FileNotFoundError or ValueError if there is none.
+    Hidden files are none, and those of other splits are left out, with a note of how many.  Raises
+    FileNotFoundError or ValueError if there is none, or an image twice.
     """
     files: list[Path | zipfile.Path]
     if source.is_dir():
-        files = [*source.rglob("*.jpg")]
+        files = [file for file in source.rglob("*") if is_picture(file.relative_to(source))]
     elif not source.is_file():
         raise FileNotFoundError(f"no images at {source}: give val2014.zip or its folder")
     else:
@@ -169,11 +199,22 @@ def list_images(source: Path) -> list[Path | zipfile.Path]:
             archive = zipfile.ZipFile(source)
         except zipfile.BadZipFile:
             raise ValueError(f"{source} is no zip file or damaged: fetch {URL_IMAGES}") from None
-        names = [name for name in archive.namelist() if name.endswith(".jpg")]
-        files = [zipfile.Path(archive, name) for name in names]
-    if not files:
-        raise ValueError(f"no JPEG files in {source}: give val2014.zip or its folder")
-    return sorted(files, key=image_id)
+        files = [zipfile.Path(archive, name) for name in archive.namelist() if is_picture(name)]
+    chosen = [file for file in files if not OTHER_SPLIT.search(str(file)[len(str(source)) :])]
+    if files and len(chosen) < len(files):
+        print(f"note: {len(files) - len(chosen)} images of other splits in {source} are left out")
+    if not chosen:
+        which = "of the validation set " if files else ""
+        raise ValueError(f"no JPEG files {which}in {source}: give val2014.zip or its folder")
+    chosen.sort(key=image_id)
+    for one, next_one in pairwise(chosen):
+        if image_id(one) == image_id(next_one):
+            raise ValueError(f"{one} and {next_one} are the same image: remove one")
+    return chosen
+
+
+def is_picture(name: str | PurePath) -> bool:
+    return PurePath(name).suffix.lower() in (".jpg", ".jpeg") and not is_leftover(name)
 
 
 def image_id(file: Path | zipfile.Path) -> int:
@@ -187,10 +228,10 @@ def image_id(file: Path | zipfile.Path) -> int:
 def read_image(file: Path | zipfile.Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """uint8 [size, size, 3]; grey images get three channels.  ValueError if it is damaged."""
     try:
-        with Image.open(io.BytesIO(file.read_bytes())) as image:
-            return np.asarray(preprocessing.image(image.convert("RGB")))
-    except (OSError, UnidentifiedImageError, SyntaxError, zipfile.BadZipFile) as error:
+        picture = read_picture(file, file.read_bytes())
+    except (ValueError, OSError, zlib.error, zipfile.BadZipFile) as error:
         raise ValueError(f"{file} is damaged ({error}): fetch the images again") from None
+    return np.asarray(preprocessing.image(picture.convert("RGB")))
 
 
 def prepare_images(args: argparse.Namespace) -> None:
@@ -202,7 +243,7 @@ def prepare_images(args: argparse.Namespace) -> None:
     else:
         source = args.images or args.out / "val2014.zip"
         if not args.images:
-            fetch(URL_IMAGES, source, check=list_images)
+            fetch(URL_IMAGES, source, sha256=SHA256_IMAGES, check=list_images)
         files = list_images(source)
         if len(files) != NUM_IMAGES:
             print(f"note: {source} has {len(files)} images, MS-COCO 2014 val {NUM_IMAGES}")

@@ -7,7 +7,7 @@ python -m scripts.report --results runs/mine --out mine.html
 import argparse
 from pathlib import Path
 
-from experiments.config import reported
+from experiments.endings import reported
 from files.places import ROOT
 from report.page import write_page
 

@@ -16,7 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from experiments.config import composed, config_digest, plain, reported
+from experiments.config import composed, config_digest, plain
+from experiments.endings import reported
 from experiments.experiment import Experiment, perform
 from experiments.progress import sampled_and_scored
 from report.render import render

@@ -12,7 +12,8 @@ every byte of them.
 import os
 from pathlib import Path
 
-from experiments.config import parser, reported
+from experiments.config import parser
+from experiments.endings import reported
 from experiments.progress import PLANS, file_clock, read_plan, table
 from files.whole import Damaged
 

@@ -3,7 +3,7 @@
 python -m scripts.study
 """
 
-from experiments.config import reported
+from experiments.endings import reported
 from files.places import ROOT
 from files.whole import write_text
 from report.study import Study, Theory, text

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from experiments.cells import network_of
-from experiments.config import composed, images_of, load_backbone, parser, reported
+from experiments.config import composed, images_of, load_backbone, parser
+from experiments.endings import reported
 from models.variance import measure_x0_variance, save_x0_variance
 
 

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval.vbench import DIMENSIONS, aggregate, read_results
-from experiments.config import parser, reported
+from experiments.config import parser
+from experiments.endings import reported
 from experiments.vbench import INFO, VERSION, result_files, run_vbench
 from files.places import downloads
 from files.whole import Damaged, reading, write_atomic, write_text

@@ -174,7 +174,7 @@ def command(script, monkeypatch, tmp_path):
 @pytest.fixture
 def script(monkeypatch, capsys):
     """Call the main function of a script with words: (exit status, stdout, stderr)."""
-    from experiments.config import reported
+    from experiments.endings import reported
 
     def call(main, *words):
         monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])

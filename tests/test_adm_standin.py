@@ -11,6 +11,7 @@ import functools
 import json
 import sys
 import threading
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -21,10 +22,12 @@ from PIL import Image
 import evaluate
 import reproduce
 import sample
+from eval import networks
 from eval.extractors import InceptionExtractor
 from eval.metrics import statistics
 from experiments.config import composed, reference_with
 from experiments.folder import read_manifest
+from files.whole import file_sha256
 from scripts import download
 
 
@@ -43,9 +46,10 @@ def site(tmp_path_factory, unet_forward):
     write_standin(folder, "clf", unet_forward, url)
     for name in ("t64", "t256u"):
         write_standin(folder, name, unet_forward, url, classifier=str(folder / "clf.yaml"))
-    weights = standin_inception(folder / "weights-inception-2015-12-05-6726825d.pth")
+    weights = standin_inception(folder / "inception.pth")
     images = np.random.default_rng(0).integers(256, size=(6, 16, 16, 3), dtype=np.uint8)
     seen = InceptionExtractor(weights)(images)
+    weights.rename(folder / networks.INCEPTION.place.name)
     pool, spatial = statistics(seen.features), statistics(seen.spatial)
     statistics_of_all = {"mu": pool.mean, "sigma": pool.cov}
     statistics_of_all |= {"mu_s": spatial.mean, "sigma_s": spatial.cov}
@@ -72,12 +76,16 @@ def settings(site, monkeypatch, tmp_path):
     return of
 
 
+@pytest.fixture(autouse=True)
+def published(site, monkeypatch):
+    """The stand-in of Inception's weights passes for the published file."""
+    name = networks.INCEPTION.place.name
+    facts = {"url": f"{site[1]}/{name}", "sha256": file_sha256(site[0] / name)}
+    monkeypatch.setattr(networks, "INCEPTION", replace(networks.INCEPTION, **facts))
+
+
 @pytest.fixture
-def get(script, site, monkeypatch):
-    """scripts/download.py, with the stand-in of Inception's weights."""
-    source = "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3"
-    monkeypatch.setattr(source, f"{site[1]}/weights-inception-2015-12-05-6726825d.pth")
-    monkeypatch.setattr(download, "INCEPTION_SHA256", None)
+def get(script):
     return functools.partial(script, download.main)
 
 
@@ -264,9 +272,10 @@ def test_download_mistakes(site, get, settings, tmp_path):
     refused(get(*missing), "the server says 404")
 
 
-def test_every_published_file_has_a_name(settings):
+def test_every_published_file_has_a_name(settings, monkeypatch):
     """All that the cards and references mention can be asked for."""
-    for name in [*download.models(), *download.published_batches(), "inception", "vgg16"]:
+    monkeypatch.undo()
+    for name in [*download.models(), *download.published_batches(), *download.NETWORKS]:
         for asset in download.named_assets(name):
             if isinstance(asset, download.HubPipeline | download.HubFiles):
                 assert asset.id.count("/") == 1

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
+from urllib.error import HTTPError
 
 import numpy as np
 import pytest
@@ -274,7 +275,9 @@ def test_server_errors_are_retried_and_finally_reported_in_a_line(server, path):
 def test_waiting_doubles_only_while_nothing_comes(server, path, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr(module, "BACKOFF", 1.0)
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append)
+    )
     server.replies = [*[Reply(status=500)] * 3, Reply(cut=10), Reply(status=500)]
     fetch(server.url, path)
     assert waits == [2, 4, 8, 1, 2]
@@ -580,3 +583,136 @@ def test_mistyped_words_are_found_before_the_download(server, path):
     refused(ValueError, "no address", "http://127.0.0.1/a file", path)
     refused(ValueError, "64 hexadecimal digits", server.url, path, sha256="abc")
     assert server.ranges == []
+
+
+# --- hostile servers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "target", ["file://{secret}", "ftp://127.0.0.1:1/x", "data:,hello", "jar:http://x", "unix:/x"]
+)
+def test_redirects_to_other_schemes_are_not_followed(server, tmp_path, target):
+    secret = tmp_path / "secret"
+    secret.write_bytes(CONTENT)
+    server.replies = [Reply(location=target.format(secret=secret))]
+    with pytest.raises(OSError, match=r"redirects to .* which is not followed: pass a local copy"):
+        fetch(server.url, tmp_path / "a" / NAME, sha256=DIGEST)
+    assert len(server.ranges) == 1 and not (tmp_path / "a" / NAME).exists()
+
+
+def test_no_way_back_from_https_to_http():
+    request = module.Request("https://example.org/a")
+    with pytest.raises(HTTPError):
+        module._SameScheme().redirect_request(request, None, 302, "", {}, "http://example.org/b")
+    again = module._SameScheme().redirect_request(request, None, 302, "", {}, "https://x.org/b")
+    assert again.full_url == "https://x.org/b"
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 503])
+def test_a_server_that_is_busy_is_asked_again(server, tmp_path, status):
+    server.replies = [Reply(status=status)] * 3
+    assert fetch(server.url, tmp_path / NAME, sha256=DIGEST) == DIGEST
+    assert len(server.ranges) == 4
+
+
+def test_later_is_when_the_server_says(monkeypatch):
+    def later(after):
+        headers = {"Retry-After": after} if after else {}
+        return module._refusal("u", SimpleNamespace(code=429, headers=headers)).wait
+
+    assert [later(a) for a in ("7", " 8 ", "Wed, 21 Oct 2015 07:28:00 GMT", None)] == [7, 8, 0, 0]
+    waited = []
+    monkeypatch.setattr(module.time, "sleep", waited.append)
+    errors = [module._Later("busy", 7.0), module._Later("busy", 1e9), None]
+
+    def transfer(url, path):
+        if error := errors.pop(0):
+            raise error
+
+    monkeypatch.setattr(module, "_transfer", transfer)
+    module._download("http://x", Path("/nowhere/at/all"), 5)
+    assert waited == [7.0, module.PATIENCE]
+
+
+class Dripping:
+    """Sends `first` and then one byte at a time without end."""
+
+    def __init__(self, first: bytes):
+        self.socket, self.first, self.asked = socket.create_server(("127.0.0.1", 0)), first, 0
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/{NAME}"
+        threading.Thread(target=self.run, daemon=True).start()
+
+    def run(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.asked += 1
+            threading.Thread(target=self.drip, args=(connection,), daemon=True).start()
+
+    def drip(self, connection):
+        try:
+            connection.sendall(self.first)
+            while True:
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+
+@pytest.mark.parametrize(
+    "first", [b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n", b"HTTP/1.1"]
+)
+def test_a_drip_without_end_is_given_up(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(module, "BACKOFF", 0.01)
+    dripping = Dripping(first)
+    start = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"bytes in|no answer within"):
+        fetch(dripping.url, tmp_path / NAME, sha256=DIGEST, attempts=3)
+    assert time.monotonic() - start < 10 and dripping.asked == 3
+    dripping.socket.close()
+
+
+def test_links_beside_the_file_are_not_followed(server, tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"mine")
+    (tmp_path / f"{NAME}.part.lock").symlink_to(precious)
+    with pytest.raises(OSError, match="symbolic links"):
+        fetch(server.url, tmp_path / NAME, sha256=DIGEST)
+    assert precious.read_bytes() == b"mine"
+
+
+def test_a_password_is_not_printed(tmp_path):
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1 with a user's name or password") as caught:
+        fetch("http://user:secretpw@127.0.0.1:1/x", tmp_path / NAME)
+    assert "secretpw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [HTML, b"\n <html>error</html>", b""])
+def test_a_page_in_place_of_the_file_is_noticed_without_hash_and_check(server, tmp_path, content):
+    server.content = content
+    with pytest.raises(ValueError, match=r"is not the file it should be: it is (a web page|empty)"):
+        fetch(server.url, tmp_path / NAME)
+    assert not (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"validator": ["x"], "size": 300_000},
+        {"validator": "x\r\nEvil: 1", "size": 300_000},
+        {"validator": None, "size": "many"},
+        {"url": 1, "validator": None, "size": None},
+        [1],
+        "text",
+    ],
+    ids=str,
+)
+def test_what_is_noted_of_a_part_may_be_spoilt(server, tmp_path, facts):
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:100])
+    facts = {"url": server.url, **facts} if isinstance(facts, dict) else facts
+    (tmp_path / f"{NAME}.part.json").write_text(json.dumps(facts))
+    assert fetch(server.url, tmp_path / NAME, sha256=DIGEST) == DIGEST
+    assert server.if_ranges == [None]

@@ -32,7 +32,11 @@ STUDY = ("report/study", {"sampling", "models"})
 COMMANDS = ("sample", "evaluate", "reproduce", "scripts")
 # The script asks hydra_plugins for the names of submitit's options.
 HYDRA = ("hydra", "omegaconf", "hydra_plugins")
-MAY_USE_HYDRA = {"experiments/config.py": HYDRA, "scripts/slurm.py": ("hydra_plugins",)}
+MAY_USE_HYDRA = {
+    "experiments/config.py": HYDRA,
+    "experiments/endings.py": HYDRA,  # what its errors say
+    "scripts/slurm.py": ("hydra_plugins",),
+}
 
 
 @cache

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import re
 import shutil
 import sys
 import threading
@@ -19,9 +20,10 @@ import pytest
 from PIL import Image
 
 from eval.preprocessing import Preprocessing
-from experiments.config import reported
+from experiments.endings import reported
 from files.images import load_samples
 from files.prompts import read_prompts
+from files.whole import file_sha256
 from scripts import prepare_coco
 
 IDS = [42, 73, 74, 133, 136, 139, 143, 164, 192, 196]
@@ -156,6 +158,11 @@ def test_captions_are_fetched_from_coco(coco, source, tmp_path, monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(prepare_coco, "URL_ANNOTATIONS", f"{url}/annotations_trainval2014.zip")
         monkeypatch.setattr(prepare_coco, "URL_IMAGES", f"{url}/val2014.zip")
+        for name, file in (
+            ("ANNOTATIONS", "annotations_trainval2014.zip"),
+            ("IMAGES", "val2014.zip"),
+        ):
+            monkeypatch.setattr(prepare_coco, f"SHA256_{name}", file_sha256(source / file))
         coco("captions", "--count", 5)
         coco("images")
         server.shutdown()
@@ -191,6 +198,72 @@ def test_published_lists(coco, tmp_path, header):
     assert f"{header[-1]} and {header[0]}" in facts["rule"]
     assert facts["source"] == "list.csv" and "seed" not in facts
     assert [line["image_id"] for line in facts["lines"]] == ["COCO_1.jpg", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ("\ufeffimage_id,caption\r\n1,a cat\r\n", ["a cat"]),
+        ("image_id;caption\n1;a cat, sitting\n2;a dog\n", ["a cat, sitting", "a dog"]),
+        ("image_id\tcaption\n1\ta cat; a dog\n\n", ["a cat; a dog"]),
+        ("caption\na cat\n", ["a cat"]),
+        (
+            "image_id,caption\n1,a cat\n2\n",
+            "line 3 has 1 entries for the columns image_id, caption",
+        ),
+        (
+            "image_id,caption\n1,a cat, sitting\n",
+            "line 2 has 3 entries .* quote texts that have ','",
+        ),
+        ("image_id,caption\n1,\n", "caption 1 is empty"),
+        ("", "has columns none"),
+    ],
+)
+def test_lists_as_spreadsheets_write_them(coco, tmp_path, text, captions):
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8", newline="")
+    words = ["captions", "--list", tmp_path / "list.csv", "--out", tmp_path]
+    if isinstance(captions, str):
+        assert re.search(captions, coco(*words, status=2))
+    else:
+        coco(*words)
+        assert read_prompts(tmp_path / "prompts.txt") == captions
+
+
+@pytest.mark.parametrize("form", ["zip", "folder"])
+def test_hidden_files_and_other_splits_are_no_images_of_ours(coco, source, tmp_path, form):
+    """As a Mac packs the images again, with those of the training set beside them."""
+    files = dict(zip(IDS, PICTURES.values(), strict=True))
+    names = {f"val2014/COCO_val2014_{i:012d}.JPG": content for i, content in files.items()}
+    names |= {f"__MACOSX/val2014/._COCO_val2014_{i:012d}.jpg": b"\0\5\x16\7Mac" for i in IDS}
+    names |= {"train2014/COCO_train2014_000000000009.jpg": PICTURES[42]}
+    names |= {
+        "._captions_val2014.json": b"Mac",
+        "b/captions_val2014.json": json.dumps(annotations()),
+    }
+    place = tmp_path / f"mac.{form}"
+    if form == "zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, content in names.items():
+                archive.writestr(name, content)
+    else:
+        for name, content in names.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    said = coco("images", "--images", place, "--out", tmp_path)
+    assert "note: 1 images of other splits in" in said
+    with np.load(tmp_path / "val2014-center_lanczos256.npz") as file:
+        assert file["image_ids"].tolist() == IDS
+    coco("captions", "--annotations", place, "--out", tmp_path, "--count", 3)
+
+
+def test_images_of_another_split_alone_or_twice(coco, tmp_path):
+    for name in ("a/COCO_train2014_000000000009", "b/COCO_val2014_000000000009", "b/copy/val_9"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.jpg").write_bytes(PICTURES[42])
+    words = ["images", "--out", tmp_path, "--images"]
+    said = coco(*words, tmp_path / "a", status=2)
+    assert "no JPEG files of the validation set in" in said
+    assert "are the same image: remove one" in coco(*words, tmp_path / "b", status=2)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_a_folder_of_pngs_is_held_once(tmp_path):
 def test_pngs_of_other_sizes_are_refused_by_name(tmp_path):
     for i, shape in enumerate([(6, 5), (6, 5), (5, 6)]):
         Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / f"{i}.png")
-    with pytest.raises(ValueError, match=r"2\.png is \(5, 6, 1\), but 0\.png \(6, 5, 1\)"):
+    with pytest.raises(ValueError, match=r"1 of 3 pictures .* not 5 x 6 .* 2\.png is 6 x 5"):
         load_samples(tmp_path)
 
 

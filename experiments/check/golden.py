@@ -43,7 +43,7 @@ Tensors = dict[str, Tensor]
 @cache
 def golden_json(name: str) -> Any:
     """A sheet of tests/golden.  Raises OSError without the folder, which a clone has."""
-    return json.loads((GOLDEN / f"{name}.json").read_text())
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -128,7 +128,7 @@ def read_card(name: str | Path) -> Card:
         known = ", ".join(card_names())
         raise FileNotFoundError(f"no card {str(name)!r}: choose a YAML file or one of {known}")
     try:
-        card = _card(str(path), **yaml.safe_load(path.read_text()))
+        card = _card(str(path), **yaml.safe_load(path.read_text(encoding="utf-8")))
         tensors, layout = len(card.shapes), layout_digest(card.shapes)
     except (yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(f"the card {path} is not complete: {error}") from None
@@ -144,7 +144,7 @@ def read_card(name: str | Path) -> Card:
 def _published() -> dict[str, Card]:
     import yaml  # not above: the networks need no cards
 
-    cards = yaml.safe_load(PUBLISHED.read_text())["cards"]
+    cards = yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["cards"]
     return {name: _card(name, **entries) for name, entries in cards.items()}
 
 

@@ -76,7 +76,9 @@ def _jpeg(part: str) -> Part:
 def _decoded(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
     """Image i is the JPEG file in bytes offsets[i] .. offsets[i + 1] - 1."""
     for begin, end in pairwise(offsets):
-        yield np.asarray(Image.open(io.BytesIO(data[begin:end].tobytes())).convert("RGB"))
+        yield np.asarray(
+            Image.open(io.BytesIO(data[begin:end].tobytes()), formats=("JPEG",)).convert("RGB")
+        )
 
 
 SOURCES = {"original": _original, "jpeg": _jpeg}

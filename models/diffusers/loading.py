@@ -18,7 +18,7 @@ from models.backbone import Backbone
 from models.diffusers.pixels import pixel_backbone
 from models.diffusers.running import FINEST, PlanScheduler, WholePipeline, nominal_levels
 from models.hub import check_pipeline_id, hub_file, remedied
-from models.pipelines import load_pipeline, pipeline_digest
+from models.pipelines import load_pipeline, pipeline_digest, tokens_digest
 from models.weights import dtype_named
 from sampling import Schedule
 from sampling.inherit import SOURCES, inherited, schedule_of
@@ -88,12 +88,14 @@ def load(
                 **where, guidance_scale=scale, guided_channels=None, precision=precision
             )
         elif name in PIXELS:
-            pipe = load_pipeline(id, revision, variant, dtype, (name,), fetch=fetch)
+            pipe = load_pipeline(
+                id, revision, variant, dtype, (name,), fetch=fetch, any_network=True
+            )
             backbone = pixel_backbone(pipe, stated, device)
         if backbone is not None:
             sha256 = _joined(identity, backbone.sha256)
             return replace(backbone, sha256=sha256, facts={**backbone.facts, **facts})
-    pipe = load_pipeline(id, revision, variant, dtype, (name,), fetch=fetch)
+    pipe = load_pipeline(id, revision, variant, dtype, (name,), fetch=fetch, any_network=True)
     networks = [part for part, value in pipe.components.items() if isinstance(value, nn.Module)]
     sha256 = _joined(identity, pipeline_digest(pipe, sorted(networks)))
     pipe.to(device)
@@ -105,6 +107,7 @@ def load(
         pipe=pipe,
         num_classes=len(prompts) if prompts is not None else classes,
         prompts=None if prompts is None else tuple(prompts),
+        encoding=tokens_digest(pipe, _texts(prompts, call)) if prompts else None,
         sha256=sha256,
         media=_media(takes, call, fps),
         call=call | facts,
@@ -234,6 +237,11 @@ def _check_prompts(
     if "prompt" not in takes and prompts is not None:
         by = "label=7, or label=balanced" if "class_labels" in takes else "nothing"
         raise ValueError(f"{name} takes no prompts, but {by}: leave prompts=null")
+
+
+def _texts(prompts: Sequence[str], call: Mapping[str, Any]) -> list[str]:
+    """All that is tokenized."""
+    return [*prompts, *(value for value in call.values() if isinstance(value, str))]
 
 
 def _media(takes: Mapping[str, inspect.Parameter], call: Mapping[str, Any], fps: int) -> Media:

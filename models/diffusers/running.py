@@ -172,6 +172,7 @@ class WholePipeline:
     device: torch.device
     call: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] | None = None
+    encoding: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     guidance: None = None
     evaluations_per_call: int = 1

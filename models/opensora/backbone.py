@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from files.media import Videos
 from files.whole import file_sha256
 from models.backbone import Backbone, guided, times
-from models.hub import hub_file, remedied
+from models.hub import check_filled, hub_file, remedied
 from models.opensora.stdit2 import STDiT2
-from models.weights import dtype_named, load_weights, randomize, state_digest
+from models.weights import config_digest, dtype_named, load_weights, randomize, state_digest
 from sampling import Schedule
 
 if TYPE_CHECKING:
@@ -69,8 +69,11 @@ def load(
         cache = TextCache(Path(text_cache), text_encoder)
         cache.fill(texts, device)  # before the network is in memory
     net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
+    parts = {}
     if not untrained:
         decoder, vae_sha256 = load_vae(vae, dtype, device)
+        parts = {"vae_config": config_digest(decoder.config)}
+        parts |= {"network_config": config_digest(network_options(id, revision))}
         sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
     return Backbone(
         network=VideoNetwork(net, guidance_scale, guided_channels),
@@ -88,6 +91,8 @@ def load(
         ),
         evaluations_per_call=1 + is_guided,
         memory=lambda batch: peak_memory(net, (1 + is_guided) * batch, video),
+        facts=parts,
+        encoding=cache.digest(texts) if cache else None,
     )
 
 
@@ -154,7 +159,7 @@ def network_options(id: str, revision: str | None) -> dict[str, Any]:
     """The options of STDiT2 that config.json states; what else it holds changes no number."""
     path = hub_file(id, "config.json", revision, "model.id")
     try:
-        stated = json.loads(path.read_text())
+        stated = json.loads(path.read_text(encoding="utf-8"))
         options = {key: stated[key] for key in signature(STDiT2).parameters if key in stated}
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
@@ -168,7 +173,8 @@ def load_vae(id: str, dtype: torch.dtype, device: torch.device | str) -> tuple[A
     from diffusers import AutoencoderKL
 
     with remedied(id, "model.vae", "the VAE "):
-        vae = AutoencoderKL.from_pretrained(id, dtype=dtype)
+        vae, info = AutoencoderKL.from_pretrained(id, dtype=dtype, output_loading_info=True)
+    check_filled(info["missing_keys"], id, "model.vae", "the VAE ")
     return vae.to(device).eval(), state_digest(vae.state_dict())
 
 

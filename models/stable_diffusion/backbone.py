@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from files.media import Images
 from models.backbone import Backbone, guided, optimized, times
 from models.hub import WITHDRAWN
-from models.pipelines import decode, load_pipeline, pipeline_digest, prepare_vae
+from models.pipelines import (
+    decode,
+    load_pipeline,
+    pipeline_digest,
+    pipeline_facts,
+    prepare_vae,
+    tokens_digest,
+)
 from models.weights import dtype_named
 
 Condition = dict[str, Any]
@@ -37,12 +44,14 @@ def load(
 
     `guidance_scale` s is that of classifier-free guidance (Ho & Salimans 2022), u + s (c - u) of
     the outputs u without and c with the prompt, both from one batched call; 1 is no guidance and
-    half the work.  `image_size` in pixels is by default the model's own.  `set_alpha_to_one`
+    half the work.  `negative_prompt` takes the place of no prompt; without it u is of the empty text,
+    and in XL of zeros where its pipeline says so.  `image_size` in pixels is that of a square; by
+    default the model's own size.  `set_alpha_to_one`
     ends at the clean image, False at timestep 0's noise level, as the public code; None leaves it
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
-    from sampling.inherit import inherited, schedule_of
+    from sampling.inherit import check_zero_snr, inherited, schedule_of
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
@@ -51,18 +60,21 @@ def load(
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
     config = inherited(pipe.scheduler.config, {"timestep_spacing": None})
+    if pipe.scheduler.config.get("rescale_betas_zero_snr"):  # also to a class that does not read it
+        check_zero_snr(f"the scheduler of {id} has a contradiction: ", config["prediction_type"])
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
-    size = _image_size(pipe, image_size)
+    height, width = size = _image_size(pipe, image_size)
+    factor = pipe.vae_scale_factor
     texts, is_guided = tuple(prompts), guidance_scale != 1
     return Backbone(
         network=TextNetwork(optimized(pipe.unet, channels_last, compile), guidance_scale),
         schedule=schedule_of(config),
-        shape=(pipe.unet.config.in_channels, *[size // pipe.vae_scale_factor] * 2),
+        shape=(pipe.unet.config.in_channels, height // factor, width // factor),
         num_classes=len(texts),
         clip=False,
         sha256=sha256,
-        decode=lambda latents: decode(pipe.vae, latents),
-        media=Images((size, size, 3)),
+        decode=lambda latents: decode(pipe.vae, latents, shifted=hasattr(pipe, "text_encoder_2")),
+        media=Images((height, width, 3)),
         device=torch.device(device),
         prediction_type=config["prediction_type"],
         prompts=texts,
@@ -70,6 +82,8 @@ def load(
             pipe, [texts[i] for i in labels.tolist()], negative_prompt, is_guided, size
         ),
         evaluations_per_call=1 + is_guided,
+        facts=pipeline_facts(pipe, config),
+        encoding=tokens_digest(pipe, [*texts, negative_prompt or ""]),
     )
 
 
@@ -82,39 +96,48 @@ def _check(guidance_scale: float, prompts: Sequence[str]) -> None:
         raise ValueError("a text-to-image model needs prompts: prompts=FILE, one a line")
 
 
-def _image_size(pipe: Any, wanted: int | None) -> int:
+def _image_size(pipe: Any, wanted: int | None) -> tuple[int, int]:
+    """(height, width) in pixels."""
     factor = pipe.vae_scale_factor
     if wanted is None:
-        return int(pipe.unet.config.sample_size) * factor
+        stated = pipe.unet.config.sample_size  # of latents; a pair where they are no square
+        sides = [stated, stated] if isinstance(stated, int) else stated
+        if not isinstance(sides, Sequence) or [type(side) for side in sides] != [int, int]:
+            raise ValueError(f"the U-Net's sample_size is {stated!r}: give model.image_size=512")
+        return sides[0] * factor, sides[1] * factor
     # Below the VAE the U-Net halves the latents at every level but the last.
     multiple = factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     if type(wanted) is not int or wanted < multiple or wanted % multiple:
         raise ValueError(f"model.image_size must be a multiple of {multiple}, got {wanted!r}")
-    return wanted
+    return wanted, wanted
 
 
 @torch.no_grad()
 def embed(
-    pipe: Any, texts: list[str], negative_prompt: str | None, guided: bool, size: int
+    pipe: Any,
+    texts: list[str],
+    negative_prompt: str | None,
+    is_guided: bool,
+    size: tuple[int, int],
 ) -> Condition:
     """What the U-Net takes for these texts, by the pipeline's own encoders.
 
     With guidance twice as many: those without prompt (or with the negative one) come first.
-    SDXL is told besides that the image is an uncropped one of `size` pixels, as by default.
+    SDXL is told besides that the image is an uncropped one of `size` (height, width), as by default.
     """
     options = {"device": pipe.device, "num_images_per_prompt": 1}
-    options |= {"do_classifier_free_guidance": guided, "negative_prompt": None}
-    if guided and negative_prompt:
+    options |= {"do_classifier_free_guidance": is_guided, "negative_prompt": None}
+    if is_guided and negative_prompt is not None:  # an empty one is no zeros in SDXL
         options["negative_prompt"] = [negative_prompt] * len(texts)
     prompted, unprompted, *pooled = pipe.encode_prompt(texts, **options)
 
     def joined(prompted: Tensor, unprompted: Tensor) -> Tensor:
-        return torch.cat([unprompted, prompted]) if guided else prompted
+        return torch.cat([unprompted, prompted]) if is_guided else prompted
 
     condition: Condition = {"encoder_hidden_states": joined(prompted, unprompted)}
     if pooled:
         text_embeds = joined(*pooled)
-        time_ids = text_embeds.new_tensor([[size, size, 0, 0, size, size]])
+        time_ids = text_embeds.new_tensor([[*size, 0, 0, *size]])
         condition["added_cond_kwargs"] = {
             "text_embeds": text_embeds,
             "time_ids": time_ids.repeat(len(text_embeds), 1),

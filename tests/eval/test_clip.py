@@ -164,7 +164,7 @@ def test_a_runs_folder_has_its_prompts(scored, tiny, tmp_path):
         (None, "no prompts at mine.txt: give prompts=FILE"),
         (b"", "one prompt a line, but it is empty"),
         (b"a\n\nb\nc\n", "line 2 is blank"),
-        (b"a\nb\n", "has 2 prompts, but sample 3 is of prompt 3"),
+        (b"a\nb\n", "has 2 prompts, but sample 2 is of prompt 2"),
         (b"a\n\xff\nb\nc\n", "is not UTF-8 text"),
     ],
 )

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import inspect
 import json
+from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
+from cleanfid.downloads_helper import inception_url
 from cleanfid.fid import kernel_distance
+from cleanfid.inception_pytorch import FID_WEIGHTS_URL
 from conftest import ROOT, golden_json
 from torch_fidelity.defaults import DEFAULTS as TORCH_FIDELITY
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+from torchvision.models import VGG16_Weights
 
-from eval.extractors import URL_VGG16, extractor_named
+from eval import networks
+from eval.extractors import extractor_named
 from eval.reference import Reference, build_reference
 from eval.scoring import METRICS, Options, check_metrics, real_floor
 from experiments.config import composed, evaluator_of
@@ -120,8 +125,16 @@ def test_protocols(name):
 def test_weights_are_the_files_that_downloads_fetch():
     adm, theirs = config("metrics", "adm"), config("metrics", "torch_fidelity")
     paths = (adm.weights, theirs.weights, theirs.vgg16_weights)
-    for path, url in zip(paths, (URL_INCEPTION_V3, URL_INCEPTION_V3, URL_VGG16), strict=True):
-        assert path.rpartition("/")[2] == url.rpartition("/")[2]
+    files = (networks.INCEPTION, networks.INCEPTION, networks.VGG16)
+    assert [Path(path) for path in paths] == [file.place for file in files]
+    # What these libraries would fetch themselves; the names begin the hashes.
+    assert (networks.INCEPTION.url, networks.CLEAN_INCEPTION.url) == (
+        URL_INCEPTION_V3,
+        inception_url,
+    )
+    assert Path(FID_WEIGHTS_URL).stem.endswith(networks.INCEPTION.sha256[:8])
+    assert VGG16_Weights.IMAGENET1K_V1.url == networks.VGG16.url
+    assert networks.VGG16.place.stem.endswith(networks.VGG16.sha256[:8])
     clip = config("metrics", "clip")  # BK-SDM's
     assert (clip.model, clip.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import urllib.error
-from unittest.mock import Mock
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_metrics import refused
 
+from eval import networks
 from eval.extractors import DigitsExtractor, InceptionExtractor, extractor_named
 from models.digits.networks import DigitsClassifier
 
@@ -89,13 +89,14 @@ def test_missing_weights_name_the_remedy(tmp_path):
         InceptionExtractor(tmp_path / "none.pth")
 
 
-def test_inception_that_cannot_be_downloaded(monkeypatch):
-    offline = Mock(side_effect=urllib.error.URLError("no network"))
-    source = "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url"
-    monkeypatch.setattr(source, offline)
-    with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as weights") as info:
+def test_inception_that_cannot_be_fetched(monkeypatch, tmp_path):
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
+    monkeypatch.setattr(
+        networks, "INCEPTION", replace(networks.INCEPTION, url="http://[::1]:9/i.pth")
+    )
+    with pytest.raises(FileNotFoundError, match=r"cannot fetch http:.*put it there as") as info:
         InceptionExtractor()
-    assert "\n" not in str(info.value)
+    assert "\n" not in str(info.value) and str(tmp_path / "i.pth") in str(info.value)
 
 
 def test_pixels_are_the_pixels():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import urllib.error
+import shutil
+import tempfile
 import warnings
-from unittest.mock import Mock
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +19,6 @@ import torch
 import torch_fidelity
 import torchvision
 from cleanfid import fid as clean_fid
-from cleanfid import inception_pytorch
 from conftest import standin_inception
 from omegaconf import OmegaConf
 from PIL import Image
@@ -25,7 +26,9 @@ from standin_scorers import CleanInception
 from test_metrics import refused
 from torch.utils.data import Subset
 
+from eval import networks
 from eval.extractors import (
+    CLEAN_MODES,
     CleanExtractor,
     DigitsExtractor,
     InceptionExtractor,
@@ -37,6 +40,7 @@ from eval.reference import build_reference
 from eval.scoring import Options, evaluate
 from experiments.config import composed
 from files.images import load_samples
+from files.whole import file_sha256
 from models.weights import state_digest
 
 # clean-fid's network is a TorchScript file, which torch has deprecated.
@@ -115,14 +119,20 @@ def test_the_gate():
 
 
 @pytest.fixture
-def slim_vgg16(monkeypatch):
-    """torchvision's VGG16 with an eighth of the channels: its 138 million weights take seconds."""
+def slim_vgg16(monkeypatch, tmp_path):
+    """torchvision's VGG16 with an eighth of the channels: its 138 million weights take seconds.
+
+    Its weights as a file, which torch-fidelity itself would fetch.
+    """
     torch.manual_seed(1)
     layers = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 64, "M", 64, 64, 64, "M"]
     vgg16 = torchvision.models.VGG(torchvision.models.vgg.make_layers(layers))
     vgg16.classifier[0] = torch.nn.Linear(64 * 7 * 7, 4096)
-    source = "torch_fidelity.feature_extractor_vgg16.torchvision_load_pretrained_vgg16"
-    monkeypatch.setattr(source, lambda **kwargs: copy.deepcopy(vgg16))
+    torch.save(vgg16.state_dict(), tmp_path / "vgg16.pth")
+    module = "torch_fidelity.feature_extractor_vgg16"
+    for source in ("torchvision_load_pretrained_vgg16", "torchvision.models.vgg16"):
+        monkeypatch.setattr(f"{module}.{source}", lambda **kwargs: copy.deepcopy(vgg16))
+    return tmp_path / "vgg16.pth"
 
 
 def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, monkeypatch):
@@ -135,7 +145,7 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, mo
     wanted = dict.fromkeys(("isc", "fid", "kid", "prc"), True) | {"kid_subset_size": 6}
     quiet = dict.fromkeys(("cuda", "cache", "verbose"), False)
     theirs = torch_fidelity.calculate_metrics(input1=a, input2=b, **wanted, **quiet)
-    extractor = extractor_named("torch_fidelity")
+    extractor = extractor_named("torch_fidelity", weights=inception, vgg16_weights=slim_vgg16)
     options = OmegaConf.to_container(composed("evaluate", "metrics=torch_fidelity").metrics.options)
     stated = Options.of({**options, "kid_subset_size": 6, "allow_few": True})
     ours = evaluate(extractor(x), build_reference("y", y, extractor), options=stated)
@@ -153,20 +163,28 @@ def test_torch_fidelity_protocol_equals_torch_fidelity(inception, slim_vgg16, mo
 
 
 @pytest.fixture(scope="module")
-def clean_inception(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clean") / "inception-2015-12-05.pt"
+def program(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clean") / "any-name.pt"
     torch.manual_seed(0)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         torch.jit.script(CleanInception()).save(str(path))
     return path
 
 
+@pytest.fixture
+def clean_inception(program, monkeypatch):
+    """A stand-in that passes for the published file."""
+    published = replace(networks.CLEAN_INCEPTION, sha256=file_sha256(program))
+    monkeypatch.setattr(networks, "CLEAN_INCEPTION", published)
+    return program
+
+
 @pytest.mark.parametrize("mode", ["clean", "legacy_tensorflow", "legacy_pytorch"])
 def test_clean_fid_modes_equal_clean_fid(mode, clean_inception, inception, tmp_path, monkeypatch):
     """clean-fid itself over a folder of PNG files, with the same network."""
-    state = torch.load(inception, weights_only=True)
-    monkeypatch.setattr(inception_pytorch, "load_state_dict_from_url", lambda *a, **k: state)
-    extractor = extractor_named(mode, weights=None if mode == "legacy_pytorch" else clean_inception)
+    extractor = extractor_named(
+        mode, weights=inception if mode == "legacy_pytorch" else clean_inception
+    )
     images = pictures(3, 5, size=64)
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
@@ -191,19 +209,13 @@ def test_the_clean_modes_differ(clean_inception):
     assert np.abs(a - b).max() > 1e-3
 
 
-def test_clean_fid_mistakes(tmp_path, monkeypatch):
-    other, path = tmp_path / "other.pt", tmp_path / "inception-2015-12-05.pt"
+def test_clean_fid_mistakes(tmp_path):
     refused("unknown clean-fid mode 'cleanest'", CleanExtractor, "cleanest")
-    with pytest.raises(FileNotFoundError, match=r"missing or not named inception-2015-12-05.pt"):
-        CleanExtractor("clean", other)
-    refused("legacy_pytorch takes no metrics.weights", CleanExtractor, "legacy_pytorch", other)
-    path.write_bytes(b"half a file")
-    message = "Inception is damaged .*: remove it and fetch inception-"
-    refused(message, CleanExtractor, "clean", path)
-    offline = Mock(side_effect=urllib.error.URLError("no network"))
-    monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", offline)
-    with pytest.raises(FileNotFoundError, match=r"no network.*pass its path as metrics.weights"):
-        extractor_named("clean")
+    with pytest.raises(FileNotFoundError, match=r"`python -m scripts\.download clean_inception`"):
+        CleanExtractor("clean", tmp_path / "other.pt")
+    torch.save({"fc.weight": torch.ones(2)}, tmp_path / "other.pt")
+    message = "other.pt does not fit the network"
+    refused(message, CleanExtractor, "legacy_pytorch", tmp_path / "other.pt")
 
 
 # --- weights files ---------------------------------------------------------------------------
@@ -222,6 +234,82 @@ def test_weights_that_are_damaged_or_of_others_or_would_run_code(tmp_path):
     torch.save({"fc.weight": Evil()}, path)
     refused("is damaged", InceptionExtractor, path)
     assert not (tmp_path / "ran").exists()
+
+
+class Marking(torch.nn.Module):
+    """What a planted TorchScript network may do: write a file, and make every FID 0."""
+
+    def __init__(self, target: str):
+        super().__init__()
+        self.target = target
+        self.layers = CleanInception().layers
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        torch.save(x, self.target)
+        return torch.zeros(x.shape[0], 2048)
+
+
+class Marks:
+    """What a planted pickle may do."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (type(self.target).touch, (self.target,))
+
+
+@pytest.mark.parametrize("name", ["inception", "torch_fidelity", *CLEAN_MODES])
+@pytest.mark.parametrize("place", ["cache", "downloads", "given"])
+def test_planted_weights_are_never_run(name, place, tmp_path, monkeypatch):
+    """In torch.hub's cache and /tmp nobody looks; elsewhere the published hash decides.
+
+    None of the hosts can be reached, so that what is in no trusted place cannot be had at all.
+    """
+    mark, files = tmp_path / "ran", (networks.INCEPTION, networks.VGG16, networks.CLEAN_INCEPTION)
+    for published in files:
+        closed = replace(published, url=f"http://[::1]:9/{published.place.name}")
+        monkeypatch.setattr(networks, published.name.upper(), closed)
+    folders = {place: tmp_path / place for place in ("cache", "downloads", "given")}
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(folders["downloads"]))
+    monkeypatch.setenv("TORCH_HOME", str(folders["cache"]))
+    hub = tmp_path / "cache/hub/checkpoints"
+    folder = hub if place == "cache" else folders[place]
+    folder.mkdir(parents=True)
+    for published in files[:2]:
+        torch.save({"a": Marks(mark)}, folder / published.place.name)
+    shutil.copy(folder / files[0].place.name, folder / "pt_inception-2015-12-05-6726825d.pth")
+    script = torch.jit.script(Marking(str(mark)))
+    script.save(str(folder / files[2].place.name))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", folder.joinpath)
+    file = CLEAN_INCEPTION_OF.get(name, files[0])
+    options = {"weights": folder / file.place.name} if place == "given" else {}
+    message = "cannot fetch" if place == "cache" else "damaged"
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        extractor_named(name, **options)(pictures(2, 0))
+    assert not mark.exists()
+
+
+CLEAN_INCEPTION_OF = dict.fromkeys(("clean", "legacy_tensorflow"), networks.CLEAN_INCEPTION)
+
+
+def test_weights_that_change_after_the_check_are_not_seen(inception, tmp_path, monkeypatch):
+    """The bytes that were looked at are those that are used: the file is read once."""
+    path, mark = tmp_path / "w.pth", tmp_path / "ran"
+    shutil.copy(inception, path)
+    real = Path.read_bytes
+
+    def swapped(self):
+        content = real(self)
+        if self == path:
+            torch.save({"a": Marks(mark)}, path)
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", swapped)
+    same = InceptionExtractor(path).digest
+    monkeypatch.undo()
+    assert same == InceptionExtractor(inception).digest and not mark.exists()
 
 
 def test_inception_classes_are_no_labels():

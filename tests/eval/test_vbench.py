@@ -90,8 +90,22 @@ def test_result_files(tmp_path):
     for content, message in (
         ({"color": [0.3, []]}, "give color different scores"),
         ({"beauty": [0.3, []]}, "unknown dimension 'beauty'"),
+        ({"color": [-0.01, []]}, "VBench's scores are fractions"),
+        ({"temporal_style": [-1.01, []]}, "VBench's scores are fractions"),
         ({"color": [30.0, []]}, "VBench's scores are fractions"),
         ([1, 2], "no result file of VBench or damaged"),
         ({"color": "high"}, "no result file of VBench or damaged"),
     ):
         refused(message, read_results, [a, write("bad.json", content)])
+
+
+@pytest.mark.parametrize("name", ["overall_consistency", "temporal_style", "appearance_style"])
+def test_cosines_below_zero_are_scores(tmp_path, name):
+    """As where a bad sampler's videos disagree with their prompts; the aggregation clips nothing."""
+    videos = [{"video_results": -0.05}, {"video_results": 0.026}]
+    path = tmp_path / f"{name}_eval_results.json"
+    path.write_text(json.dumps({name: [-0.012, videos]}))
+    results = read_results([path])
+    assert results[name].value == -0.012 and results[name].se == pytest.approx(0.038)
+    others = dict.fromkeys(DIMENSIONS, results[name])
+    assert aggregate(others)["semantic"].value < 0

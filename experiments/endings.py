@@ -1,0 +1,125 @@
+"""How a command ends: errors that a user can mend are one line, with a remedy, and status 2."""
+
+import codecs
+import errno
+import io
+import locale
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra.conf import HydraConf
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from files.whole import printable
+from models.memory import ran_out
+from sampling.options import closest
+
+
+def terminated(number: int, frame: object) -> None:
+    """A handler of signals: unlike the default, it lets what is half-written be removed."""
+    raise SystemExit(128 + number)
+
+
+def reported(function: Callable[..., None], *args: Any) -> None:
+    """Call, and turn the errors that a user can mend into one line."""
+    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    _speak_utf8()
+    try:
+        function(*args)
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            "\ninterrupted: finished shards are kept; run the same command to continue\n"
+        )
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
+            raise error.__context__ from None
+        if os.environ.get("TRACEBACK"):
+            raise
+        if isinstance(error, _mendable()):
+            sys.exit(_failure(_one_line(error)))
+        if not ran_out(error):
+            raise
+        sys.exit(
+            _failure(
+                f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
+                "memory"
+            )
+        )
+
+
+def _speak_utf8() -> None:
+    """Names and messages are UTF-8 whatever the locale says.
+
+    Where that has another encoding, the command starts again in Python's UTF-8 mode, which is for all
+    that it reads and names, too.
+    """
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(encoding="utf-8")
+
+
+def _failure(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """Errors that a user can mend; also those of a launcher whose SLURM job failed."""
+    errors = (HydraException, OmegaConfBaseException, ValueError, OSError)
+    if "submitit" not in sys.modules:
+        return errors
+    from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
+
+    return (*errors, FailedJobError, FailedSubmissionError, UncompletedJobError)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, MissingMandatoryValue):
+        name = str(error.full_key or str(error).rsplit(" ", 1)[-1])
+        return f"{name} is missing: give {name}=..."
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").partition("/")
+        guess = closest(name, error.options)
+        more = f"; did you mean {group}={guess}?" if guess else ""
+        return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
+    text = printable(" ".join(str(error).split()))
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _mended(text)
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        text += "; free some space and run the same command to continue"
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        text += "; choose another out=DIR that you may write to"
+    elif code in (errno.EEXIST, errno.ENOTDIR):
+        text += "; a file is where a folder should be, choose another out=DIR"
+    return text
+
+
+def _mended(text: str) -> str:
+    """What Hydra says, without advice that does not help here."""
+    if found := re.match(r"Ambiguous value for argument '\+*([^=]*)=(.*?)' 1\.", text):
+        name, value = found.groups()
+        return (
+            f"{name} has several values: write {name}=[{value}] for a list, \"{name}='{value}'\" for one "
+            "text, or add -m to run one after the other"
+        )
+    if found := re.match(r"Could not override '(hydra\.[^']*)'", text):
+        level, _, name = found[1].rpartition(".")
+        known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
+        guess = closest(name, known) if isinstance(known, DictConfig) else None
+        more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
+        return f"Hydra has no setting {found[1]}: {more}"
+    if "Could not delete from config" in text:
+        return f"{text.rstrip('.')}: leave that ~ out"
+    text, _, key = text.partition(" full_key: ")
+    return f"{key.split()[0]}: {text}; correct it" if key else text

@@ -1,0 +1,47 @@
+"""Names and prompts as text, wherever they are written: they are data, never markup or code.
+
+A row's name, a prompt or a model's name may come from somebody else's records.
+"""
+
+import json
+from typing import Any
+
+from files.whole import printable
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+}
+
+
+def in_markdown(text: str) -> str:
+    """As a cell of a table; Markdown lets HTML through, which a name must not be."""
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def in_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in printable(text))
+
+
+def in_csv(value: Any) -> Any:
+    """Spreadsheets run a text that begins like a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def in_figure(text: str) -> str:
+    """matplotlib sets what stands between two dollar signs as a formula, or fails at it."""
+    return "\n".join(printable(line) for line in text.split("\n")).replace("$", r"\$")
+
+
+def in_script(data: Any) -> str:
+    """JSON inside of a script element, which `</script>` or `<!--<script>` would end or prolong.
+
+    Raises ValueError for what is no JSON: numbers that are not finite.
+    """
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
