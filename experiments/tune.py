@@ -55,6 +55,8 @@ def tune(cfg: Config) -> list[Tuned]:
         raise ValueError("tuning is one process or torchrun: leave stage, part and parts")
     if cfg.dry or cfg.render_only:
         raise ValueError("what tuning samples depends on what it finds: leave dry and render_only")
+    if cfg.samplers:
+        raise ValueError("tuning has rivals instead: leave samplers=null, set experiment.rivals")
     options = plain(cfg.experiment)
     if "tuning_samples" not in options:
         raise ValueError(f"{options['name']} is no experiment of tuning: choose tune or tune_small")
