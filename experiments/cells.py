@@ -307,7 +307,7 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     check_sampler(name, stated, kinds)
     options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
-        if options.get(option) == PAPERS_CUTOFF < T != 1000:
+        if options.get(option) == PAPERS_CUTOFF and T != 1000:
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
                 f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them, "

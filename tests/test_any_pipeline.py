@@ -179,7 +179,7 @@ def test_ddim_of_the_library_itself(command, folders):
     """Not only our schedulers in it: DDIMScheduler at eta = 0 on its own grid."""
     pipe = DiffusionPipeline.from_pretrained(folders["sd"])
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False)
     start = SampleNoise(0, range(N), (4, 16, 16)).start()
     images = pipe(PROMPTS, latents=start, num_inference_steps=STEPS, output_type="np").images
     theirs = (images * 255).round().astype(int)
@@ -308,7 +308,7 @@ def test_one_command_to_a_table(command, folders, real, tmp_path):
     out = compared(command, *settings, "samplers=[ddim,skipped,ddpm,heun]")
     assert "left out: DDPM: the network predicts no variance" in out
     table = (tmp_path / "results/diffusers/compare/table.md").read_text()
-    assert re.findall(r"^\| (\S+) \| [*0-9]", table, re.M) == ["DDIM", "Skipped-Step", "Heun"]
+    assert re.findall(r"^\| (\S+) \| [*]*[0-9.]+ ±", table, re.M) == ["DDIM", "Skipped-Step", "Heun"]
     assert "4 steps (N=64)" in table and "3 steps (N=64)" in table
     # One that has it keeps the row; options go with a name.
     settings[0] = f"model.id={folders['learned']}"
@@ -325,14 +325,14 @@ def test_a_table_of_a_flow_model_leaves_out_what_is_of_betas(command, folders, r
     assert "| DDIM |" in out and "| Mix |" in out
 
 
-def test_any_experiment_takes_samplers(command, real):
+def test_any_experiment_takes_samplers(command):
     """Of a model that is no pipeline, too."""
     out = done(
         command(
             reproduce, "experiment=table1_small", "samplers=[ddim,ddpm]", "steps=[5]", "dry=true"
         )
     )
-    assert "left out: DDPM" in out and "1 cells, 2,500 image calls" in out
+    assert "2 cells, 5,000 image calls" in out  # the digits' network has a learned variance
 
 
 def test_counts_need_no_weights_and_no_network(command, monkeypatch, folders, tmp_path):
