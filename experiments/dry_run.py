@@ -54,7 +54,7 @@ def _timed_backbone(cfg: Config) -> Backbone:
         changes["precision"] = "fp32"
     if takes_option(cfg, "encode"):
         changes["encode"] = False  # a large text encoder is not needed to measure speed
-    if takes_option(cfg.model, "fetch"):
+    if takes_option(cfg, "fetch"):
         changes["fetch"] = False  # nothing is downloaded in order to count
     try:
         return load_backbone(cfg, **changes)

@@ -85,7 +85,7 @@ TUNING: Kinds = {
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
     **{"images": Group, "floor": Group | None, "held_out": Group, "folder": Path | None},
-    **{"statistics_n": int | None, "preprocess": str | None, "size": int, "store_floor": bool},
+    **{"statistics_n": int | None, "preprocess": str | None, "size": int | None, "store_floor": bool},
     "published": dict[str, Group],
 }
 METRICS: Kinds = {"name": str, "extractor": str, "scores": list[str], "options": Group}
@@ -283,7 +283,10 @@ class Checker:
         if "/" in reference["name"]:
             raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
-            self.call(f"reference.{part}.", reference.get(part), {})
+            described = reference.get(part)
+            if part == "floor" and described and described.get("path", "given") is None:
+                continue  # no floor
+            self.call(f"reference.{part}.", described, {})
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:
