@@ -289,11 +289,12 @@ class Checker:
         if "/" in reference["name"]:
             raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
-            images = reference.get(part)
-            is_path = part == "images" and isinstance(images, str)
-            no_floor = isinstance(images, Mapping) and images.get("path", "given") is None
-            if not is_path and not (part == "floor" and no_floor):
-                self.call(f"reference.{part}.", images, {})
+            described = reference.get(part)
+            if part == "floor" and described and described.get("path", "given") is None:
+                continue  # no floor
+            if part == "images" and isinstance(described, str):
+                continue  # a folder or a file
+            self.call(f"reference.{part}.", described, {})
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:

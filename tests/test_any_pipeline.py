@@ -308,7 +308,11 @@ def test_one_command_to_a_table(command, folders, real, tmp_path):
     out = compared(command, *settings, "samplers=[ddim,skipped,ddpm,heun]")
     assert "left out: DDPM: the network predicts no variance" in out
     table = (tmp_path / "results/diffusers/compare/table.md").read_text()
-    assert re.findall(r"^\| (\S+) \| [*]*[0-9.]+ ±", table, re.M) == ["DDIM", "Skipped-Step", "Heun"]
+    assert re.findall(r"^\| (\S+) \| [*]*[0-9.]+ ±", table, re.M) == [
+        "DDIM",
+        "Skipped-Step",
+        "Heun",
+    ]
     assert "4 steps (N=64)" in table and "3 steps (N=64)" in table
     # One that has it keeps the row; options go with a name.
     settings[0] = f"model.id={folders['learned']}"

@@ -158,7 +158,7 @@ def test_whether_no_prompt_is_zeros_is_in_the_config(mine):
     folder = mine("xl")
     a = load(str(folder), ["a cat"])
     edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
-    assert load(str(folder), ["a cat"]).parts != a.parts
+    assert load(str(folder), ["a cat"]).facts != a.facts
 
 
 def test_zero_snr_with_epsilon_is_one_line(command, mine):
