@@ -330,6 +330,8 @@ def plain(config: Any) -> Any:
 def config_digest(cfg: DictConfig) -> str:
     """Of all settings but the circumstances of the work."""
     settings = {key: value for key, value in plain(cfg).items() if key not in CIRCUMSTANCES}
+    if settings.get("samplers", ()) is None:  # as before there was such a setting
+        del settings["samplers"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 

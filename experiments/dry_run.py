@@ -190,7 +190,7 @@ def _time(total: Cost, backbone: Backbone, mode: str, batch_size: int) -> Iterat
     if known is not None:
         seconds = known.seconds
     else:
-        yield f"calibrating: calls with batches of up to {batch_size} are timed now"
+        yield f"calibration: timing calls with batches of up to {batch_size} now"
         seconds, measured = calibrate(backbone, batch_size)
         what = "random weights" if backbone.sha256 == "untrained" else "the model"
         yield (

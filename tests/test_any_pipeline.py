@@ -348,7 +348,11 @@ def test_counts_need_no_weights_and_no_network(command, monkeypatch, folders, tm
     assert "is not timed" in out and "calibra" not in out
     # Of one that is there, the counts come before anything is timed.
     out = done(command(reproduce, *settings, f"model.id={folders['ddpm']}"))
-    assert out.index("4 cells, 7,000 image calls") < out.index("calibrating") < out.index("ms an")
+    assert (
+        out.index("4 cells, 7,000 image calls")
+        < out.index("calibration: timing")
+        < out.index("ms an")
+    )
 
 
 # --- wrong uses ------------------------------------------------------------------------------------

@@ -127,6 +127,10 @@ model:
   dit_xl2_256: { <<: *dit, name: dit_xl2_256, id: facebook/DiT-XL-2-256 }
   dit_xl2_512: { <<: *dit, name: dit_xl2_512, id: facebook/DiT-XL-2-512,
                  reference: adm_imagenet512 }
+  # null: what the pipeline itself has
+  diffusers: { name: diffusers, _target_: models.diffusers.load, id: I, revision: null, variant: null,
+               call: {}, guidance_scale: null, as_pipeline: false, fps: 8, precision: fp32,
+               metrics: torch_fidelity, reference: custom }
   # Open-Sora 1.1's configs/opensora-v1-1/inference/sample.py: IDDPM, cfg_scale=7.0,
   # cfg_channel=3, bf16, 24 fps; 16 frames of 240 x 426 as its script for VBench
   opensora11: { name: opensora11, _target_: models.opensora.backbone.load,
@@ -145,7 +149,7 @@ command:
               metrics: digits, reference: digits }
   train: { what: unet, device: auto, stop_after: null, compile: false, model: digits,
            metrics: digits, reference: digits }
-  reproduce: { steps: null, num_samples: null, seed: 0, noise: per_step, dry: false,
+  reproduce: { steps: null, samplers: null, num_samples: null, seed: 0, noise: per_step, dry: false,
                render_only: false, stage: all, only: null, batch_size: 64, shard_size: 256,
                device: auto, part: 0, parts: 1, guidance: none }
 
@@ -183,6 +187,9 @@ experiment:
   table1_full:
     { <<: *table1, steps: [1000, 500, 100, 50, 25], num_samples: [200, 200, 1000, 1000, 1000],
       precision: fp32, batch_size: 128, metrics: *all }
+  # On any model, here on the command's default; enough samples to see large differences
+  compare: { <<: *table1, steps: [10, 25, 50], num_samples: 1000, metrics: [fid, is, sfid, precision, recall],
+             rows: {}, samplers: [ddim, skipped, mix, dpmpp] }
   table2: { <<: *table1, model: adm_lsun_bedroom, reference: adm_lsun_bedroom256,
             metrics: [fid, precision, recall, sfid, is] }
   table3: { <<: *captions, metrics of: torch_fidelity, metrics: [is, fid],
@@ -268,6 +275,7 @@ GROUPS = (
     "experiment",
 )
 UNSET = {
+    "diffusers": ["model.id=I"],
     "dit": ["model.id=I"],
     "function": ["model.load=L"],
     "sd": ["model.id=I"],

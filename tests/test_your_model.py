@@ -10,8 +10,10 @@ import sys
 import numpy as np
 import pytest
 import tiny_pipelines as tiny
+import tiny_texts
 import torch
 from conftest import ROOT, done
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
 import reproduce
@@ -40,8 +42,20 @@ def run(command, section: str) -> list[str]:
     return outs
 
 
+def real_images(folder, size: int):
+    folder.mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(256, size=(80, size, size, 3))):
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{i:03d}.png")
+
+
 def test_every_command_of_the_page_is_in_a_section_that_is_run():
-    sections = ("A checkpoint of guided-diffusion, with its flags", "A function of yours", "DiT")
+    sections = (
+        "A checkpoint of guided-diffusion, with its flags",
+        "A function of yours",
+        "A pixel pipeline of diffusers",
+        "A text pipeline of diffusers",
+        "DiT",
+    )
     assert "".join(blocks("sh", s) for s in sections) == "".join(
         re.findall(r"```sh\n(.*?)```", PAGE, re.S)
     )
@@ -65,13 +79,28 @@ def test_function(command, tmp_path, monkeypatch):
     importlib.invalidate_caches()
     torch.manual_seed(0)
     torch.save(importlib.import_module("my_package.my_module").Net(32).state_dict(), "net.pt")
-    (tmp_path / "real").mkdir()
-    for i, image in enumerate(np.random.default_rng(0).integers(256, size=(80, 16, 16, 3))):
-        Image.fromarray(image.astype(np.uint8)).save(tmp_path / f"real/{i:03d}.png")
+    real_images(tmp_path / "real", 16)
     sampled, table = run(command, "A function of yours")
     assert "16 samples, 25 network calls each: runs/function/" in sampled
     assert all(f"| {row} |" in table for row in ("DDIM", "Skipped-Step", "Mix"))
     assert (tmp_path / "results/mine/table.md").is_file()
+
+
+def test_pixel_pipeline(command, tmp_path):
+    torch.manual_seed(0)
+    DDPMPipeline(tiny.pixel_unet(), DDPMScheduler()).save_pretrained(tmp_path / "my-pixels")
+    real_images(tmp_path / "real", 8)
+    sampled, table = run(command, "A pixel pipeline of diffusers")
+    assert "16 samples, 25 network calls each: runs/diffusers/" in sampled
+    assert all(f"| {row} |" in table for row in ("DDIM", "Skipped-Step", "Mix"))
+
+
+def test_text_pipeline(command, tmp_path):
+    tiny_texts.sd3(tmp_path / "sd3").rename(tmp_path / "my-text")
+    real_images(tmp_path / "real", 16)
+    sampled, table = run(command, "A text pipeline of diffusers")
+    assert "2 samples, 10 network calls each: runs/diffusers/" in sampled
+    assert all(f"| {row} |" in table for row in ("DDIM", "Mix"))
 
 
 @pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers' own

@@ -111,6 +111,7 @@ def test_all_is_counted_before_anything_is_timed(tmp_path):
     counted = [next(lines) for _ in range(4)]
     assert "image calls" in counted[2] and "bytes written" in counted[3]
     assert network.calls == 0
+    assert "calibration: timing calls" in next(lines) and network.calls == 0
     assert "calibration" in next(lines) and network.calls > 0
 
 
@@ -155,11 +156,12 @@ def test_a_machines_record_takes_the_place_of_a_calibration(tmp_path, monkeypatc
     "changes", [{"parameters": 8}, {"precision": "bf16"}, {"mode": "compiled"}, {"batch": 17}]
 )
 def test_another_network_precision_or_mode_is_calibrated(tmp_path, monkeypatch, changes):
-    (speed, _), calls, _ = timed(tmp_path, monkeypatch, **changes)
-    assert speed.startswith("calibration: ") and calls > 0
+    (announced, speed, _), calls, _ = timed(tmp_path, monkeypatch, **changes)
+    assert announced.startswith("calibration: timing") and calls > 0
+    assert speed.startswith("calibration: ")
 
 
 def test_a_damaged_record_is_named_and_the_network_calibrated(tmp_path, monkeypatch):
-    (damaged, speed, _), calls, machine = timed(tmp_path, monkeypatch, text='{"speeds": [')
+    (damaged, _, speed, _), calls, machine = timed(tmp_path, monkeypatch, text='{"speeds": [')
     assert f"{machine.path} is damaged" in damaged and "python -m scripts.check" in damaged
     assert speed.startswith("calibration: ") and calls > 0
