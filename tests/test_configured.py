@@ -188,7 +188,7 @@ experiment:
     { <<: *table1, steps: [1000, 500, 100, 50, 25], num_samples: [200, 200, 1000, 1000, 1000],
       precision: fp32, batch_size: 128, metrics: *all }
   # On any model, here on the command's default; enough samples to see large differences
-  compare: { <<: *table1, steps: [10, 25, 50], num_samples: 1000, metrics: [fid, is, sfid, precision, recall],
+  compare: { <<: *table1, steps: [10, 25, 50], num_samples: 1000, metrics: [fid, sfid, is, precision, recall],
              rows: {}, samplers: [ddim, skipped, mix, dpmpp] }
   table2: { <<: *table1, model: adm_lsun_bedroom, reference: adm_lsun_bedroom256,
             metrics: [fid, precision, recall, sfid, is] }
