@@ -335,6 +335,21 @@ def _check_history(head: Plan, tail: Plan, above: int, below: int) -> None:
                 )
 
 
+def eps_scale_of(given: Any, whose: str = "") -> tuple[float, float] | None:
+    """k and b of the option `eps_scale`, b or (k, b); None for one that changes nothing.
+
+    Raises ValueError for anything else.
+    """
+    k, b = given if isinstance(given, Sequence) and len(given) == 2 else (0.0, given)
+    k, b = (v.item() if hasattr(v, "item") else v for v in (k, b))
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (k, b))
+    if given is not None and not numbers:
+        raise ValueError(
+            f"{whose}eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
+        )
+    return None if given is None or (k, b) == (0, 1) else (float(k), float(b))
+
+
 def scale_eps(plan: Plan, k: float, b: float, *, limited: bool = False) -> Plan:
     """The plan with every eps of the network divided by k t + b (Ning et al. 2024, "ES").
 
