@@ -23,7 +23,7 @@ from tabulate_sweep import CASES as SCHEDULERS
 from tabulate_sweep import difference as of_both
 
 from sampling import Schedule, ddim, dpmpp, run, run_tree, skipped, timesteps
-from sampling.borrowed import BORROWED, num_nodes, sampler_named
+from sampling.borrowed import BORROWED, num_nodes, sampler_at, sampler_named
 from sampling.tabulate import tabulate
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
@@ -274,3 +274,12 @@ def test_mistakes():
     ):
         with pytest.raises(ValueError, match=message):
             sampler_named("diffusers", LINEAR, grid, scheduler=scheduler, **options)
+
+
+@pytest.mark.parametrize("spacing", ["even", "linspace", "log_snr", "karras"])
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_a_jump_of_huge_weights_is_linear_all_the_same(steps, spacing):
+    """A cosine schedule begins at sigma / alpha = 20,000: rounding is not what is not linear."""
+    plan = sampler_at("heun", Schedule.cosine(1000), steps, spacing)
+    assert len(plan) <= steps and np.isfinite(plan.x0).all()
+    assert steps > 4 or np.abs(plan.x0).max() > 1e6
