@@ -104,7 +104,7 @@ class FlowMatching:
             shown = ", ".join(f"{s:.4g}" for s in sigma[:3]) + f", ..., {sigma[-2]:.4g}"
             raise ValueError(
                 f"{self.name} places noise levels at {shown}, which do not fall strictly from at "
-                "most 1 to above 0: give other sigmas (without a 0 at the end, which it adds), or "
+                "most 1 to above 0: take more steps, or sigmas (without a 0 at the end, which it adds), or "
                 "keep the scheduler that the pipeline came with"
             )
         unit = float(self.config.num_train_timesteps)

@@ -77,13 +77,17 @@ def as_plan(scheduler: Any, options: Mapping[str, Any]) -> Plan:
     """
     name, n = type(scheduler).__name__, len(scheduler.timesteps)
     if n == 0 or scheduler.timesteps[0] < scheduler.timesteps[-1]:
-        raise ValueError(f"{name} does not go from noise to an image: {n} timesteps")
+        raise ValueError(
+            f"{name} does not go from noise to an image ({n} timesteps): choose another scheduler"
+        )
     try:
         trace = _trace(copy.deepcopy(scheduler), Basis(n), options)
         random = _trace(copy.deepcopy(scheduler), Random(), options)
     except FAILURES as error:
-        why = str(error) or type(error).__name__
-        raise ValueError(f"{name} cannot be stepped by a network's output alone: {why}") from error
+        raise ValueError(
+            f"{name} cannot be stepped by a network's output alone ({first_line(error)}): choose "
+            "another scheduler"
+        ) from error
     if trace.calls[-1].t < 0:
         last = trace.calls[-1].t
         raise ValueError(
@@ -190,7 +194,15 @@ def set_steps(scheduler: Any, n: int, grid: Mapping[str, Any] | None = None) -> 
         scheduler.set_timesteps(n, **(grid or {}))
     except (*FAILURES, ValueError) as error:
         name = type(scheduler).__name__
-        raise ValueError(f"{name} cannot be set to {n} steps: {error}") from error
+        raise ValueError(
+            f"{name} cannot be set to {n} steps ({first_line(error)}): take other steps, or another "
+            "scheduler"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of diffusers' says, in one line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 # --- one run --------------------------------------------------------------------------------
