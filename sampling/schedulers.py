@@ -275,6 +275,9 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             known = len(inspect.signature(at).parameters)
             z, whose = at(*(row.t, row.s)[:known]), "scheduler.noise"
         if z is None:
+            if isinstance(generator, list) and len(generator) not in (1, len(sample)):
+                many = f"{len(generator)} generators for {len(sample)} samples"
+                raise ValueError(f"{many}: give one, or one for each")
             return randn_tensor(sample.shape, generator, sample.device, sample.dtype)
         if z.shape != sample.shape:
             raise ValueError(
@@ -376,10 +379,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises ValueError where another class places the levels.
         """
         if not hasattr(self._path, "shift"):
-            raise ValueError(
-                "only FlowMatchEuler's levels have a static shift to set: UniPC and DPM-Solver++ "
-                "take from_config(config, flow_shift=...), and noise schedules of betas none"
-            )
+            raise ValueError("only FlowMatchEuler's levels have a static shift: leave it out")
         self._path.set_shift(shift)
 
 

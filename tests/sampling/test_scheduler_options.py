@@ -172,3 +172,22 @@ def test_a_shift_is_set_where_there_is_one(cls):
         assert not hasattr(ours, "shift")
         with pytest.raises(ValueError, match="only FlowMatchEuler's levels have a static shift"):
             ours.set_shift(5.0)
+
+
+@ALL
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: type(s).__name__)
+def test_generators_are_one_or_one_each(cls, source):
+    ours, x = cls.from_config(source.config), torch.ones(3, 3, 4, 4)
+
+    def stepped(x, *seeds):
+        ours.set_timesteps(5)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return ours.step(x, ours.timesteps[0], x, generator=generators).prev_sample
+
+    # A sample's noise is its own generator's, whatever the batch.
+    assert torch.equal(stepped(x, 1, 2, 3)[1:2], stepped(x[:1], 2))
+    one = stepped(x, 1)
+    assert not torch.equal(one[0], one[1])
+    for seeds in ((1, 2), (1, 2, 3, 4)):
+        with pytest.raises(ValueError, match=f"{len(seeds)} generators for 3 samples: give one,"):
+            stepped(x, *seeds)
