@@ -18,7 +18,7 @@ from .options import check_choice, kinds_of
 from .plan import Plan
 from .samplers import SAMPLERS, builder_kinds, check_sampler, named
 from .schedule import Schedule
-from .tabulate import FAILURES, as_plan, double_precision, set_steps
+from .tabulate import FAILURES, as_plan, double_precision, first_line, set_steps
 from .timesteps import timesteps as timesteps_of
 
 # These work with log sigma and cannot step to 0: they end a quarter of a grey level before.
@@ -72,11 +72,16 @@ def placed(
     """
     name, known = cls.__name__, kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
-        raise ValueError(f"{name} cannot be put on the noise levels of {schedule.name}")
+        raise ValueError(
+            f"{name} cannot be put on the noise levels of {schedule.name}: choose a class of betas, as "
+            "DPMSolverMultistepScheduler, or a sampler of our own"
+        )
     theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
     check_sampler(name, options, theirs_alone)
     if not np.isfinite(schedule.noise_level[grid]).all():
-        raise ValueError(f"{name} needs a schedule that keeps some signal everywhere")
+        raise ValueError(
+            f"{name} needs a schedule that keeps some signal everywhere: choose a sampler of our own"
+        )
     a = schedule.alpha_bar[grid[::-1]]
     ours = {
         "num_train_timesteps": len(grid),
@@ -89,7 +94,10 @@ def placed(
     try:
         theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
     except FAILURES as error:
-        raise ValueError(f"{name} does not take {dict(options)}: {error}") from error
+        raise ValueError(
+            f"{name} does not take {dict(options)} at {len(grid)} timesteps ({first_line(error)}): "
+            "take others, more steps, or another scheduler"
+        ) from error
     set_steps(theirs, len(grid))
     _end_at(theirs, schedule.final)
     _name_timesteps(theirs, grid)
