@@ -20,6 +20,7 @@ from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
 from sampling.denoise import Denoised
 from sampling.options import check_choice, check_options
+from sampling.plan import eps_scale_of
 from sampling.samplers import check_sampler, check_schedule
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Settings:
         cells of different experiments are sampled once and different ones never meet.  Raises
         ValueError for options that make no plan.
         """
-        name, scale = sampler["name"], _eps_scale(sampler.get("eps_scale"))
+        name, scale = sampler["name"], eps_scale_of(sampler.get("eps_scale"), "sampler.")
         plan, identity = self._plan(sampler, steps)
         if scale:
             k, b = scale
@@ -276,19 +277,6 @@ def stored_plan(path: Any) -> Plan:
         raise ValueError(f"there is no plan at {path}: {remedy}") from None
     except ValueError as error:
         raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
-
-
-def _eps_scale(given: Any) -> tuple[float, float] | None:
-    """k and b of the option `eps_scale`, b or [k, b]; None for one that changes nothing."""
-    pair = given if isinstance(given, list) and len(given) == 2 else [0, given]
-    if given is None:
-        return None
-    if not all(type(v) in (int, float) for v in pair):
-        raise ValueError(
-            f"sampler.eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
-        )
-    k, b = (float(v) for v in pair)
-    return None if (k, b) == (0, 1) else (k, b)
 
 
 def _word(value: Any) -> str:

@@ -290,11 +290,11 @@ class Checker:
             raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
             described = reference.get(part)
-            if part == "floor" and described and described.get("path", "given") is None:
-                continue  # no floor
             if part == "images" and isinstance(described, str):
                 continue  # a folder or a file
-            self.call(f"reference.{part}.", described, {})
+            is_one = part == "floor" and described and "path" in described  # null: no floor
+            more: Kinds = {"path": Path | None} if is_one else {}
+            self.call(f"reference.{part}.", described, more, ("prepare",))
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:

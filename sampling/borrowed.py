@@ -18,7 +18,7 @@ from .options import check_choice, kinds_of
 from .plan import Plan
 from .samplers import SAMPLERS, Unfit, builder_kinds, check_sampler, named
 from .schedule import Schedule
-from .tabulate import FAILURES, as_plan, double_precision, set_steps
+from .tabulate import FAILURES, as_plan, double_precision, first_line, set_steps
 from .timesteps import timesteps as timesteps_of
 
 # These work with log sigma and cannot step to 0: they end a quarter of a grey level before.
@@ -72,15 +72,17 @@ def placed(
     """
     name, known = cls.__name__, kinds_of(cls)
     if "trained_betas" not in known or schedule.straight is not None:
-        raise Unfit(
-            f"{name} cannot be put on the noise levels of {schedule.name}: use ddim, skipped, mix, mixpp, "
-            "dpmpp or sde_dpmpp"
+        ways = (
+            "ddim, skipped, mix, mixpp, dpmpp or sde_dpmpp"
+            if schedule.straight
+            else "a class of betas, as DPMSolverMultistepScheduler, or a sampler of our own"
         )
+        raise Unfit(f"{name} cannot be put on the noise levels of {schedule.name}: choose {ways}")
     theirs_alone = {option: kind for option, kind in known.items() if option not in OURS}
     check_sampler(name, options, theirs_alone)
     if not np.isfinite(schedule.noise_level[grid]).all():
         raise Unfit(
-            f"{name} needs a schedule that keeps some signal everywhere: use ddim, skipped or mix"
+            f"{name} needs a schedule that keeps some signal everywhere: choose a sampler of our own"
         )
     a = schedule.alpha_bar[grid[::-1]]
     ours = {
@@ -94,7 +96,10 @@ def placed(
     try:
         theirs = cls(**{k: v for k, v in ours.items() if k in known}, **options)
     except FAILURES as error:
-        raise ValueError(f"{name} does not take {dict(options)}: {error}") from error
+        raise ValueError(
+            f"{name} does not take {dict(options)} at {len(grid)} timesteps ({first_line(error)}): "
+            "take others, more steps, or another scheduler"
+        ) from error
     set_steps(theirs, len(grid))
     _end_at(theirs, schedule.final)
     _name_timesteps(theirs, grid)

@@ -17,6 +17,7 @@ from .plan import Plan, splice
 from .schedule import Array, Schedule
 
 Timesteps = Sequence[int] | NDArray[np.int64]
+LEAP = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,6 +374,8 @@ def mixpp(
     the network's between that and the respaced beta, `analytic` adds what is uncertain about x0
     (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
     every timestep.  Raises ValueError for another variance or order, or lo > hi.
+
+    On other paths than diffusion's, rows that leap are of order 1 (see `_without_leaps`).
     """
     if not lo >= 0:
         raise ValueError(f"lo must not be negative, got {lo:g}")
@@ -386,9 +389,24 @@ def mixpp(
     if hi is not None:
         plan = splice(tail, plan, hi)
     window = f"lo={lo:g}" if hi is None else f"lo={lo:g}, hi={hi:g}"
+    plan = plan if grid.diffusion else _without_leaps(plan, grid)
     more = "" if variance == "fixed_small" else f", {variance} variance"
     orders = f"orders {stochastic_order} and {deterministic_order}"
     return replace(plan, name=f"mixpp({window}, {orders}{more})")
+
+
+def _without_leaps(plan: Plan, grid: Grid) -> Plan:
+    """Order 1 where a step in log-SNR is more than `LEAP` times the one before.
+
+    An extrapolation that goes much farther than what it is taken from overshoots: the last row but
+    one of SD3's default levels is 4 times as long, and weighs x0 by 3 and -2.  (Diffusion's own
+    grids that end at timestep 0 have such a row, too; their plans stay as they were measured.)
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = np.diff(grid.log_snr)
+        leaps = np.append(False, h[1:] > LEAP * h[:-1])
+    first = np.pad(plan.x0.sum(axis=1)[:, None], ((0, 0), (0, plan.x0.shape[1] - 1)))
+    return replace(plan, x0=np.where(leaps[:, None], first, plan.x0))
 
 
 def _with_variance(

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .inherit import FLOW_SOURCES
-from .levels import Asked, Levels
-from .options import check_choice
+from .levels import Asked, Levels, numbers
+from .options import check_choice, plain
 from .schedule import Schedule
 
 # FlowMatchEuler reads these two where its config has them, though they are no options of it.
@@ -104,7 +104,7 @@ class FlowMatching:
             shown = ", ".join(f"{s:.4g}" for s in sigma[:3]) + f", ..., {sigma[-2]:.4g}"
             raise ValueError(
                 f"{self.name} places noise levels at {shown}, which do not fall strictly from at "
-                "most 1 to above 0: give other sigmas (without a 0 at the end, which it adds), or "
+                "most 1 to above 0: take more steps, or sigmas (without a 0 at the end, which it adds), or "
                 "keep the scheduler that the pipeline came with"
             )
         unit = float(self.config.num_train_timesteps)
@@ -115,11 +115,19 @@ class FlowMatching:
     def _set(self, source: Any, asked: Asked) -> None:
         """The class's own `set_timesteps`."""
         known = inspect.signature(source.set_timesteps).parameters
-        words = {"sigmas": _plain(asked.sigmas), "timesteps": _plain(asked.timesteps)}
-        words |= {"num_inference_steps": asked.steps, "mu": asked.mu}
-        words = {key: value for key, value in words.items() if value is not None}
-        if asked.steps is not None and asked.steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {asked.steps}")
+        lists = {"sigmas": asked.sigmas, "timesteps": asked.timesteps}
+        words: dict[str, Any] = {
+            key: numbers(key, given).astype(np.float64)
+            for key, given in lists.items()
+            if given is not None
+        }
+        words |= {"mu": asked.mu} if asked.mu is not None else {}
+        if (steps := plain(asked.steps)) is not None:
+            if not isinstance(steps, int) or steps < 1:
+                raise ValueError(
+                    f"num_inference_steps, an integer, must be at least 1, got {steps!r}"
+                )
+            words["num_inference_steps"] = steps
         if strange := sorted({*words} - {*known}):
             raise ValueError(f"{self.name}'s set_timesteps takes no {strange[0]}: leave it out")
         if not {*words} - {"mu"}:
@@ -133,10 +141,3 @@ class FlowMatching:
 
 def _is_path(sigma: NDArray[np.float64]) -> bool:
     return len(sigma) > 1 and bool((np.diff(sigma) < 0).all()) and sigma[0] <= 1 and sigma[-1] >= 0
-
-
-def _plain(values: Any) -> Any:
-    """Numbers as an array, which all classes take."""
-    if values is None:
-        return None
-    return np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)

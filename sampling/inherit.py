@@ -75,8 +75,9 @@ ABSENT: dict[str, Any] = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
 }
-# Options of Mix and Mix++.
+# Options of ours that no class of diffusers has.
 SWITCHES = (
+    "eps_scale",
     "cutoff",
     "cutoff_sigma",
     "cutoff_log_snr",

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .inherit import check_zero_snr, schedule_of
+from .options import plain
 from .schedule import Schedule
 from .timesteps import timesteps as grid_of
+
+ROUNDING = 1e-6  # of T: timesteps nearer than this are the same
 
 
 class Asked(NamedTuple):
@@ -99,7 +102,7 @@ class Betas:
         if asked.sigmas is not None:
             grid = self._nearest(asked.sigmas)
         elif asked.timesteps is not None:
-            grid = _decreasing(asked.timesteps)
+            grid = _decreasing(numbers("timesteps", asked.timesteps))
             if not np.issubdtype(grid.dtype, np.integer):
                 raise ValueError("timesteps must be integers")
         else:
@@ -116,7 +119,7 @@ class Betas:
 
     def _nearest(self, sigmas: Sequence[float] | Tensor) -> NDArray[np.int64]:
         """The timesteps whose log sigma is nearest."""
-        wanted = _decreasing(sigmas).astype(np.float64)
+        wanted = _decreasing(numbers("sigmas", sigmas)).astype(np.float64)
         if wanted[-1] == 0:
             wanted = wanted[:-1]
         if len(wanted) == 0 or not (wanted > 0).all():
@@ -130,9 +133,49 @@ class Betas:
         return grid
 
 
-def _decreasing(values: Sequence[float] | Tensor) -> NDArray[Any]:
-    """An explicit grid as an array; the plan checks that it lies within 0..T-1."""
-    grid = np.asarray(values.cpu() if isinstance(values, Tensor) else values)
-    if grid.ndim != 1 or len(grid) == 0 or (np.diff(grid) >= 0).any():
+def numbers(name: str, values: Sequence[float] | Tensor) -> NDArray[Any]:
+    """An explicit list of levels or timesteps as an array [n].  Raises ValueError for none."""
+    if isinstance(values, Tensor):
+        values = (values.double() if values.is_floating_point() else values).cpu()
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # of other lengths, say
+        array = np.empty(0)
+    if array.ndim != 1 or len(array) == 0 or array.dtype.kind not in "iuf":
+        raise ValueError(f"{name} must be a list of at least one number, got {plain(values)!r}")
+    return array
+
+
+def _decreasing(grid: NDArray[Any]) -> NDArray[Any]:
+    """An explicit grid; the plan checks that it lies within 0..T-1."""
+    if not (np.diff(grid) < 0).all():
         raise ValueError(f"a grid must decrease strictly, got {grid.tolist()}")
     return grid
+
+
+def place(times: Sequence[float], timestep: int | float | Tensor, due: int, T: int) -> int:
+    """The row whose time is `timestep`, also one that was rounded: 999 is 1000 in bfloat16.
+
+    Row `due` if it may be that: noise levels of flow matching are no round numbers, and what UniPC
+    makes of them may come twice.  Raises ValueError for a time that no row has.
+    """
+    if isinstance(timestep, Tensor) and timestep.numel() != 1:
+        raise ValueError(
+            f"step takes one timestep for the whole batch, got {timestep.numel()}: pass t itself, "
+            "as scheduler.timesteps has it"
+        )
+    value = float(timestep)
+    half = isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16)
+    if not half and times[due : due + 1] == [value]:
+        return due
+    known = torch.tensor(times, dtype=torch.float64)
+    if half:
+        near = known.to(timestep.dtype).double() == value  # type: ignore[union-attr]
+    else:
+        near = (known - value).abs() <= ROUNDING * T
+    rows = near.nonzero().flatten().tolist()
+    if due in rows or len(rows) == 1:
+        return due if due in rows else int(rows[0])
+    if rows and value in (exact := [times[row] for row in rows]):
+        return int(rows[exact.index(value)])
+    raise ValueError(f"timestep {value:g} is not on the grid of set_timesteps: {times[:4]}...")

@@ -60,6 +60,7 @@ class Row(NamedTuple):
 
 COLUMNS = Row._fields[:-1]
 PAST = ("x0", "eps")  # those that look back
+UNBOUNDED = ("noise_high", "gradient", "gradient_high")  # NaN where there is none, perhaps infinite
 OPTIONAL = ("eps_scale",)  # the last ones, of which a file says nothing where they are 1
 
 
@@ -209,7 +210,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The plan that `to_json` wrote.  Raises ValueError, one line, for what is no plan."""
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_without_twins)
         except json.JSONDecodeError as error:
             raise ValueError(f"this is no JSON: {error}") from None
         _check_keys("a plan", content, ("format", "version", "name", "start", "rows"))
@@ -221,13 +222,14 @@ class Plan:
         rows = content["rows"]
         if not isinstance(rows, list) or not isinstance(content["name"], str):
             raise ValueError("a plan's name must be text, and its rows a list")
-        kept = [
-            name for name in COLUMNS if name not in OPTIONAL or any(name in row for row in rows)
-        ]
+        optional = [n for n in OPTIONAL if any(isinstance(row, dict) and n in row for row in rows)]
+        kept = [name for name in COLUMNS if name not in OPTIONAL or name in optional]
         for row in rows:
             _check_keys("a row of a plan", row, kept)
         columns = {name: _column(name, [row[name] for row in rows]) for name in kept}
-        return cls(name=content["name"], start=_number("start", content["start"]), **columns)
+        start = _number("start", content["start"])
+        _check_values({**columns, "start": np.array([start])})
+        return cls(name=content["name"], start=start, **columns)
 
 
 def _trimmed(column: Array) -> Array:
@@ -257,7 +259,38 @@ def _number(name: str, value: Any) -> float:
         raise ValueError(
             f"{name} of a plan must be a number, 'nan', 'inf' or '-inf', got {value!r}"
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} of a plan is too large a number") from None
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, whose later keys would else silently take the place of equal ones before."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twin = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twin!r} stands twice in a plan or in a row of it: leave one out")
+    return content
+
+
+def _check_values(columns: dict[str, Array]) -> None:
+    """Raise ValueError for numbers from a file that no sampler has, by the first row with one."""
+    for name, column in columns.items():
+        right = np.isfinite(column)
+        if name in ("start", "eps_scale"):
+            right, wanted = right & (column > 0), "above 0 and finite"
+        elif name in ("alpha", "sigma", "noise_high"):
+            right, wanted = right & (column >= 0), "at least 0 and finite"
+        else:
+            wanted = "finite"
+        if name in UNBOUNDED:
+            right |= np.isnan(column) | (np.isinf(column) & (name != "noise_high"))
+        if not right.all():
+            row = int(np.flatnonzero(~right.reshape(len(column), -1).all(axis=1))[0])
+            where = "" if name == "start" else f" in row {row + 1}"
+            raise ValueError(f"{name} of a plan must be {wanted}{where}")
 
 
 def _column(name: str, values: list[Any]) -> Array:
@@ -333,6 +366,21 @@ def _check_history(head: Plan, tail: Plan, above: int, below: int) -> None:
                     f"cannot splice {head.name} and {tail.name}: the row of the tail at "
                     f"t = {row.t:g} looks back at calls that the head makes elsewhere"
                 )
+
+
+def eps_scale_of(given: Any, whose: str = "") -> tuple[float, float] | None:
+    """k and b of the option `eps_scale`, b or (k, b); None for one that changes nothing.
+
+    Raises ValueError for anything else.
+    """
+    k, b = given if isinstance(given, Sequence) and len(given) == 2 else (0.0, given)
+    k, b = (v.item() if hasattr(v, "item") else v for v in (k, b))
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (k, b))
+    if given is not None and not numbers:
+        raise ValueError(
+            f"{whose}eps_scale must be a number b or a list [k, b] for k t + b, got {given!r}"
+        )
+    return None if given is None or (k, b) == (0, 1) else (float(k), float(b))
 
 
 def scale_eps(plan: Plan, k: float, b: float, *, limited: bool = False) -> Plan:

@@ -28,15 +28,14 @@ from .builders import mix, mixpp, skipped
 from .denoise import Denoised
 from .flow import FlowMatching
 from .inherit import flow_options, inherited, reading_of
-from .levels import Asked, Betas, Levels
+from .levels import Asked, Betas, Levels, place
 from .options import check_options, plain
 from .output import StepOutput
-from .plan import Plan, Row
+from .plan import Plan, Row, eps_scale_of, scale_eps
 from .run import Noise, Past, advance
 from .schedule import Level
 
 PAPER_CUTOFF = 0.291  # of T: the paper's at 25 steps, where T is 1000
-ROUNDING = 1e-6  # of T: timesteps nearer than this are the same
 
 
 class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
@@ -61,11 +60,19 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _make_plan(self, levels: Levels) -> Plan:
         raise NotImplementedError
 
+    def _scaled_plan(self, levels: Levels) -> Plan:
+        """`eps_scale` stays in its column, for rows to come look back at x0 as it was read."""
+        scale = eps_scale_of(self.config.eps_scale)
+        if scale and self.config.flow_matching:
+            raise ValueError("eps_scale divides an eps, which flow matching has not: leave it out")
+        plan = self._make_plan(levels)
+        return scale_eps(plan, *scale, limited=True) if scale else plan
+
     def _setup(self) -> None:
         """The rest of every __init__: the config is registered already."""
         self.register_to_config(**{k: plain(v) for k, v in self.config.items() if k[0] != "_"})
         self._follow_config()
-        self._make_plan(self._path.trial)  # refuse bad options now
+        self._scaled_plan(self._path.trial)  # refuse bad options now
         self.num_inference_steps: int | None = None
         self._show(self._path.times, self._path.sigmas)
         self._levels: Levels | None = None
@@ -166,7 +173,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._path.config is not self.config:
             self._follow_config()
         levels = self._path.levels(Asked(num_inference_steps, timesteps, sigmas, mu))
-        self._plan, self._levels = self._make_plan(levels), levels
+        self._plan, self._levels = self._scaled_plan(levels), levels
         self._rows = list(self._plan.rows())
         self.num_inference_steps = len(self._rows)
         self._show(levels.times, levels.sigmas, device)
@@ -251,7 +258,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._reading, self._read_by = reading_of(self.config), self.config
         if self._inverted:
             output = -output
-        return x, self._reading.x0(output, x, Level(row.alpha, row.sigma))
+        return x, self._reading.x0(output, x, Level(row.alpha, row.sigma), row.eps_scale)
 
     def _noise(
         self,
@@ -268,6 +275,9 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             known = len(inspect.signature(at).parameters)
             z, whose = at(*(row.t, row.s)[:known]), "scheduler.noise"
         if z is None:
+            if isinstance(generator, list) and len(generator) not in (1, len(sample)):
+                many = f"{len(generator)} generators for {len(sample)} samples"
+                raise ValueError(f"{many}: give one, or one for each")
             return randn_tensor(sample.shape, generator, sample.device, sample.dtype)
         if z.shape != sample.shape:
             raise ValueError(
@@ -295,7 +305,7 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _begin_at(self, position: int) -> None:
         """Let the next step be a first one, which has no row before to look back at."""
         assert self._levels is not None
-        rest = self._make_plan(self._levels._replace(nodes=self._levels.nodes[position:]))
+        rest = self._scaled_plan(self._levels._replace(nodes=self._levels.nodes[position:]))
         rows, first = list(self.plan.rows()), list(rest.rows())[: self._looks_back]
         rows[position : position + len(first)] = first
         self._rows = rows
@@ -318,28 +328,9 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._place(timestep)
 
     def _place(self, timestep: int | float | Tensor) -> int:
-        """Where a timestep stands among all, also one that was rounded: 999 is 1000 in bfloat16.
-
-        The row that is due, if it may be that; noise levels of flow matching are no round numbers,
-        and what UniPC makes of them may come twice.
-        """
-        value, due = float(timestep), self._step_index or self._begin_index or 0
-        half = isinstance(timestep, Tensor) and timestep.dtype in (torch.bfloat16, torch.float16)
-        if not half and self._times[due : due + 1] == [value]:
-            return due
-        known = torch.tensor(self._times, dtype=torch.float64)
-        if half:
-            near = known.to(timestep.dtype).double() == value  # type: ignore[union-attr]
-        else:
-            near = (known - value).abs() <= ROUNDING * self.config.num_train_timesteps
-        rows = near.nonzero().flatten().tolist()
-        if due in rows or len(rows) == 1:
-            return due if due in rows else int(rows[0])
-        if rows and value in (exact := [self._times[row] for row in rows]):
-            return int(rows[exact.index(value)])
-        raise ValueError(
-            f"timestep {value:g} is not on the grid of set_timesteps: {self._times[:4]}..."
-        )
+        """Where a timestep stands among all; the row that is due, if it may be that."""
+        due = self._step_index or self._begin_index or 0
+        return place(self._times, timestep, due, self.config.num_train_timesteps)
 
     def _following(self, position: int) -> int:
         if position >= len(self._rows):
@@ -383,7 +374,12 @@ class _PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return float(self._path.shift)
 
     def set_shift(self, shift: float) -> None:
-        """Another static shift, from the next `set_timesteps` on, as FlowMatchEuler has it."""
+        """Another static shift, from the next `set_timesteps` on, as FlowMatchEuler has it.
+
+        Raises ValueError where another class places the levels.
+        """
+        if not hasattr(self._path, "shift"):
+            raise ValueError("only FlowMatchEuler's levels have a static shift: leave it out")
         self._path.set_shift(shift)
 
 
@@ -410,7 +406,8 @@ class SkippedStepScheduler(_PlanScheduler):
     without the last one, as DPM-Solver++ and UniPC do.  `set_alpha_to_one`: end at the clean image,
     else at the noise level of timestep 0.  `flow_matching`: the class of diffusers that places the
     noise levels of a flow-matching model, by options of its own, in place of all that (see
-    `flow.py`); `from_config` sets it.
+    `flow.py`); `from_config` sets it.  `eps_scale`: b or (k, b), the network's eps is divided by
+    k t + b before x0 is limited, against exposure bias (see `plan.scale_eps`).
 
     Raises ValueError for values that make no plan.
     """
@@ -438,6 +435,7 @@ class SkippedStepScheduler(_PlanScheduler):
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
         flow_matching: str | None = None,
+        eps_scale: float | Sequence[float] | None = None,
     ):
         self._setup()
 
@@ -477,6 +475,7 @@ class MixScheduler(_PlanScheduler):
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
         flow_matching: str | None = None,
+        eps_scale: float | Sequence[float] | None = None,
         cutoff: float | None = None,
         cutoff_sigma: float | None = None,
         cutoff_log_snr: float | None = None,
@@ -533,6 +532,7 @@ class MixPlusPlusScheduler(_PlanScheduler):
         snr_shift_scale: float = 1.0,
         drops_last_node: bool = False,
         flow_matching: str | None = None,
+        eps_scale: float | Sequence[float] | None = None,
         lo: float | None = None,
         hi: float | None = None,
         orders: Sequence[int] = (2, 2),

@@ -459,7 +459,7 @@ WRONG = {
         "label must be in 0..999",
     ),
     "too few prompts": ("sd3", ["num_samples=9"], "there are 3 prompts for 9 samples"),
-    "betas on flow": ("sd3", ["sampler=unipc"], "noise levels of flow: use ddim, skipped, mix"),
+    "betas on flow": ("sd3", ["sampler=unipc"], "noise levels of flow: choose ddim, skipped, mix"),
     "a grid on flow": ("flux", ["spacing=trailing"], "leave spacing=even"),
     "no guidance": ("ddpm", ["model.guidance_scale=3"], "leave model.guidance_scale=null"),
     "negative guidance": ("sd3", ["model.guidance_scale=-1"], "must be a number of at least 0"),

@@ -147,6 +147,10 @@ def test_options_that_no_file_names_need_no_plus(command):
         (["experiment.row.A.name=mix"], "did you mean experiment.rows.A.name=mix?"),
         (["+experiment.metrcs=[fid]"], "did you mean 'experiment.metrics=[fid]'?"),
         (["reference.images.splt=floor"], "did you mean reference.images.split=floor?"),
+        (
+            ["reference=custom", "reference.images.path=mine.npz", "+reference.floor.pat=null"],
+            "did you mean reference.floor.path=null?",
+        ),
         (["reference.name=/tmp/x"], "reference.name is part of a file's name"),
         (["metrics.weight=x"], "did you mean metrics.weights=x?"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from sampling import Plan, Schedule, count_calls, ddpm, dpmpp, mix, mixpp, sde_dpmpp, timesteps
 from sampling.gaussian import gaussian_output
@@ -94,3 +95,49 @@ def test_analytic_variance_is_the_optimal_one_on_gaussian_data():
 def test_mistakes(options, said):
     with pytest.raises(ValueError, match=said):
         mixpp(SCHEDULE, timesteps(SCHEDULE, 10), **options)
+
+
+# --- flow matching --------------------------------------------------------------------------------
+
+
+def levels_of_sd3(n: int) -> Schedule:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(n)
+    return Schedule.flow(scheduler.sigmas[:-1].double().numpy())
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("n", [4, 10, 20, 28, 50])
+def test_rows_that_leap_are_of_first_order(n, order):
+    """The last row but one of SD3's default levels; orders as asked for elsewhere."""
+    schedule, grid = levels_of_sd3(n), range(n - 1, -1, -1)
+    orders = {"stochastic_order": order, "deterministic_order": order}
+    plan, first = mixpp(schedule, grid, **orders), mix(schedule, grid, cutoff=291)
+    whole = (sde_dpmpp(schedule, grid, order), dpmpp(schedule, grid, order))
+    expected = [p.x0[:, 0] for p in whole]
+    window = plan.t >= 291
+    same_as = plan.x0[:, 0] == np.where(window, *expected)
+    assert np.flatnonzero(~same_as).tolist() == [n - 2]
+    np.testing.assert_allclose(plan.x0[n - 2].sum(), first.x0[n - 2, 0], rtol=1e-12)
+    assert not plan.x0[n - 2, 1:].any()
+
+
+@pytest.mark.parametrize("variance", [0.01, 0.25, 1.0])
+@pytest.mark.parametrize("n", [10, 20, 28, 50])
+def test_the_second_order_is_better_than_mix_on_levels_that_leap(n, variance):
+    schedule, grid, data = levels_of_sd3(n), range(n - 1, -1, -1), np.array([variance])
+    error = [
+        abs(gaussian_output(plan, data).variance[0] / variance - 1)
+        for plan in (mixpp(schedule, grid, lo=291), mix(schedule, grid, cutoff=291))
+    ]
+    assert error[0] < error[1]
+
+
+def test_levels_that_do_not_leap_are_as_they_were():
+    for n in (5, 10, 28, 50):
+        grid = range(n - 1, -1, -1)
+        flux = Schedule.flow(np.linspace(1, 1 / n, n), shift=3.0)
+        edm = Schedule.edm(np.geomspace(80, 0.002, n))
+        for schedule in (flux, edm):
+            plan = mixpp(schedule, grid, lo=0)
+            assert np.array_equal(plan.x0, sde_dpmpp(schedule, grid).x0)

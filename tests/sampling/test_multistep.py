@@ -269,6 +269,17 @@ def test_json_gives_back_every_bit(name, path):
         ('"s": 499.0', '"s": true', "must be a number"),
         ('"nan"', '"none"', "must be a number"),
         ('"eps": [0.0]', '"eps": []', "must be lists of numbers"),
+        ('"noise": 0.0', '"noise": "nan"', "noise of a plan must be finite in row 1"),
+        ('"noise": 0.0', '"noise": NaN', "noise of a plan must be finite in row 1"),
+        ('"eps": [0.0]', '"eps": ["inf"]', "eps of a plan must be finite in row 1"),
+        ('"x": ', '"x": 1, "x": ', "'x' stands twice"),
+        ('"x": ', '"x": 1%s, "y": ' % ("0" * 400), "unknown or missing: y"),
+        ('"start": 1.0', '"start": 0', "start of a plan must be above 0"),
+        ('"start": 1.0', '"start": 1%s' % ("0" * 400), "too large a number"),
+        ('"sigma": ', '"sigma": -', "sigma of a plan must be at least 0"),
+        ('"noise_high": "nan"', '"noise_high": -1', "noise_high of a plan must be at least 0"),
+        ('"noise_high": "nan"', '"noise_high": "inf"', "noise_high of a plan must be at least 0"),
+        ('"rows": [', '"rows": [1, ', "a row of a plan must be a JSON object"),
     ],
 )
 def test_json_that_is_no_plan(old, new, said):

@@ -23,7 +23,7 @@ from tabulate_sweep import CASES as SCHEDULERS
 from tabulate_sweep import difference as of_both
 
 from sampling import Schedule, ddim, dpmpp, run, run_tree, skipped, timesteps
-from sampling.borrowed import BORROWED, num_nodes, sampler_named
+from sampling.borrowed import BORROWED, num_nodes, sampler_at, sampler_named
 from sampling.tabulate import tabulate
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
@@ -134,7 +134,7 @@ REFUSED = {
     "upwards": (diffusers.DDIMInverseScheduler(), "does not go from noise to an image"),
     "more inputs": (diffusers.CogVideoXDPMScheduler(), "missing 2 required positional arguments"),
     "inpainting": (diffusers.RePaintScheduler(), "RePaintScheduler cannot be stepped"),
-    "predictor alone": (diffusers.SASolverScheduler(corrector_order=0), "SASolver.*: Assertion"),
+    "predictor alone": (diffusers.SASolverScheduler(corrector_order=0), "SASolver.*Assertion"),
     "infinite": (UNIPC(solver_type="bh1"), "UniPCMultistepScheduler itself is not finite for 10"),
     "learned": (
         diffusers.DDPMScheduler(clip_sample=False, variance_type="learned_range"),
@@ -274,3 +274,27 @@ def test_mistakes():
     ):
         with pytest.raises(ValueError, match=message):
             sampler_named("diffusers", LINEAR, grid, scheduler=scheduler, **options)
+
+
+@pytest.mark.parametrize("spacing", ["even", "linspace", "log_snr", "karras"])
+@pytest.mark.parametrize("steps", [3, 4, 5])
+def test_a_jump_of_huge_weights_is_linear_all_the_same(steps, spacing):
+    """A cosine schedule begins at sigma / alpha = 20,000: rounding is not what is not linear."""
+    plan = sampler_at("heun", Schedule.cosine(1000), steps, spacing)
+    assert len(plan) <= steps and np.isfinite(plan.x0).all()
+    assert steps > 4 or np.abs(plan.x0).max() > 1e6
+
+
+@pytest.mark.parametrize("name", [n for n in dir(diffusers) if n.endswith("Scheduler")])
+def test_a_class_of_diffusers_is_a_plan_or_refused_with_what_to_do(name):
+    for steps in (1, 5):
+        try:
+            plan = sampler_at("diffusers", LINEAR, steps, scheduler=name)
+        except ValueError as error:
+            says = str(error)
+            assert "\n" not in says and name in says
+            assert any(
+                word in says for word in (": choose", ": take", ": try", ": set", "pip install")
+            )
+        else:
+            assert np.isfinite(plan.x0).all()
