@@ -58,6 +58,8 @@ CIRCUMSTANCES = (
     *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
     *("trusted", "hydra"),
 )
+# Prompts of the experiments, by the folder of downloads that has them, and what makes them.
+MAKING = {"coco": "make coco", "vbench": "python -m scripts.vbench prompts"}
 # Other configs than those that are checked; the last one even unpickles.
 REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 
@@ -379,6 +381,9 @@ def prompts_of(prompts: str | ListConfig | None) -> list[str]:
             "prompts='[a cat,a dog]'"
         )
     if isinstance(prompts, str):
+        made = next((how for part, how in MAKING.items() if part in Path(prompts).parts), None)
+        if made and not Path(prompts).exists():
+            raise FileNotFoundError(f"no prompts at {prompts}: make them with `{made}`")
         return read_prompts(Path(prompts))
     if not isinstance(prompts, ListConfig):
         raise ValueError(f"prompts must be a file or a list, got {prompts!r}: prompts='[a cat]'")

@@ -161,6 +161,27 @@ def _not_about_the_safety_checker(record: logging.LogRecord) -> bool:
     return "safety checker" not in record.getMessage()
 
 
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config is of flow matching."""
+    stated = config.get("use_flow_sigmas") or config.get("flow_matching")
+    return bool(stated) or "FlowMatch" in str(config.get("_class_name"))
+
+
+def betas_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config in our options, the grid left to the command.
+
+    Raises ValueError for flow matching, whose levels are not those of betas, and as `inherited`.
+    """
+    from sampling.inherit import inherited
+
+    if is_flow(config):
+        raise ValueError(
+            f"the pipeline's scheduler, {config.get('_class_name')}, is of flow matching: say "
+            "model=diffusers, which runs such a pipeline as a whole"
+        )
+    return inherited(config, {"timestep_spacing": None})
+
+
 def pipeline_digest(pipe: Any, names: Sequence[str] = NETWORKS) -> str:
     """SHA-256 over configs and weights of the networks: what is in memory, whatever its files."""
     digest = hashlib.sha256()

@@ -182,7 +182,7 @@ def test_wrong_uses_end_in_one_line(command, tmp_path, mine):
     (tmp_path / "needs.py").write_text("import not_installed_here\n")
     outcome = command(sample, "model=function", "model.load=needs:load", *FAST)
     refused(outcome, "the module needs of model.load needs not_installed_here: install it first")
-    refused(command(sample, "model=function", *FAST), "model.load is not given: say model.load=...")
+    refused(command(sample, "model=function", *FAST), "model.load is missing: give model.load=...")
 
 
 def test_a_module_here_takes_no_other_ones_place(tmp_path, monkeypatch):

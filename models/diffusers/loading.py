@@ -18,10 +18,10 @@ from models.backbone import Backbone
 from models.diffusers.pixels import pixel_backbone
 from models.diffusers.running import FINEST, PlanScheduler, WholePipeline, nominal_levels
 from models.hub import check_pipeline_id, hub_file, remedied
-from models.pipelines import load_pipeline, pipeline_digest, tokens_digest
+from models.pipelines import is_flow, load_pipeline, pipeline_digest, tokens_digest
 from models.weights import dtype_named
 from sampling import Schedule
-from sampling.inherit import SOURCES, inherited, schedule_of
+from sampling.inherit import inherited, schedule_of
 from sampling.options import check_options
 
 PIXELS = ("DDPMPipeline", "DDIMPipeline")
@@ -75,26 +75,15 @@ def load(
     scale: Any = takes["guidance_scale"].default if "guidance_scale" in takes else None
     scale = scale if guidance_scale is None else guidance_scale
     facts = {} if scale is None else {"guidance_scale": scale}
-    if not (call or as_pipeline):
-        backbone: Backbone | None = None
-        where: dict[str, Any] = {"id": id, "revision": revision, "device": device}
-        if name in TEXT:
-            where |= {"prompts": prompts, "variant": variant, "set_alpha_to_one": None}
-            backbone = models.stable_diffusion.load(
-                **where, guidance_scale=scale, precision=precision
-            )
-        elif name == "DiTPipeline":
-            backbone = models.dit.load(
-                **where, guidance_scale=scale, guided_channels=None, precision=precision
-            )
-        elif name in PIXELS:
-            pipe = load_pipeline(
-                id, revision, variant, dtype, (name,), fetch=fetch, any_network=True
-            )
-            backbone = pixel_backbone(pipe, stated, device)
-        if backbone is not None:
-            sha256 = _joined(identity, backbone.sha256)
-            return replace(backbone, sha256=sha256, facts={**backbone.facts, **facts})
+    place = {"id": id, "revision": revision, "variant": variant}
+    # What a network of betas becomes when it is trained on flow matching, its own pipeline knows.
+    if not (call or as_pipeline or stated.get("flow_matching")):
+        direct = _direct(
+            name, place, {"precision": precision, "device": device}, stated, (prompts, scale)
+        )
+        if direct is not None:
+            sha256 = _joined(identity, direct.sha256)
+            return replace(direct, sha256=sha256, facts={**direct.facts, **facts})
     pipe = load_pipeline(id, revision, variant, dtype, (name,), fetch=fetch, any_network=True)
     networks = [part for part, value in pipe.components.items() if isinstance(value, nn.Module)]
     sha256 = _joined(identity, pipeline_digest(pipe, sorted(networks)))
@@ -113,6 +102,28 @@ def load(
         call=call | facts,
         facts=facts,
     )
+
+
+def _direct(
+    name: str,
+    place: dict[str, Any],
+    how: dict[str, Any],
+    scheduler: Mapping[str, Any],
+    told: tuple[Sequence[str] | None, Any],
+) -> Backbone | None:
+    """The pipeline's network, where it can be asked faithfully; `told` are prompts and guidance."""
+    prompts, scale = told
+    if name in TEXT:
+        given = {**place, **how, "prompts": prompts, "guidance_scale": scale}
+        return models.stable_diffusion.load(**given, set_alpha_to_one=None)
+    if name == "DiTPipeline":
+        where = {key: value for key, value in place.items() if key != "variant"}
+        return models.dit.load(**where, **how, guidance_scale=scale, guided_channels=None)
+    if name in PIXELS:
+        dtype = dtype_named(how["precision"])
+        pipe = load_pipeline(**place, dtype=dtype, names=(name,), any_network=True)
+        return pixel_backbone(pipe, scheduler, how["device"])
+    return None
 
 
 # --- what stands in the files -------------------------------------------------------------------
@@ -159,7 +170,7 @@ def _our_config(id: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for a scheduler that ours cannot replace.
     """
     try:
-        stated = inherited(config, {} if _is_flow(config) else {"timestep_spacing": None})
+        stated = inherited(config, {} if is_flow(config) else {"timestep_spacing": None})
         if not stated.get("flow_matching"):
             schedule_of(stated)
         return stated
@@ -167,12 +178,6 @@ def _our_config(id: str, config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"no sampler can be put into {id}: {error}; here: give another pipeline as model.id=..."
         ) from None
-
-
-def _is_flow(config: Mapping[str, Any]) -> bool:
-    name = str(config.get("_class_name"))
-    stated = config.get("use_flow_sigmas") or config.get("flow_matching")
-    return bool(stated) or ("FlowMatch" in name and name not in SOURCES)
 
 
 def _identity(name: str, config: Mapping[str, Any]) -> str:

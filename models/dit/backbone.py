@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from files.media import Images
 from models.backbone import Backbone, guided, optimized
 from models.hub import hub_file
-from models.pipelines import decode, load_pipeline, pipeline_digest, prepare_vae
+from models.pipelines import betas_config, decode, load_pipeline, pipeline_digest, prepare_vae
 from models.weights import dtype_named, randomize
 from sampling import Schedule
 
@@ -115,9 +115,9 @@ def _untrained(
 
 def _diffusion(config: Any) -> tuple[Schedule, str, bool]:
     """(schedule, prediction type, whether x0 is clipped) of the pipeline's scheduler."""
-    from sampling.inherit import inherited, schedule_of
+    from sampling.inherit import schedule_of
 
-    stated = inherited(config, {"timestep_spacing": None})
+    stated = betas_config(config)
     if stated["thresholding"] or (stated["clip_sample"] and stated["clip_sample_range"] != 1):
         raise ValueError(
             "the pipeline's scheduler limits x0 otherwise than to -1..1: set clip_sample and "

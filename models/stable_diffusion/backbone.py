@@ -13,6 +13,7 @@ from files.media import Images
 from models.backbone import Backbone, guided, optimized, times
 from models.hub import WITHDRAWN
 from models.pipelines import (
+    betas_config,
     decode,
     load_pipeline,
     pipeline_digest,
@@ -51,7 +52,7 @@ def load(
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
-    from sampling.inherit import check_zero_snr, inherited, schedule_of
+    from sampling.inherit import check_zero_snr, schedule_of
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
@@ -59,7 +60,7 @@ def load(
     sha256 = pipeline_digest(pipe)
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
-    config = inherited(pipe.scheduler.config, {"timestep_spacing": None})
+    config = betas_config(pipe.scheduler.config)
     if pipe.scheduler.config.get("rescale_betas_zero_snr"):  # also to a class that does not read it
         check_zero_snr(f"the scheduler of {id} has a contradiction: ", config["prediction_type"])
     config |= {} if set_alpha_to_one is None else {"set_alpha_to_one": set_alpha_to_one}
