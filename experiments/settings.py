@@ -85,7 +85,12 @@ TUNING: Kinds = {
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
     **{"images": Group, "floor": Group | None, "held_out": Group, "folder": Path | None},
-    **{"statistics_n": int | None, "preprocess": str | None, "size": int | None, "store_floor": bool},
+    **{
+        "statistics_n": int | None,
+        "preprocess": str | None,
+        "size": int | None,
+        "store_floor": bool,
+    },
     "published": dict[str, Group],
 }
 METRICS: Kinds = {"name": str, "extractor": str, "scores": list[str], "options": Group}
