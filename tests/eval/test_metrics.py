@@ -494,7 +494,7 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     )
     refused(message, kid, y[:999], y)
     refused("got 999 reference images", kid, y, y[:999])
-    message = "k=3 need more than 3 samples, got 3: sample more"
+    message = "k=3 need more than 3 samples, got 3: raise num_samples"
     refused(message, precision_recall, y[:3], y)
     refused("k=5 need more than 5 reference images, got 5", precision_recall, y, y[:5], k=5)
     refused(r"N >= 2, got \(1, 64\)", statistics, y[:1])
