@@ -32,6 +32,7 @@ Model: TypeAlias = "Backbone | WholePipeline"
 TIMESTEPS = ("cutoff", "lo", "hi")  # options of samplers that are timesteps
 DIGESTS = ("sha256", "x0_variance")  # what of a sampler's identity is no option of its own
 PAPERS_CUTOFF = 291
+MOST = 10**9  # samples: the names of files have room for no more
 NOISES = ("per_step", "brownian")
 NAMES = ("id", "prompt")
 LONGEST_NAME = 220  # bytes of a prompt in a file's name, of which most systems allow 255
@@ -60,6 +61,8 @@ class Size:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be at least 1 and an integer, got {value!r}")
+        if self.num_samples > MOST:
+            raise ValueError(f"num_samples must be at most {MOST:,}, got {self.num_samples:,}")
 
     @property
     def num_shards(self) -> int:

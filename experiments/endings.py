@@ -63,9 +63,10 @@ def _speak_utf8() -> None:
     if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    encoding = None if "PYTHONIOENCODING" in os.environ else "utf-8"
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(encoding="utf-8")
+        if isinstance(stream, io.TextIOWrapper):  # what cannot be written has a substitute
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def _failure(text: str) -> int:

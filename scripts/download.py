@@ -174,7 +174,7 @@ def main() -> None:
     words = command.parse_args().names
     assets = [asset for word in words if "=" not in word for asset in named_assets(word)]
     if settings := [word for word in words if "=" in word]:
-        assets += _of_model(composed("sample", *settings))
+        assets += _of_model(composed("reproduce", *settings))  # which has models and references
     for asset in {a.path if isinstance(a, Asset) else a: a for a in assets}.values():
         print(asset.get(), flush=True)
 

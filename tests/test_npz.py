@@ -120,7 +120,7 @@ def test_labels_are_one_number_an_image_or_refused(tmp_path, labels):
 
 def test_a_file_without_images_is_not_called_damaged(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES)
-    with pytest.raises(ValueError, match=r"has no arr_0 \(it has images\): save images as arr_0"):
+    with pytest.raises(ValueError, match=r"has no arr_0 but images: save the images with"):
         load_samples(tmp_path / "a.npz")
 
 

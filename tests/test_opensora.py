@@ -264,7 +264,7 @@ def test_names_as_vbench_reads_them(command, parts, tmp_path):
         (
             ["a"],
             ["model.aspect_ratio=wide"],
-            "model.aspect_ratio must be a positive number or null",
+            "model.aspect_ratio must be a number or null",
         ),
         (["a"], ["model.height=10"], "model.height must be an integer of at least 16"),
         (["a"], ["model.text_encoder=./absent"], "cannot load the text encoder ./absent"),

@@ -421,7 +421,7 @@ def test_no_guidance_look_at_the_device(pipelines):
         (["model.id=./nothing"], "there is no folder ./nothing, and a hub id is OWNER/NAME"),
         (["model.id=here"], "there is no folder here"),
         (["model.guidance_scale=-1"], "must be a number of at least 0"),
-        (["model.guidance_scale=high"], "must be a number"),
+        (["model.guidance_scale=high"], "must be a number, got 'high'"),
         (["model.image_size=50"], "must be a multiple of 4"),
         (["model.precision=fp8"], "unknown precision 'fp8'"),
         (["guidance=classifier"], "model sd21 has no classifier"),

@@ -81,6 +81,7 @@ VALUES = {
     "out=2026": "out must be a path or null, got 2026: write out=./2026",
     "prompts=1": "got 1: write prompts=./1",
     "seed=true": "seed must be an integer, got True",
+    "num_samples=99999999999999999999999": "num_samples must be at most 1,000,000,000",
     "steps=[2]": "steps must be an integer or null, got [2]",
     "batch_size=null": "batch_size must be an integer, got None",
     "label=seven": "label must be an integer or balanced or null, got 'seven'",

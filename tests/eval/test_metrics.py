@@ -466,7 +466,7 @@ def test_errors_of_evaluate(pair):
         ("k", 0, "must be an integer of at least 1, got 0"),
         ("kid_subset_size", 1, "at least 2"),
         ("is_splits", 0, "at least 1"),
-        ("is_chunk_size", None, "at least 1, got None"),
+        ("is_chunk_size", 0, "at least 1, got 0"),
         ("is_shuffle_seed", -1, "at least 0"),
         ("bootstrap", True, "at least 0, got True"),
         ("seed", 0.5, "at least 0"),
@@ -482,14 +482,16 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     options = Options(kid_subset_size=200)
     check_size(["fid", "kid"], 200, 64, options)
     check_size(["fid"], 64, 64, Options(allow_few=True))
-    for asked, n in ((["kid"], 199), (["fid"], 64)):
-        refused("raise num_samples", check_size, asked, n, 64, options)
+    refused("sample more, or, for a trial run, set", check_size, ["fid"], 64, 64, options)
+    refused("set metrics.options.kid_subset_size=199", check_size, ["kid"], 199, 64, options)
     y = gaussian(2000, 64)
-    few = "FID with 64 features needs more than 64 samples, got {}: raise num_samples"
+    few = "FID with 64 features needs more than 64 samples, got {}: sample more"
     refused(few.format(20), fid, y[:20], statistics(y))
     refused(few.format(64), frechet_distance, statistics(y), statistics(y[:64]))
     frechet_distance(statistics(y), statistics(y[:65]))
-    message = r"subsets of 1000, got 999 samples: .* lower metrics.options.kid_subset_size"
+    message = (
+        r"subsets of 1000, got 999 samples: sample more, or set metrics.options.kid_subset_size=999"
+    )
     refused(message, kid, y[:999], y)
     refused("got 999 reference images", kid, y, y[:999])
     message = "k=3 need more than 3 samples, got 3: raise num_samples"

@@ -183,7 +183,8 @@ def test_pictures_in_results_are_checked(tmp_path):
     Image.fromarray(images[0, ..., 0]).save(tmp_path / "pictures-5.webp")
     with pytest.raises(Damaged, match=r"pictures-5\.webp is not as it was written\): remove"):
         read_sheets(tmp_path)
-    index = {"sheets": {"5": {"file": "../../etc/passwd", "rows": []}}}
+    index = {"count": 3, "width": 8, "height": 8, "titles": None}
+    index["sheets"] = {"5": {"file": "../../etc/passwd", "rows": []}}
     (tmp_path / "pictures.json").write_text(json.dumps(index))
     with pytest.raises(Damaged, match="which is no sheet"):
         read_sheets(tmp_path)

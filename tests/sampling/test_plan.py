@@ -329,7 +329,7 @@ def test_mix_without_a_stochastic_or_a_deterministic_row():
         ({"cutoff": 291, "skipped_steps": 18}, "exactly one of"),
         ({"cutoff": 0, "cutoff_sigma": 0.0}, "exactly one of"),
         ({"cutoff": -1}, "must not be negative, got -1"),
-        ({"cutoff": math.nan}, "must not be negative, got nan"),
+        ({"cutoff": math.nan}, "must be a number or null, got nan"),
         ({"cutoff_sigma": -0.1}, "must not be negative, got -0.1"),
         ({"skipped_steps": -3}, "must not be negative, got -3"),
         ({"skipped_steps": 26}, "skipped_steps = 26 exceeds the 25 steps of the grid"),
