@@ -383,7 +383,9 @@ def prompts_of(prompts: str | ListConfig | None) -> list[str]:
     if isinstance(prompts, str):
         made = next((how for part, how in MAKING.items() if part in Path(prompts).parts), None)
         if made and not Path(prompts).exists():
-            raise FileNotFoundError(f"no prompts at {prompts}: make them with `{made}`, or give prompts=FILE")
+            raise FileNotFoundError(
+                f"no prompts at {prompts}: make them with `{made}`, or give prompts=FILE"
+            )
         return read_prompts(Path(prompts))
     if not isinstance(prompts, ListConfig):
         raise ValueError(f"prompts must be a file or a list, got {prompts!r}: prompts='[a cat]'")
