@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+import skipped_step.schedulers as installed
 import tiny_pipelines as tiny
 import torch
 from conftest import ROOT
@@ -24,7 +25,6 @@ from diffusers import (
 from PIL import Image
 
 import sample
-import skipped_step.schedulers as installed
 from models.stable_diffusion.backbone import load
 from sampling import SampleNoise, mix, run, timesteps
 from sampling.schedulers import MixPlusPlusScheduler, MixScheduler, SkippedStepScheduler
