@@ -388,8 +388,14 @@ class Counts:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    if not (folder / "denoiser.json").is_file():
+        print(
+            f"error: no recorded runs in {folder}: give the folder that holds them", file=sys.stderr
+        )
+        sys.exit(2)
     table: dict[tuple[str, str], Counts] = defaultdict(Counts)
-    for run in read(parser.parse_args().folder):
+    for run in read(folder):
         table[run.case["source"], run.case["sampler"]].add(run)
     for (source, sampler), counts in table.items():
         parts = [f"{how} {n} ({counts.worst[how]:.0e})" for how, n in counts.equal.items()]
