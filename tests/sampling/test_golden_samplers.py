@@ -8,10 +8,11 @@ Gaussians whose exact denoiser is known.  The file holds one array a field, the 
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, golden_json, script  # noqa: F401
+from conftest import GOLDEN, golden_json
 from golden_samplers import TOLERANCE, Run, built, difference, main, why_no_builder
 
 RECORDED = golden_json("samplers_plans")
@@ -53,8 +54,14 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_the_command_counts_what_is_equal_and_notices_what_is_not(folder, script):  # noqa: F811
-    status, out, _ = script(main, folder)
+def test_the_command_counts_what_is_equal_and_notices_what_is_not(folder, monkeypatch, capsys):
+    def counted():
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", ["golden_samplers.py", str(folder)])
+    status, out = counted()
     assert status == 0 and "13 runs, 13 of samplers that we have; 0 comparisons differ" in out
     with np.load(folder / "some.npz") as file:
         arrays = dict(file)
@@ -62,5 +69,5 @@ def test_the_command_counts_what_is_equal_and_notices_what_is_not(folder, script
     arrays[name] = arrays[name].copy()
     arrays[name][2] += 1e-8
     np.savez(folder / "some.npz", **arrays)
-    status, out, _ = script(main, folder)
+    status, out = counted()
     assert status == 1 and "DIFFERS builder" in out and "0 comparisons differ" not in out
