@@ -421,7 +421,7 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     remedy = config.get("remedy") or (
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
     )
-    folder = config.folder and ROOT / config.folder
+    folder = ROOT / config.folder if config.folder else None
     if batch and _images(config).get("path") != batch:
         folder = None  # other images than the batch's: their features stand for no file
     floor = config.floor

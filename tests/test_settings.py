@@ -15,7 +15,7 @@ from conftest import ROOT, done, refused
 import evaluate
 import reproduce
 import sample
-from experiments.config import composed
+from experiments.config import composed, reference_source
 from experiments.settings import COMMANDS, callable_at
 from sampling.options import described, fits
 from scripts import train
@@ -272,3 +272,8 @@ def test_a_locale_that_is_not_utf_8(tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert "ünï" in ended.stdout.decode("utf-8")
     assert (tmp_path / "ünï" / "samples.npz").is_file()
+
+
+def test_an_empty_folder_of_references_is_none():
+    cfg = composed("evaluate", "samples=S", "reference.folder=''")
+    assert reference_source(cfg).folder is None
