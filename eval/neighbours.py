@@ -62,54 +62,44 @@ def float32_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def covered(x: Tensor, y: Tensor, k: int, groups: int) -> tuple[Tensor, Tensor]:
-    """Which points lie in a ball around a point of the other set: bool [N] and bool [1 + G, M].
+def covered(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Which points lie in a ball around a point of the other set: bool [N] and bool [M].
 
     x [N, F], y [M, F] in float32 or float64, on one device.  A ball reaches to the k-th nearest
-    other point of its set, which belongs to it.  First result: the points of x in a ball of y.
-    Second: those of y in a ball of x, in row 0; in row g > 0 as if x lacked its points g - 1,
-    g - 1 + G, ... (no such rows if G = 1).
+    other point of its set, which belongs to it.  First result: the points of x in a ball of y;
+    second: those of y in a ball of x.
     """
     with torch.autocast(x.device.type, enabled=False), float32_products():
-        return _in_balls(x, y, _radii(x, k, groups), _radii(y, k, 1))
+        return _in_balls(x, y, _radii(x, k), _radii(y, k))
 
 
 def _in_balls(x: Tensor, y: Tensor, x_radii: Tensor, y_radii: Tensor) -> tuple[Tensor, Tensor]:
-    """As `covered`, given the squared radii [1 + G, N] and [1, M]; all distances are met once."""
+    """As `covered`, given the squared radii [N] and [M]; all distances are met once."""
     a, b = _rounded([x, y])
-    of_x = torch.zeros(1, len(x), dtype=torch.bool, device=x.device)
-    of_y = torch.zeros(len(x_radii), len(y), dtype=torch.bool, device=x.device)
+    of_x = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    of_y = torch.zeros(len(y), dtype=torch.bool, device=x.device)
     for rows in _tiles(len(x), len(y)):
-        part, radii = a.rows(rows), x_radii[:, rows]
+        part = a.rows(rows)
         low = _lower_bounds(part, b)
         high = torch.add(low, part.slack[:, None]).add_(b.slack)
-        of_x[:, rows], near = _settled(low, high, y_radii * a.scale, of_x[:, rows])
-        _recheck(of_x[:, rows], x[rows], y, near, y_radii)
-        radii, first = x_radii[:, rows], rows.start
-        of_y, near = _settled(low.T, high.T, radii * a.scale, of_y, first)
-        _recheck(of_y, y, x[rows], near, radii)
-    return of_x[0], of_y
+        of_x[rows], near = _settled(low, high, y_radii * a.scale, of_x[rows])
+        _recheck(of_x[rows], x[rows], y, near, y_radii)
+        of_y, near = _settled(low.T, high.T, x_radii[rows] * a.scale, of_y)
+        _recheck(of_y, y, x[rows], near, x_radii[rows])
+    return of_x, of_y
 
 
 def _settled(
-    low: Tensor, high: Tensor, radii: Tensor, inside: Tensor, first: int = 0
+    low: Tensor, high: Tensor, radii: Tensor, inside: Tensor
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Points that are inside for certain, and the pairs (point, centre) that may yet put one there.
 
-    low, high [P, C] bound distances, radii [1 + G, C] are the centres', of which the first belongs
-    to group `first` mod G; inside [1 + G, P] is what was known before.
+    low, high [P, C] bound distances, radii [C] are the centres'; inside [P] is what was known
+    before.
     """
-    # Without a part of the points no ball is smaller, so that row 0 speaks for all rows but those
-    # that lack the centre itself.
-    reached = high <= (radii[0] * (1 - 1e-6)).float()
-    count = max(1, len(radii) - 1)
-    by = torch.stack([reached[:, (g - first) % count :: count].any(dim=1) for g in range(count)])
-    certain = by.any(dim=0, keepdim=True)
-    if count > 1:
-        certain = torch.cat([certain, by.sum(dim=0) - by.int() > 0])
-    inside = inside | certain
-    near = low <= (radii.amax(dim=0) * (1 + 1e-6)).float()
-    points, centres = (near & ~inside.all(dim=0)[:, None]).nonzero(as_tuple=True)
+    inside = inside | (high <= (radii * (1 - 1e-6)).float()).any(dim=1)
+    near = low <= (radii * (1 + 1e-6)).float()
+    points, centres = (near & ~inside[:, None]).nonzero(as_tuple=True)
     return inside, (points, centres)
 
 
@@ -118,30 +108,25 @@ def _recheck(
 ) -> None:
     """Enter into `inside` the points of the pairs that float64 finds inside."""
     i, j = near
-    row, pair = (_distances(points, centres, i, j) <= radii[:, j]).nonzero(as_tuple=True)
-    inside[row, i[pair]] = True
+    inside[i[_distances(points, centres, i, j) <= radii[j]]] = True
 
 
 # --- Radii ----------------------------------------------------------------------------
 
 
-def _radii(x: Tensor, k: int, groups: int) -> Tensor:
-    """Squared distances to the k-th nearest other point, float64 [1 + G, N] (no more if G = 1).
-
-    Row 0 considers all points; row g > 0 all but those of group g - 1, whose own balls it lacks:
-    -inf.  Point i is in group i mod G.  inf where there are fewer than k other points.
-    """
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Squared distances to the k-th nearest other point, float64 [N]."""
     n, device = len(x), x.device
     (a,) = _rounded([x])
     low, index = _nearest(a, min(2 * k + 2, n))
-    limit = _limit(low + a.slack[:, None] + a.slack[index], index % groups, k, groups)
+    # No k-th nearest distance is larger than the k-th least upper bound.
+    limit = _kth(low + a.slack[:, None] + a.slack[index], k).clamp(max=LARGEST)
     near = low <= limit[:, None]
     distances = torch.full(low.shape, torch.inf, dtype=torch.float64, device=device)
     distances[near] = _distances(x, x, near.nonzero()[:, 0], index[near])
-    radii = _kth(distances, index % groups, k, groups)
+    radii = _kth(distances, k)
     # Points with so many at about the same distance that one left out might be among the nearest.
     crowded = (low[:, -1] <= limit).nonzero()[:, 0]
-    group = torch.arange(n, device=device)[None] % groups
     for some in _tiles(len(crowded), n):
         rows = crowded[some]
         low = _lower_bounds(a.rows(rows), a)
@@ -149,10 +134,13 @@ def _radii(x: Tensor, k: int, groups: int) -> Tensor:
         i, j = (low <= limit[rows, None]).nonzero(as_tuple=True)
         distances = torch.full(low.shape, torch.inf, dtype=torch.float64, device=device)
         distances[i, j] = _distances(x[rows], x, i, j)
-        radii[:, rows] = _kth(distances, group.expand(len(rows), n), k, groups)
-    for g in range(len(radii) - 1):
-        radii[1 + g, g::groups] = -torch.inf
+        radii[rows] = _kth(distances, k)
     return radii
+
+
+def _kth(distances: Tensor, k: int) -> Tensor:
+    """[R]: the k-th least of distances [R, W]."""
+    return distances.kthvalue(k, dim=1).values
 
 
 def _nearest(a: Rounded, m: int) -> tuple[Tensor, Tensor]:
@@ -181,16 +169,58 @@ def _nearest(a: Rounded, m: int) -> tuple[Tensor, Tensor]:
     return least, index
 
 
-def _limit(high: Tensor, group: Tensor, k: int, groups: int) -> Tensor:
-    """[N]: no k-th nearest distance, whichever group is left out, is larger; at most LARGEST."""
-    return _kth(high, group, k, groups).amax(dim=0).clamp(max=LARGEST)
+# --- Parts of a set -------------------------------------------------------------------
 
 
-def _kth(distances: Tensor, group: Tensor, k: int, groups: int) -> Tensor:
-    """[1 + G, R]: the k-th least of distances [R, W], over all and without each group of them."""
-    left_out = range(groups if groups > 1 else 0)
-    sets = [distances, *(distances.masked_fill(group == g, torch.inf) for g in left_out)]
-    return torch.stack([one.kthvalue(k, dim=1).values for one in sets])
+class Parts(NamedTuple):
+    """Shares of y that parts of x cover: of the two halves [R, 2] and the four quarters [R, 4] that
+    each of R partitions makes of it."""
+
+    halves: Tensor
+    quarters: Tensor
+
+
+def parts_covering(x: Tensor, y: Tensor, k: int, quarter_of: Tensor) -> Parts:
+    """As the second result of `covered`, for parts of x alone; it serves standard errors only.
+
+    `quarter_of` int64 [R, N] says of every partition to which quarter, 0 to 3, a point belongs (4:
+    to none); quarters 0 and 1 are a half, 2 and 3 the other.  Distances are those of float32.
+    A part's radii are found among the 32 k nearest points of x.
+    """
+    with torch.autocast(x.device.type, enabled=False), float32_products():
+        a, b = _rounded([x, y])
+        low, index = _nearest(a, min(32 * k, len(x) - 1))
+        halves, quarters = (
+            torch.stack([_radii_within(low, index, part, k) for part in parts])
+            for parts in (quarter_of // 2, quarter_of)
+        )
+        furthest = quarters.masked_fill(quarter_of == 4, -torch.inf).amax(dim=0)
+        return _covering(a, b, halves, quarters, quarter_of, furthest)
+
+
+def _radii_within(low: Tensor, index: Tensor, part: Tensor, k: int) -> Tensor:
+    """[N]: distances to the k-th nearest point of the same part; at most the furthest in `low`."""
+    same = (part[index] == part[:, None]).cumsum(dim=1) >= k
+    first = torch.where(same.any(dim=1), same.int().argmax(dim=1), low.shape[1] - 1)
+    return low.gather(1, first[:, None])[:, 0]
+
+
+def _covering(
+    a: Rounded, b: Rounded, halves: Tensor, quarters: Tensor, quarter_of: Tensor, furthest: Tensor
+) -> Parts:
+    """The shares, given the radii [R, N] in both kinds of parts and the largest of each point."""
+    count, m = len(quarter_of), len(b.points)
+    hits = [torch.zeros(count, p, m, dtype=torch.bool, device=b.low.device) for p in (3, 5)]
+    for rows in _tiles(m, len(a.points)):
+        low = _lower_bounds(b.rows(rows), a)
+        j, i = (low <= furthest).nonzero(as_tuple=True)
+        distance = low[j, i]
+        for r, quarter in enumerate(quarter_of):
+            for kind, radii, part in ((0, halves, quarter // 2), (1, quarters, quarter)):
+                inside = distance <= radii[r, i]
+                hits[kind][r, part[i[inside]], j[inside] + rows.start] = True
+    shares = [hit[:, :-1].double().mean(dim=2) for hit in hits]
+    return Parts(*shares)
 
 
 # --- Distances ------------------------------------------------------------------------

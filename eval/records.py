@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from eval.extractors import Extractor
-from eval.metrics import Score
 from eval.reference import Reference
+from eval.score import Score
 from files.whole import Damaged, read_json, reading, write_json
 
 Record = dict[str, Any]
@@ -65,8 +65,8 @@ def make_record(
     return {
         **facts,
         "run": run,
-        "scores": {name: score._asdict() for name, score in scores.items()},
-        "floor": floor and {name: score._asdict() for name, score in floor.items()},
+        "scores": {name: score.stored() for name, score in scores.items()},
+        "floor": floor and {name: score.stored() for name, score in floor.items()},
     }
 
 
@@ -77,8 +77,21 @@ def precision(config: Mapping[str, Any]) -> str:
 
 def score(record: Record, metric: str, of: str = "scores") -> Score | None:
     """The score of that name, or None; `of="floor"` for the real-vs-real floor."""
-    values = (record[of] or {}).get(metric)
-    return Score(**values) if values else None
+    stored = (record[of] or {}).get(metric)
+    return Score.of(stored, draws(record) if of == "scores" else None) if stored else None
+
+
+def draws(record: Record) -> str | None:
+    """The noise and labels that samples were made from, or None where nothing tells.
+
+    Sample i is a function of the seed and i: of two records that say the same here, samples i are
+    of the same noise, and of the same label where the model takes one.
+    """
+    if record.get("cell") is None:
+        return None
+    config = record["cell"]["config"]
+    shared = {key: config.get(key) for key in ("seed", "label", "noise", "prompts")}
+    return json.dumps({**shared, "n": record["n"]}, sort_keys=True)
 
 
 # --- Which records compare ------------------------------------------------------------
@@ -249,8 +262,8 @@ def _check_record(record: Any) -> None:
         raise ValueError("row is no text")
     for scores in (record["scores"], record["floor"] or {}):
         for name, value in scores.items():
-            numbers = Score(**value)
-            if not all(type(x) in (int, float) for x in numbers) or numbers.se < 0:
+            numbers = Score.of(value)
+            if not all(type(x) in (int, float) for x in numbers[:2]) or numbers.se < 0:
                 raise ValueError(f"{name} is no score")
     if record["cell"] is not None:
         _ = record["cell"]["config"]["model"], record["cell"]["nfe"]

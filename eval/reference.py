@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.extractors import Extractor, Images
-from eval.metrics import Statistics, statistics
+from eval.frechet import Statistics, statistics
 from files.npz import read_npz
 from files.whole import reading, write_atomic
 

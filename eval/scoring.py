@@ -1,6 +1,6 @@
 """All metrics by name, and the scores of a set of samples.
 
-A new metric is a function in eval/metrics.py and an entry of `METRICS`: what prints, draws, tunes
+A new metric is a function that returns a `Score` and an entry of `METRICS`: what prints, draws, tunes
 or compares scores knows it from there.
 """
 
@@ -14,22 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.agreement import clip_score, label_agreement
 from eval.extractors import Extracted
-from eval.metrics import (
-    Floats,
-    Score,
-    Statistics,
-    check_fid_size,
-    check_kid_size,
-    clip_score,
-    diagonal_fid,
-    fid,
-    inception_score,
-    kid,
-    label_agreement,
-    precision_recall,
-)
+from eval.frechet import Statistics, check_fid_size, diagonal_fid, fid
+from eval.inception import inception_score
+from eval.kernel import check_kid_size, kid
+from eval.manifold import precision_recall
 from eval.reference import Reference
+from eval.score import Floats, Score
 
 USUAL = ("is", "fid", "kid", "precision", "recall")
 
@@ -141,7 +133,7 @@ def _inception_score(m: Material) -> Score:
         splits=o.is_splits,
         chunk_size=o.is_chunk_size,
         shuffle_seed=o.is_shuffle_seed,
-        **m.resampling,
+        strata=m.strata,
     )
 
 

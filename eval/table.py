@@ -10,10 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from eval.metrics import Score
 from eval.records import Record, check_comparable, load_records, save_records, score
+from eval.score import Score, difference_se
 from eval.scoring import METRICS
 
 VERDICTS = ("better than", "worse than", "not told apart from")
@@ -23,8 +21,8 @@ Row = str | Callable[[int], str]  # a row's name, or what chooses one for a step
 class Gain(NamedTuple):
     """By how much one score is better than another, in the metric's units, and half the 95% interval.
 
-    The interval treats both as independent.  Samplers share their noise, so true differences are
-    known somewhat better than this says.
+    The interval is that of a difference of paired scores where both tell how they move with samples
+    of the same noise (`eval.score.Spread`), else that of independent ones.
     """
 
     value: float
@@ -41,7 +39,7 @@ class Gain(NamedTuple):
 def gain(metric: str, ours: Score, theirs: Score) -> Gain:
     """Positive where ours is the better one."""
     sign = 1 if METRICS[metric].lower_is_better else -1
-    difference = Score(sign * (theirs.value - ours.value), float(np.hypot(ours.se, theirs.se)))
+    difference = Score(sign * (theirs.value - ours.value), difference_se(ours, theirs))
     return Gain(difference.value, difference.half)
 
 

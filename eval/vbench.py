@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eval.metrics import Score
+from eval.score import Score
 
 
 class Dimension(NamedTuple):

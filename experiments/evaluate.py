@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from eval.extractors import ClipExtractor, Extracted, extractor_named
-from eval.metrics import Score
 from eval.preprocessing import Preprocessed, Preprocessing
 from eval.records import (
     Protocol,
@@ -33,6 +32,7 @@ from eval.reference import (
     read_adm_statistics,
     size_words,
 )
+from eval.score import Score
 from eval.scoring import Options, check_metrics, check_size, evaluate, real_floor
 from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest

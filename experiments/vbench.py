@@ -145,7 +145,7 @@ def vbench_record(run: Path) -> Record:
         "options": {"static_filter": facts["static_filter"]},
         "cell": origin(manifest),
         "run": None,
-        "scores": {name: s._asdict() for name, s in aggregate(results).items()},
-        "dimensions": {name: s._asdict() for name, s in results.items()},
+        "scores": {name: s.stored() for name, s in aggregate(results).items()},
+        "dimensions": {name: s.stored() for name, s in results.items()},
         "floor": None,
     }

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import Score
 from eval.records import Record, score
+from eval.score import Score
 from eval.scoring import METRICS
 from eval.table import Table
 from files.whole import printable

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.metrics import Score
 from eval.records import Record, score
+from eval.score import Score
 from eval.scoring import METRICS
 from eval.sheets import INDEX, read_sheets
 from eval.table import Table, cutoff

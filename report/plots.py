@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogFormatter
 
-from eval.metrics import Score
+from eval.score import Score
 from eval.scoring import METRICS
 from eval.table import Table, cutoff
 from report.escape import in_figure

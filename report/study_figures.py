@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from eval.metrics import Score
+from eval.score import Score
 from eval.table import Table, cutoff
 from report.plots import CUTOFF_LABEL, save_figure
 from report.study import ERRORS, WINDOWS, Study, Theory, lowest, percent

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import Score
 from eval.records import Record
+from eval.score import Score
 from eval.scoring import METRICS
 from files.whole import printable
 

@@ -36,8 +36,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatchEuler
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from eval.metrics import Floats, fid, frechet_distance, precision_recall
-from eval.metrics import statistics as statistics_of
+from eval.frechet import fid, frechet_distance
+from eval.frechet import statistics as statistics_of
+from eval.manifold import precision_recall
+from eval.score import Floats
 from experiments.cells import Cell, Size
 from experiments.config import parser
 from experiments.generate import generate

@@ -24,7 +24,7 @@ import reproduce
 import sample
 from eval import networks
 from eval.extractors import InceptionExtractor
-from eval.metrics import statistics
+from eval.frechet import statistics
 from experiments.config import composed, reference_with
 from experiments.folder import read_manifest
 from files.whole import file_sha256

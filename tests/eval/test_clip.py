@@ -15,8 +15,8 @@ from standin_scorers import tiny_clip
 from test_metrics import refused
 
 import evaluate
+from eval.agreement import clip_score
 from eval.extractors import ClipExtractor
-from eval.metrics import clip_score
 from eval.records import score
 from eval.scoring import evaluate as scores_of
 from files.whole import file_sha256

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval import neighbours
-from eval.neighbours import covered, float32_products
+from eval import manifold, neighbours
+from eval.neighbours import covered, float32_products, parts_covering
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -17,23 +17,17 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return squares.clip(min=0)
 
 
-def brute(x: np.ndarray, y: np.ndarray, k: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """`covered` with all distances at once, in float64."""
-
-    def inside(points, centres):
-        among = distances(centres, centres)
-        np.fill_diagonal(among, np.inf)
-        radii = np.inf if len(among) <= k else np.sort(among)[:, k - 1]
-        return (distances(points, centres) <= radii).any(1)
-
-    group = np.arange(len(x)) % groups
-    sets = [x, *(x[group != g] for g in range(groups if groups > 1 else 0))]
-    return inside(x, y), np.stack([inside(y, part) for part in sets])
+def inside(points: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
+    """Which points lie in a ball around a centre that reaches to its k-th nearest other one."""
+    among = distances(centres, centres)
+    np.fill_diagonal(among, np.inf)
+    radii = np.inf if len(among) <= k else np.sort(among)[:, k - 1]
+    return (distances(points, centres) <= radii).any(1)
 
 
-def assert_same(x: np.ndarray, y: np.ndarray, k: int, groups: int = 10) -> None:
-    got = covered(torch.from_numpy(x), torch.from_numpy(y), k, groups)
-    for ours, plain in zip(got, brute(x, y, k, groups), strict=True):
+def assert_same(x: np.ndarray, y: np.ndarray, k: int) -> None:
+    got = covered(torch.from_numpy(x), torch.from_numpy(y), k)
+    for ours, plain in zip(got, (inside(x, y, k), inside(y, x, k)), strict=True):
         np.testing.assert_array_equal(ours.numpy(), plain)
 
 
@@ -62,7 +56,7 @@ def test_decisions_are_those_of_plain_float64(seed, monkeypatch):
     assert_same(x, y, k)
     monkeypatch.setattr(neighbours, "TILE", 2000)  # many tiles, of a few rows each
     monkeypatch.setattr(neighbours, "BLOCK", 64)
-    assert_same(x, y, k, groups=3 + seed % 9)
+    assert_same(x, y, k)
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -80,7 +74,7 @@ def test_near_ties_that_float32_cannot_tell(dtype, offset):
     points = (far - step * (1 + off)).astype(dtype)
     gaps = np.abs(np.diag(distances(points, far)) - 16)
     assert gaps.max() < 2.0**-24 * distances(far, far).mean()  # what one float32 addition may add
-    of_points = covered(torch.from_numpy(points), torch.from_numpy(centres), 1, 10)[0]
+    of_points = covered(torch.from_numpy(points), torch.from_numpy(centres), 1)[0]
     np.testing.assert_array_equal(of_points.numpy(), off[:, 0] <= 0)
     assert_same(points, centres, 1)
     assert_same(centres, points, 1)
@@ -107,7 +101,26 @@ def test_tiny_sets(n):
     for k in (1, 3):
         if k < n:
             x, y = rng.normal(size=(n, 6)), rng.normal(size=(30, 6))
-            assert_same(x, y, k, groups=min(10, n))
+            assert_same(x, y, k)
+
+
+@pytest.mark.parametrize("n", [203, 64])  # three are over, or none
+def test_parts_cover_what_they_do_alone(n, monkeypatch):
+    """Every half and quarter of every partition: recall computed from these samples alone."""
+    monkeypatch.setattr(neighbours, "TILE", 2000)
+    rng = np.random.default_rng(n)
+    x, y = rng.normal(size=(n, 5)), rng.normal(size=(80, 5)) + 0.5
+    quarter_of = manifold._quarters(n)[:7]
+    assert [np.bincount(q)[:4].tolist() for q in quarter_of] == [[n // 4] * 4] * 7
+    assert len({tuple(q) for q in quarter_of}) == 7
+    got = parts_covering(*map(torch.from_numpy, (x, y)), 3, torch.from_numpy(quarter_of))
+    for r, quarter in enumerate(quarter_of):
+        for part in range(4):
+            assert got.quarters[r, part] == pytest.approx(inside(y, x[quarter == part], 3).mean())
+        for half in range(2):
+            assert got.halves[r, half] == pytest.approx(
+                inside(y, x[quarter // 2 == half], 3).mean()
+            )
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])

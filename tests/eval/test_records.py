@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from test_metrics import refused
 
-from eval.metrics import Score
 from eval.records import Protocol, check_same_kind, make_record, protocol, score
+from eval.score import Score
 
 CONFIG = {
     "model": {"sha256": "abc"},

@@ -11,7 +11,7 @@ import pytest
 from test_metrics import refused
 
 from eval.extractors import Extracted
-from eval.metrics import frechet_distance, statistics
+from eval.frechet import frechet_distance, statistics
 from eval.reference import Reference, build_reference, read_adm_statistics
 from eval.scoring import Options, evaluate, real_floor
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import golden_json
 from test_metrics import refused
 
-from eval.metrics import Score
+from eval.score import Score
 from eval.vbench import DIMENSIONS, QUALITY, SEMANTIC, aggregate, read_results
 
 GOLDEN = golden_json("vbench_aggregation")

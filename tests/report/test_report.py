@@ -12,8 +12,8 @@ from conftest import ROOT
 from matplotlib.pyplot import imread
 from PIL import Image
 
-from eval.metrics import Score
 from eval.records import Record, save_records
+from eval.score import Score
 from eval.sheets import Pictures, write_sheets
 from eval.table import Table, cutoff
 from report.paper import Paper
