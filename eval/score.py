@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,14 @@ class Spread:
     quarters: Array = field(default_factory=_none)
     own: float = 0.0
     draws: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spread) and all(
+            np.array_equal(getattr(self, part.name), getattr(other, part.name), equal_nan=False)
+            for part in fields(Spread)
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # as of anything that holds arrays
 
     @property
     def variance(self) -> float:

@@ -65,7 +65,7 @@ def test_the_score(tiny):
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in drawn)
     cosines = [max(100 * float(np.dot(x, y)), 0) for x, y in zip(a, b, strict=True)]
     got = clip_score(a.astype(np.float32), b.astype(np.float32))
-    assert got == pytest.approx((np.mean(cosines), np.std(cosines, ddof=1) / 50**0.5), rel=1e-5)
+    assert got[:2] == pytest.approx((np.mean(cosines), np.std(cosines, ddof=1) / 50**0.5), rel=1e-5)
     assert clip_score(a, a).value == pytest.approx(100)
     assert clip_score(a, -a).value == 0
     refused("50 images but 49 prompts", clip_score, a, b[:49])
@@ -136,7 +136,7 @@ def test_samples_with_a_file_of_prompts(scored, tiny, tmp_path):
     out = scored("samples=x.npz", "prompts=mine.txt")
     want = expected(tiny, images(), PROMPTS)
     record = json.loads((tmp_path / "x.evaluation-clip.json").read_text())
-    assert score(record, "clip_score") == pytest.approx(want)
+    assert score(record, "clip_score")[:2] == pytest.approx(want[:2])
     assert record["clip"] == {"model": "tiny-clip", "pretrained": "random", "image_size": 32}
     assert record["extractor"] == "clip-tiny-clip-random-32"
     assert (record["reference"], record["reference_n"], record["floor"]) == (None, None, None)
@@ -154,7 +154,7 @@ def test_a_runs_folder_has_its_prompts(scored, tiny, tmp_path):
     for samples in ("run", "run/samples.npz"):
         scored(f"samples={samples}", "out=record.json")
         record = json.loads((tmp_path / "record.json").read_text())
-        assert score(record, "clip_score") == pytest.approx(want)
+        assert score(record, "clip_score")[:2] == pytest.approx(want[:2])
         assert "prompts" not in record
 
 
