@@ -2,7 +2,10 @@
 
     python evaluate.py samples=runs/mix reference=digits
 
-Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
+    python evaluate.py samples=runs/mix against=runs/ddim reference=digits
+
+The second also scores another set, and prints the difference with its own interval: samples of the
+same seed and labels are paired.  Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
 prompts is scored by metrics=clip reference=none.  Writes a JSON record
 and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
 torchrun the processes share the images.
@@ -21,7 +24,9 @@ from typing import Any
 
 from eval.gate import gate
 from eval.records import Record, score
+from eval.score import paired
 from eval.scoring import METRICS
+from eval.table import gain
 from experiments.config import (
     Config,
     changed_option,
@@ -33,29 +38,28 @@ from experiments.config import (
 )
 from experiments.evaluate import Subject
 from experiments.workers import first_process
-from report.words import format_score, reference_words
+from report.words import decimals, format_score, reference_words
 
 
 def main(cfg: Config) -> None:
-    path = Path(cfg.samples)
     if cfg.labels not in ("auto", "off"):
         raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
+    path = Path(cfg.samples)
     tracker = tracker_of(cfg, path.parent.name)
-    beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
-    subject = Subject(
-        path,
-        out=Path(cfg.out or f"{beside}-{cfg.metrics.name}.json"),
-        num_samples=cfg.num_samples,
-        use_labels=cfg.labels == "auto",
-        prompts=cfg.prompts and Path(cfg.prompts),
-    )
-    record = evaluator_of(cfg).record(subject)
+    subject = subject_of(cfg, path, cfg.out)
+    evaluator = evaluator_of(cfg)
+    second = cfg.against and subject_of(cfg, Path(cfg.against), None)
+    record = evaluator.record(subject)
+    other = evaluator.record(second) if second else None
     if not first_process():
         return
     if record["cell"]:
         tracker.evaluated(record)
     print_record(record)
     print(f"record: {subject.out}")
+    if other:
+        print_record(other)
+        print_differences(record, other)
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
     obstacle = gate_obstacle(cfg, path.stem, published)
     if obstacle:
@@ -63,6 +67,18 @@ def main(cfg: Config) -> None:
     elif published:
         passed = print_gate(record, path.stem, published["scores"])
         sys.exit(0 if passed else 1)
+
+
+def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
+    """The samples at a path, and where their record goes: `out`, or beside them."""
+    beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
+    return Subject(
+        path,
+        out=Path(out or f"{beside}-{cfg.metrics.name}.json"),
+        num_samples=cfg.num_samples,
+        use_labels=cfg.labels == "auto",
+        prompts=cfg.prompts and Path(cfg.prompts),
+    )
 
 
 def gate_obstacle(cfg: Config, batch: str, published: Any) -> str | None:
@@ -92,6 +108,31 @@ def print_record(record: Record) -> None:
         ours = format_score(metric, score(record, metric))
         floor = format_score(metric, score(record, metric, "floor"))
         print(f"{name:<28}{ours:>18}{floor:>18}")
+
+
+def print_differences(record: Record, other: Record) -> None:
+    """By how much the first set of samples is better than the second, and whether that is real.
+
+    Raises ValueError for sets of different sizes, on which scores depend.
+    """
+    sizes = record["n"], other["n"]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{sizes[0]} samples do not compare with {sizes[1]}: set num_samples={min(sizes)}"
+        )
+    both = [
+        (metric, ours, theirs)
+        for metric in record["scores"]
+        if (ours := score(record, metric)) and (theirs := score(other, metric))
+    ]
+    shared = all(paired(ours, theirs) for _, ours, theirs in both)
+    how = "paired: both are made from the same noise" if shared else "as if independent"
+    print(f"difference, positive where the first is better ({how})")
+    for metric, ours, theirs in both:
+        difference = gain(metric, ours, theirs)
+        places = decimals(metric)
+        words = f"{difference.value:+.{places}f} ± {difference.half:.{places}f}"
+        print(f"{METRICS[metric].title:<28}{words:>18}   {difference.words} the second")
 
 
 def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool:

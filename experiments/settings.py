@@ -56,8 +56,8 @@ COMMANDS: dict[str, Kinds] = {
         **{"num_samples": int | None, "names": str, "format": str, "show_plan": bool | Path},
     },
     "evaluate": {
-        **{**EVERY, **SCORING, "logger": Group, "samples": Path, "num_samples": int | None},
-        **{"labels": str, "prompts": Path | None, "out": Path | None},
+        **{**EVERY, **SCORING, "logger": Group, "samples": Path, "against": Path | None},
+        **{"labels": str, "prompts": Path | None, "out": Path | None, "num_samples": int | None},
     },
     "reproduce": REPRODUCE,
     "tune": REPRODUCE,

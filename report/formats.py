@@ -64,7 +64,7 @@ def _scored(
     pairs = zip(heads, grids, strict=True)
     return [
         f"# {printable(title)}",
-        protocol_sentence(record),
+        protocol_sentence(table),
         about,
         *(part for pair in pairs for part in pair),
     ]
