@@ -53,9 +53,7 @@ def main() -> None:
     command = parser(__doc__)
     command.add_argument("overrides", nargs="*", help="settings of reproduce.py, as steps=25")
     command.add_argument("--draws", type=int, default=500, help="sets that are drawn and compared")
-    command.add_argument(
-        "--pool", type=int, default=6000, help="samples that sets are drawn from"
-    )
+    command.add_argument("--pool", type=int, default=6000, help="samples that sets are drawn from")
     command.add_argument("--samples", type=int, default=1000, help="samples of a set")
     args = command.parse_args()
     cfg = composed("reproduce", "experiment=study", "steps=10", *args.overrides)

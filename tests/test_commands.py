@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -359,3 +360,24 @@ def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, une
         settings = Settings(model, backbone, "even", seed=0, label=None)
         digests.add(settings.cell("DDIM", {"name": "ddim"}, 2, 4).digest)
     assert len(digests) == 2
+
+
+def test_the_difference_of_two_sets_is_paired_if_they_share_their_noise(command, tmp_path):
+    for name, seed in (("mix", 0), ("ddim", 0), ("other", 1)):
+        sampler = "mix" if name == "other" else name
+        more = (f"sampler={sampler}", f"seed={seed}", f"out={name}")
+        done(command(sample, "model=digits", "steps=3", "num_samples=80", *more))
+    args = ("samples=mix", "reference=digits", "metrics.scores=[fid,is]")
+    out = done(command(evaluate, *args, "against=ddim"))
+    assert "positive where the first is better (paired: both are made from the same noise)" in out
+    assert re.search(
+        r"\nIS +[+-]\d+\.\d+ ± \d+\.\d+ +(better than|worse than|not told .*) the second", out
+    )
+    for other in ("other", "ddim/samples.npz"):
+        assert "better (as if independent)" in done(command(evaluate, *args, f"against={other}"))
+    done(command(sample, "model=digits", "sampler=mix", "steps=3", "num_samples=70", "out=fewer"))
+    refused(
+        command(evaluate, *args, "against=fewer"),
+        "80 samples do not compare with 70: set num_samples=70",
+    )
+    done(command(evaluate, *args, "against=fewer", "num_samples=70"))
