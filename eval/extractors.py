@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from eval import networks
 from eval.features import Extracted, Extractor, Images, pictures
 from eval.networks import CLEAN_MODES, File
+from eval.preprocessing import NetworkInput
 from models.weights import state_digest
 
 __all__ = ["Extracted", "Extractor", "Images"]  # of eval.features, for those who look here
@@ -133,6 +134,27 @@ class CleanExtractor(Extractor):
         return {"features": self.net(x)}
 
 
+class DinoExtractor(Extractor):
+    """DINOv2's ViT-L/14 as dgm-eval has it (Stein et al. 2023): its class token, 1024 numbers.
+
+    Images are stretched to 224 x 224 by Pillow's bicubic filter, and nothing is normalised afterwards.
+    Neither torch-fidelity's `dinov2-vit-l-14` (bilinear) nor EDM2's (not rounded) compares.  Without
+    `weights`, the published file of 1.2 GB is fetched once.  Raises as `InceptionExtractor`.
+    """
+
+    name = "dinov2"
+
+    def __init__(self, weights: File = None, device: str = "cpu"):
+        net, digest = networks.dinov2_network(weights)
+        self.net: Any = net.to(device)
+        self.num_features = self.net.num_features
+        self.input = NetworkInput(networks.DINOV2_SIZE)
+        super().__init__(digest, device)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": self.net(self.input(pictures(x)).to(self.device))}
+
+
 class ClipExtractor(Extractor):
     """A CLIP model of open-clip-torch: features of images and of texts, each of length 1.
 
@@ -191,6 +213,7 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "inception": InceptionExtractor,
     "torch_fidelity": TorchFidelityExtractor,
     **{mode: partial(CleanExtractor, mode) for mode in CLEAN_MODES},
+    "dinov2": DinoExtractor,
     "clip": ClipExtractor,
 }
 
