@@ -6,6 +6,7 @@ compared with its published hash; tensors are read from those very bytes, and To
 program, is run from nothing else.
 """
 
+import difflib
 import hashlib
 import io
 import math
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 
 from files.fetch import fetch
 from files.places import downloads
-from models.weights import Misfit, check_fit, reason, shapes_of, state_digest, tensors_in
+from models.weights import (
+    Misfit,
+    check_fit,
+    read_weights,
+    reason,
+    shapes_of,
+    state_digest,
+    tensors_in,
+)
 
 File = Path | str | None
 
@@ -163,7 +172,7 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def dinov2_network(weights: File) -> tuple[nn.Module, str]:
+def dinov2_network(weights: File) -> tuple[Any, str]:
     """DINOv2's ViT-L/14, images [B, 3, 224, 224] -> class token after the last norm [B, 1024]; its digest.
 
     torch-fidelity has torch.hub fetch and run the network's code; here its layers are timm's, of the
@@ -207,6 +216,63 @@ def timm_library() -> Any:
     except ModuleNotFoundError as error:
         raise ValueError(f"this extractor needs {error.name}: pip install timm") from None
     return timm
+
+
+def timm_network(model: str, weights: File) -> Any:
+    """A network of timm, images -> pooled features, with weights of a file or those of its hub.
+
+    timm's own loader may unpickle files, or leave tensors as they were drawn where a file lacks them:
+    here every one comes from the file, in timm's own layout; a classifier in it is left out.  Raises
+    ValueError for an unknown model or a file that does not fit, FileNotFoundError without the file.
+    """
+    timm = timm_library()
+    try:
+        if not timm.is_model(model):
+            raise RuntimeError(f"timm {timm.__version__} has no {model.partition('.')[0]}")
+        config = timm.models.get_pretrained_cfg(model, allow_unregistered=False)
+    except RuntimeError as error:
+        names = timm.list_models(pretrained=True) + timm.list_models()
+        near = difflib.get_close_matches(model, names, 3) or ["resnet50.a1_in1k"]
+        raise ValueError(
+            f"no network timm/{model} ({error}): give one of timm.list_models(pretrained=True), as "
+            f"timm/{' or timm/'.join(near)}"
+        ) from None
+    net = timm.create_model(model, pretrained=False, num_classes=0)
+    path = _timm_file(model, config) if weights is None else Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give metrics.weights=FILE.safetensors")
+    tensors = read_weights(path, "fetch it again")
+    heads = (
+        config.classifier if isinstance(config.classifier, tuple | list) else [config.classifier]
+    )
+    heads = [f"{head}." for head in heads if head]
+    expected = net.state_dict()
+    tensors = {
+        key: value
+        for key, value in tensors.items()
+        if key in expected or not key.startswith(tuple(heads))
+    }
+    try:
+        check_fit(shapes_of(expected), tensors, path)
+    except Misfit as error:
+        raise ValueError(
+            f"{error.difference}: give a file of timm/{model} in timm's own layout, as "
+            "model.safetensors of its hub is, or metrics.weights=null for that"
+        ) from None
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+def _timm_file(model: str, config: Any) -> Path:
+    """model.safetensors of timm's hub, fetched once into the hub's own cache."""
+    from models.hub import hub_file
+
+    if not config.hf_hub_id:
+        raise FileNotFoundError(
+            f"timm's hub has no weights of timm/{model}: give metrics.weights=FILE.safetensors, or "
+            "one of timm.list_models(pretrained=True)"
+        )
+    return hub_file(config.hf_hub_id, "model.safetensors", None, "metrics.weights")
 
 
 def clip_model(model: str) -> str:

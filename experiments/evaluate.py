@@ -392,10 +392,11 @@ class Evaluator:
         preprocess = self.source.preprocess if self.source else None
         if preprocess:
             more["preprocess"] = {"name": preprocess.name, "size": preprocess.size}
-        if isinstance(self.extractor, ClipExtractor):
-            more["clip"] = self.extractor.facts
-            if subject.prompts:  # others than those of the samples' own manifest
-                more["prompts"] = file_sha256(subject.prompts)[:12]
+        is_clip = isinstance(self.extractor, ClipExtractor)
+        if self.extractor.facts:
+            more["clip" if is_clip else "network"] = self.extractor.facts
+        if is_clip and subject.prompts:  # others than those of the samples' own manifest
+            more["prompts"] = file_sha256(subject.prompts)[:12]
         return Protocol(self.name, self.extractor, self.reference, self.stated, more)
 
     def _facts(self, subject: Subject, n: int) -> Record:

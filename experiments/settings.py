@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.extractors import EXTRACTORS
+from eval.extractors import MAKERS
 from eval.scoring import Options
 from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
@@ -274,10 +274,11 @@ class Checker:
         self.level(path, sampler, {"name": str, **nullable})
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
-        kinds: Kinds = {}
-        for extractor in EXTRACTORS.values():
+        kinds: Kinds = {"batch_size": int | None}
+        for extractor in MAKERS:
             kinds |= kinds_of(extractor)
-        kinds = {key: kind for key, kind in kinds.items() if key not in ("device", "mode")}
+        given = ("device", "mode", "network", "function")  # by the extractor's name
+        kinds = {key: kind for key, kind in kinds.items() if key not in given}
         self.level("metrics.", metrics, {**kinds, **METRICS}, list(METRICS))
         self.level("metrics.options.", metrics["options"], kinds_of(Options))
 

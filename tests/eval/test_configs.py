@@ -53,6 +53,12 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
         "fid precision recall",
         {"k": 5, "bootstrap": 100, "seed": 0, **LARGE},
     ),
+    # no protocol of anybody's: precision and recall as Kynkaanniemi et al. (2019) have them
+    "custom": (
+        "timm/x",
+        "fid precision recall",
+        {"k": 3, "bootstrap": 100, "seed": 0, **LARGE},
+    ),
     "digits": ("digits", "is fid kid precision recall", None),
     "cifar10": ("cifar10", "is fid kid precision recall", None),
     "pixels": ("pixels", "diagonal_fid", {}),
@@ -119,7 +125,8 @@ def test_every_config_is_pinned_here():
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols(name):
-    cfg = config("metrics", name)
+    named = ["metrics.extractor=timm/x"] if name == "custom" else []
+    cfg = config("metrics", name, *named)
     extractor, scores, options = PROTOCOLS[name]
     assert (cfg.name, cfg.extractor) == (name, extractor)
     assert check_metrics(cfg.scores) == scores.split()
