@@ -85,7 +85,13 @@ TUNING: Kinds = {
 }
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
-    **{"images": Group | Path, "floor": Group | None, "held_out": Group, "folder": Path | None},
+    **{
+        "file": Path,
+        "images": Group | Path,
+        "floor": Group | None,
+        "held_out": Group,
+        "folder": Path | None,
+    },
     **{
         "statistics_n": int | None,
         "preprocess": str | None,
@@ -283,9 +289,9 @@ class Checker:
         self.level("metrics.options.", metrics["options"], kinds_of(Options))
 
     def reference(self, reference: Mapping[str, Any]) -> None:
-        needed = (
-            ("name",) if reference.get("name") == "none" else ("name", "images", "floor", "folder")
-        )
+        needed: tuple[str, ...] = ("name", "images", "floor", "folder")
+        if reference.get("name") == "none" or "file" in reference:
+            needed = ("name",)
         self.level("reference.", reference, REFERENCE, needed)
         if "/" in reference["name"]:
             raise ValueError("reference.name is part of a file's name: give one without /")
