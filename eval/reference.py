@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from eval.features import Extracted, Extractor, Images
 from eval.metrics import Statistics, statistics
 from files.npz import array_names, read_npz
-from files.whole import Damaged, reading, write_atomic
+from files.whole import reading, write_atomic
 
 # What a file says besides its arrays.
 TEXTS = ("name", "extractor", "weights", "source", "size", "preprocess")
@@ -258,11 +258,8 @@ def floor_path(path: Path) -> Path:
 
 
 def is_reference(path: Path) -> bool:
-    """Whether the file is one of `Reference.write`, by the names of what it holds."""
-    try:
-        return {"features", "statistics_n", "digest"} <= set(array_names(path))
-    except (Damaged, OSError):
-        return False
+    """Whether the file is one of `Reference.write`, by the names of what it holds; `Damaged` if it is."""
+    return {"features", "statistics_n", "digest"} <= set(array_names(path))
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:

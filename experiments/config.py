@@ -29,11 +29,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from eval.reference import floor_path, is_reference
 from experiments.cells import Model, Settings
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
-from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
+from experiments.evaluate import Evaluator, ReferenceSource, floor_digest, stored_source
 from experiments.settings import (
     LOGGERS,
     MISSING,
@@ -46,10 +45,8 @@ from experiments.settings import (
 )
 from experiments.tracking import Tracker, WandbTracker
 from files.images import Samples
-from files.npz import read_npz
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
-from files.whole import file_sha256
 from models.adm.cards import Card, card_names, read_card
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options, check_types
@@ -425,7 +422,9 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     if config.name == "none":
         return None
     if "file" in config.keys():  # noqa: SIM118
-        return _stored_source(config)
+        if OmegaConf.is_missing(config, "file"):
+            raise ValueError("reference.file is missing: give the file as reference.file=...")
+        return stored_source(config.name, Path(config.file))
     batch = config.get("batch")
     remedy = config.get("remedy") or (
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
@@ -453,46 +452,6 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
         preprocess=preprocess,
         store_floor=bool(config.get("store_floor")),
         floor_of=floor_digest(plain(floor)) if floor else None,
-    )
-
-
-def _stored_source(config: DictConfig) -> ReferenceSource:
-    """A reference that lies in a file of its own, with the floor beside it.
-
-    Samples are brought to the size of its images as these were.  FileNotFoundError without the file.
-    """
-    if OmegaConf.is_missing(config, "file"):
-        raise ValueError("reference.file is missing: give the file as reference.file=...")
-    path = Path(config.file)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no reference at {path}: make it with `python -m scripts.reference IMAGES --out {path}`"
-        )
-    if not is_reference(path):
-        raise ValueError(
-            f"{path} is no reference: make one of it with `python -m scripts.reference {path} --out "
-            f"{path.with_suffix('.reference.npz')}`"
-        )
-    stated = read_npz(path, ("preprocess",)).get("preprocess")
-    way, _, size = stated.item().partition(" ") if stated is not None else ("", "", "")
-    floor = floor_path(path)
-    return ReferenceSource(
-        name=config.name,
-        images=lambda: _no_images(path),
-        floor=None,
-        batch=None,
-        remedy="",
-        statistics_n=None,
-        folder=None,
-        preprocess=Preprocessing(way, int(size)) if way else None,
-        floor_of=file_sha256(floor)[:12] if floor.is_file() else None,
-        file=path,
-    )
-
-
-def _no_images(path: Path) -> Samples:
-    raise ValueError(
-        f"{path} holds features and no images: give them as reference=custom reference.images.path=..."
     )
 
 

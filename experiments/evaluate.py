@@ -31,6 +31,7 @@ from eval.reference import (
     Reference,
     build_reference,
     floor_path,
+    is_reference,
     read_adm_statistics,
     size_words,
 )
@@ -39,6 +40,7 @@ from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
+from files.npz import read_npz
 from files.prompts import read_prompts
 from files.whole import Damaged, check_writable, file_sha256
 
@@ -80,6 +82,44 @@ class ReferenceSource:
     def floor_name(self) -> str:
         """What the stored features of the floor are called."""
         return f"{self.name}_floor"
+
+
+def stored_source(name: str, path: Path) -> ReferenceSource:
+    """A reference that lies in a file of its own, with the floor beside it.
+
+    Samples are brought to the size of its images as these were.  Raises FileNotFoundError without the
+    file, ValueError for one that is no reference.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no reference at {path}: make it with `python -m scripts.reference IMAGES --out {path}`"
+        )
+    if not is_reference(path):
+        raise ValueError(
+            f"{path} is no reference: make one of it with `python -m scripts.reference {path} --out "
+            f"{path.with_suffix('.reference.npz')}`"
+        )
+    stated = read_npz(path, ("preprocess",)).get("preprocess")
+    way, _, size = stated.item().partition(" ") if stated is not None else ("", "", "")
+    floor = floor_path(path)
+    return ReferenceSource(
+        name=name,
+        images=lambda: _no_images(path),
+        floor=None,
+        batch=None,
+        remedy="",
+        statistics_n=None,
+        folder=None,
+        preprocess=Preprocessing(way, int(size)) if way else None,
+        floor_of=file_sha256(floor)[:12] if floor.is_file() else None,
+        file=path,
+    )
+
+
+def _no_images(path: Path) -> Samples:
+    raise ValueError(
+        f"{path} holds features and no images: give these as reference=custom reference.images.path=..."
+    )
 
 
 def floor_digest(settings: Mapping[str, Any]) -> str:

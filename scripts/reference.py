@@ -37,7 +37,7 @@ from experiments.config import composed, evaluator_of, parser, reference_source
 from experiments.endings import reported
 from files.images import load_samples
 from files.npz import array_names
-from files.whole import check_writable, file_sha256
+from files.whole import Damaged, check_writable, file_sha256
 from files.zips import pictures_of
 
 
@@ -83,9 +83,15 @@ def check_out(out: Path) -> None:
     """Raise ValueError if something else than a reference would be overwritten."""
     if out.suffix != ".npz":
         raise ValueError(f"--out must be an .npz file, got {out}: give --out {out}.npz")
-    for path in (out, floor_path(out)):
-        if path.exists() and not is_reference(path):
-            raise ValueError(f"{path} is there and no reference: choose another --out")
+    for path in filter(Path.exists, (out, floor_path(out))):
+        try:
+            ours = is_reference(path)
+        except (Damaged, OSError):
+            ours = False
+        if not ours:
+            raise ValueError(
+                f"{path} is there and no reference: choose another --out, or remove it"
+            )
     check_writable(out)
 
 

@@ -117,8 +117,18 @@ def test_every_config_is_pinned_here():
     assert names("metrics") == set(PROTOCOLS)
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
     small = {"cifar10", "digits"}
-    assert names("reference") == {*REFERENCE_BATCHES, *coco, *small, "adm", "custom", "none"}
+    assert names("reference") == {
+        *REFERENCE_BATCHES,
+        *coco,
+        *small,
+        "adm",
+        "custom",
+        "none",
+        "stored",
+    }
     assert config("reference", "custom", "reference.images.path=x").floor.path is None
+    stored = config("reference", "stored", "reference.file=x.npz")
+    assert stored == {"name": "stored", "file": "x.npz"}
     none = config("reference", "none")
     assert none.name == "none" and none.floor is None and "images" not in none
 
