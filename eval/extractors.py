@@ -150,6 +150,7 @@ class DinoExtractor(Extractor):
         self.net: Any = net.to(device)
         self.num_features = self.net.num_features
         self.input = NetworkInput(networks.DINOV2_SIZE)
+        self.facts = {"model": "dinov2_vitl14", **self.input.facts}
         super().__init__(digest, device)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

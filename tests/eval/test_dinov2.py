@@ -293,6 +293,10 @@ def test_download_and_evaluate(published, script, command, tmp_path):
     record = load_records(tmp_path / "fake.evaluation-dinov2.json")
     assert (record["protocol"], record["extractor"]) == ("dinov2", "dinov2")
     assert record["extractor_weights"] == DinoExtractor().digest[:12]
+    assert record["network"] == {
+        **{"model": "dinov2_vitl14", "size": 224, "interpolation": "bicubic"},
+        **{"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+    }
     assert record["scores"]["fid"]["value"] > 0
     few = command(evaluate, "samples=fake.npz", *words, "num_samples=20")
     command_refused(few, "FID with 32 features needs more than 32 samples, got 20")
