@@ -32,7 +32,7 @@ from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.cells import Model, Settings
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
-from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
+from experiments.evaluate import Evaluator, ReferenceSource, floor_digest, stored_source
 from experiments.settings import (
     LOGGERS,
     MISSING,
@@ -103,7 +103,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
         _check_trust(settings["trusted"], overrides)
-        _check_load(settings.get("model"), settings["trusted"], overrides)
+        _check_load(settings, overrides)
         Checker(config, settings, typed(overrides), groups).check()
         return cfg
 
@@ -218,16 +218,20 @@ def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
         )
 
 
-def _check_load(model: Any, trusted: Sequence[str], overrides: Sequence[str]) -> None:
-    """Whose function `model=function` calls is for the user to say, as whom to trust."""
-    load = model.get("load") if isinstance(model, dict) else None
-    if load in (None, MISSING) or any(key == "model.load" for key, _ in typed(overrides)):
-        return
-    if (package := str(load).partition(":")[0].partition(".")[0]) not in trusted:
-        raise ValueError(
-            f"a config names the function {load}: give model.load={load} on the command line, or "
-            f"trusted=[{package}]"
-        )
+def _check_load(settings: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Whose functions are called, as a model's loader or an extractor, is for the user to say, too."""
+    for key in ("model.load", "metrics.extractor"):
+        group, name = key.split(".")
+        load = (settings.get(group) or {}).get(name)
+        is_function = load not in (None, MISSING) and (group == "model" or ":" in str(load))
+        if not is_function or any(word == key for word, _ in typed(overrides)):
+            continue
+        package = str(load).partition(":")[0].partition(".")[0]
+        if package not in settings["trusted"]:
+            raise ValueError(
+                f"a config names the function {load}: give {key}={load} on the command line, or "
+                f"trusted=[{package}]"
+            )
 
 
 def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str]) -> None:
@@ -417,6 +421,10 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     config, trusted = cfg.reference, cfg.trusted
     if config.name == "none":
         return None
+    if "file" in config.keys():  # noqa: SIM118
+        if OmegaConf.is_missing(config, "file"):
+            raise ValueError("reference.file is missing: give the file as reference.file=...")
+        return stored_source(config.name, Path(config.file))
     batch = config.get("batch")
     remedy = config.get("remedy") or (
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"

@@ -29,6 +29,8 @@ from eval.reference import (
     PublishedStatistics,
     Reference,
     build_reference,
+    floor_path,
+    is_reference,
     read_adm_statistics,
     size_words,
 )
@@ -38,11 +40,14 @@ from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
+from files.npz import read_npz
 from files.prompts import read_prompts
 from files.whole import Damaged, check_writable, file_sha256
 
 # The rest of configs/metrics is the extractor's.
 SCORING = ("name", "extractor", "scores", "options")
+# Scores that need no features of real images, but their statistics or less.
+OF_STATISTICS = ("is", "fid", "sfid", "diagonal_fid", "label_agreement")
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ class ReferenceSource:
     `images` and `floor` load the two disjoint sets; `batch` is the file of a published one, with
     the statistics of `statistics_n` images, and `remedy` says how to get it.  Features are stored
     in `folder`, if that is given, and with `store_floor` those of the floor, too: then tables need no
-    real images.  `preprocess` is how samples are brought to the images' size.  `floor_of` tells one
-    floor from another (`floor_digest`).
+    real images.  `file` is a reference of its own (scripts.reference), with one of the floor beside it
+    if there is one: then there are no images.  `preprocess` is how samples are brought to the images'
+    size.  `floor_of` tells one floor from another (`floor_digest`).
     """
 
     name: str
@@ -66,11 +72,54 @@ class ReferenceSource:
     preprocess: Preprocessing | None
     store_floor: bool = False
     floor_of: str | None = None
+    file: Path | None = None
+
+    @property
+    def has_floor(self) -> bool:
+        return self.floor is not None or (self.file is not None and floor_path(self.file).is_file())
 
     @property
     def floor_name(self) -> str:
         """What the stored features of the floor are called."""
         return f"{self.name}_floor"
+
+
+def stored_source(name: str, path: Path) -> ReferenceSource:
+    """A reference that lies in a file of its own, with the floor beside it.
+
+    Samples are brought to the size of its images as these were.  Raises FileNotFoundError without the
+    file, ValueError for one that is no reference.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no reference at {path}: make it with `python -m scripts.reference IMAGES --out {path}`"
+        )
+    if not is_reference(path):
+        raise ValueError(
+            f"{path} is no reference: make one of it with `python -m scripts.reference {path} --out "
+            f"{path.with_suffix('.reference.npz')}`"
+        )
+    stated = read_npz(path, ("preprocess",)).get("preprocess")
+    way, _, size = stated.item().partition(" ") if stated is not None else ("", "", "")
+    floor = floor_path(path)
+    return ReferenceSource(
+        name=name,
+        images=lambda: _no_images(path),
+        floor=None,
+        batch=None,
+        remedy="",
+        statistics_n=None,
+        folder=None,
+        preprocess=Preprocessing(way, int(size)) if way else None,
+        floor_of=file_sha256(floor)[:12] if floor.is_file() else None,
+        file=path,
+    )
+
+
+def _no_images(path: Path) -> Samples:
+    raise ValueError(
+        f"{path} holds features and no images: give these as reference=custom reference.images.path=..."
+    )
 
 
 def floor_digest(settings: Mapping[str, Any]) -> str:
@@ -158,6 +207,8 @@ class Evaluator:
         """
         if self.source is None:
             return None
+        if self.source.file:
+            return self._of_file(self.source.file)
         sha256 = file_sha256(self.batch) if self.batch else ""
         stored = self._stored_reference(self.source, self.source.name, sha256)
         if isinstance(stored, Reference):
@@ -175,6 +226,25 @@ class Evaluator:
             raise stored  # what was made here has other last bits, and compares with no record
         if folder and (self.batch or stored is not None):
             reference.save(folder)
+        return reference
+
+    def _of_file(self, path: Path) -> Reference:
+        """The reference in a file of its own.  Raises ValueError if it is of another extractor."""
+        reference = Reference.load(path)
+        theirs = (reference.extractor, reference.weights)
+        ours = (self.extractor.name, self.extractor.digest)
+        if theirs != ours:
+            raise ValueError(
+                f"{path} was made with the extractor {theirs[0]} ({theirs[1][:12]}), not {ours[0]} "
+                f"({ours[1][:12]}): give the metrics= and weights that it was made with, or make it "
+                "again (python -m scripts.reference)"
+            )
+        needing = [name for name in self.scores if name not in OF_STATISTICS]
+        if needing and not reference.n:
+            raise ValueError(
+                f"{path} holds statistics alone: leave {needing[0]} out of metrics.scores, or make "
+                "it of images (python -m scripts.reference)"
+            )
         return reference
 
     def _stored_reference(
@@ -200,8 +270,12 @@ class Evaluator:
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
         """Features and labels of the real images that are not in the reference."""
-        if self.source is None or self.source.floor is None:
+        if self.source is None or not self.source.has_floor:
             return None
+        if self.source.file:
+            held = self._of_file(floor_path(self.source.file))
+            return Extracted(held.features, held.logits, manifold=held.manifold), None
+        assert self.source.floor is not None
         if self.source.store_floor:
             stored = self._stored_reference(self.source, self.source.floor_name, "")
             if isinstance(stored, Reference):
@@ -223,11 +297,13 @@ class Evaluator:
     def _real_floor(self, n: int, balanced: bool) -> dict[str, Score]:
         assert self._real is not None and self.reference is not None
         real, labels = self._real
+        stored = self.source is not None and self.source.file is not None
         return real_floor(
             real,
             self.reference,
             n,
-            metrics=self.scores,
+            # Of spatial features a file holds the statistics alone.
+            metrics=[name for name in self.scores if not (stored and name == "sfid")],
             labels=labels if balanced else None,
             options=self.options,
             device=self.device,
@@ -238,6 +314,8 @@ class Evaluator:
     def check_reference(self) -> None:
         """Raise FileNotFoundError or ValueError if the reference's file is missing or unfit."""
         _ = self.batch, self.published
+        if self.source and self.source.file:
+            _ = self.reference
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
@@ -313,7 +391,7 @@ class Evaluator:
 
     def _has_other_floor(self, record: Record, n: int) -> bool:
         """Whether a new record would have a floor that this one lacks, or one of other images."""
-        if self.source is None or self.source.floor is None:
+        if self.source is None or not self.source.has_floor:
             return False
         if record["floor"] is None:
             return self._real is not None and n <= len(self._real[0].features)
@@ -392,10 +470,11 @@ class Evaluator:
         preprocess = self.source.preprocess if self.source else None
         if preprocess:
             more["preprocess"] = {"name": preprocess.name, "size": preprocess.size}
-        if isinstance(self.extractor, ClipExtractor):
-            more["clip"] = self.extractor.facts
-            if subject.prompts:  # others than those of the samples' own manifest
-                more["prompts"] = file_sha256(subject.prompts)[:12]
+        is_clip = isinstance(self.extractor, ClipExtractor)
+        if self.extractor.facts:
+            more["clip" if is_clip else "network"] = self.extractor.facts
+        if is_clip and subject.prompts:  # others than those of the samples' own manifest
+            more["prompts"] = file_sha256(subject.prompts)[:12]
         return Protocol(self.name, self.extractor, self.reference, self.stated, more)
 
     def _facts(self, subject: Subject, n: int) -> Record:

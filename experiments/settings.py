@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.extractors import EXTRACTORS
+from eval.extractors import MAKERS
 from eval.scoring import Options
 from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
@@ -85,7 +85,13 @@ TUNING: Kinds = {
 }
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
-    **{"images": Group | Path, "floor": Group | None, "held_out": Group, "folder": Path | None},
+    **{
+        "file": Path,
+        "images": Group | Path,
+        "floor": Group | None,
+        "held_out": Group,
+        "folder": Path | None,
+    },
     **{
         "statistics_n": int | None,
         "preprocess": str | None,
@@ -274,17 +280,18 @@ class Checker:
         self.level(path, sampler, {"name": str, **nullable})
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
-        kinds: Kinds = {}
-        for extractor in EXTRACTORS.values():
+        kinds: Kinds = {"batch_size": int | None}
+        for extractor in MAKERS:
             kinds |= kinds_of(extractor)
-        kinds = {key: kind for key, kind in kinds.items() if key not in ("device", "mode")}
+        given = ("device", "mode", "network", "function")  # by the extractor's name
+        kinds = {key: kind for key, kind in kinds.items() if key not in given}
         self.level("metrics.", metrics, {**kinds, **METRICS}, list(METRICS))
         self.level("metrics.options.", metrics["options"], kinds_of(Options))
 
     def reference(self, reference: Mapping[str, Any]) -> None:
-        needed = (
-            ("name",) if reference.get("name") == "none" else ("name", "images", "floor", "folder")
-        )
+        needed: tuple[str, ...] = ("name", "images", "floor", "folder")
+        if reference.get("name") == "none" or "file" in reference:
+            needed = ("name",)
         self.level("reference.", reference, REFERENCE, needed)
         if "/" in reference["name"]:
             raise ValueError("reference.name is part of a file's name: give one without /")

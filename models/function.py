@@ -5,11 +5,8 @@ a sample.
 """
 
 import hashlib
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from files.media import Images
 from models.backbone import Backbone, to_uint8
+from models.imports import imported
 from sampling import Schedule
 from sampling.options import check_options
 
@@ -42,7 +40,7 @@ def load(
     `checkpoint` is a name for tables, no more.  Raises ValueError or FileNotFoundError, with the
     remedy, for what cannot be imported, called so or sampled.
     """
-    function = imported(load)
+    function = imported(load, "model.load", RETURNS)
     given = {"device": torch.device(device), "precision": precision}
     made = function(**_arguments(load, function, dict(options or {}), given))
     said = json.dumps([load, dict(options or {}), version], sort_keys=True, default=str)
@@ -70,50 +68,6 @@ def _arguments(
             f"{load} cannot be called so ({error}): give what it takes as model.options.NAME=..."
         ) from None
     return words
-
-
-def imported(path: str) -> Callable[..., Any]:
-    """The function of MODULE:FUNCTION, from the current directory or wherever Python looks.
-
-    The directory comes last, so that nothing in it takes the place of an installed module or of ours.
-    """
-    name, colon, attribute = str(path).partition(":")
-    if not colon or not name or not attribute.isidentifier():
-        raise ValueError(
-            f"model.load={path} names no function: write MODULE:FUNCTION, as my_package.my_module:load"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise _not_found(name, error) from None
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(
-            f"model.load={path}: {module.__file__} has no function {attribute}: write one that "
-            f"can {RETURNS}"
-        )
-    return function
-
-
-def _not_found(name: str, error: ModuleNotFoundError) -> FileNotFoundError:
-    missing = error.name or name
-    if not f"{name}.".startswith(f"{missing}."):
-        return FileNotFoundError(
-            f"the module {name} of model.load needs {missing}: install it first"
-        )
-    top = sys.modules.get(name.partition(".")[0])
-    if top is not None and missing != top.__name__:
-        return FileNotFoundError(
-            f"there is no module {missing} in {os.path.dirname(top.__file__ or '')}: if yours is "
-            f"elsewhere, give its package another name than {top.__name__}"
-        )
-    return FileNotFoundError(
-        f"there is no module {missing} in {os.getcwd()} or where Python looks: run the command in the "
-        "folder that has it, or name that folder in PYTHONPATH"
-    )
 
 
 def _of_denoiser(load: str, made: Any, sha256: str, device: torch.device | str) -> Backbone:

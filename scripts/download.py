@@ -1,4 +1,5 @@
-"""Fetch published checkpoints, reference batches, sample batches and Inception's weights.
+"""Fetch published checkpoints, reference batches, sample batches and the weights of
+Inception and other networks that score images.
 
     make download MODEL=adm_imagenet
     make download MODEL=sd21
@@ -76,7 +77,7 @@ class HubFiles:
 
 
 Source = Asset | HubPipeline | HubFiles
-NETWORKS = ("inception", "vgg16", "clean_inception")  # that score images
+NETWORKS = ("inception", "vgg16", "clean_inception", "dinov2")  # that score images
 
 
 def named_assets(name: str) -> list[Source]:

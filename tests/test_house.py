@@ -167,7 +167,7 @@ RULES = {
     changed_import_paths: (
         {"scripts/a.py": "import sys\nsys.path.insert(0, '.')"},
         1,
-    ),  # models/function.py
+    ),  # models/imports.py
     absolute_imports_in_the_wheel: ({"sampling/a.py": "def f():\n    from sampling import c"}, 0),
     long_files: ({"eval/a.py": "pass\n" * 561}, 0),
     long_functions: ({"eval/a.py": "def f():\n" + "    pass\n" * 55}, 5),
@@ -231,4 +231,4 @@ def test_the_floors_are_all_there_is_and_the_configs_are_few():
     """mypy checks every folder of the house, and these rules every folder that mypy checks."""
     checked = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["files"]
     assert {name for name in checked if not name.endswith(".py")} == {*FLOORS, "scripts"}
-    assert len(list((ROOT / "configs").rglob("*.yaml"))) <= 99
+    assert len(list((ROOT / "configs").rglob("*.yaml"))) <= 103

@@ -27,10 +27,10 @@ from test_metrics import refused
 from torch.utils.data import Subset
 
 from eval import networks
+from eval.classifiers import DigitsExtractor
 from eval.extractors import (
     CLEAN_MODES,
     CleanExtractor,
-    DigitsExtractor,
     InceptionExtractor,
     TorchFidelityExtractor,
     extractor_named,
@@ -259,7 +259,7 @@ class Marks:
         return (type(self.target).touch, (self.target,))
 
 
-@pytest.mark.parametrize("name", ["inception", "torch_fidelity", *CLEAN_MODES])
+@pytest.mark.parametrize("name", ["inception", "torch_fidelity", *CLEAN_MODES, "dinov2"])
 @pytest.mark.parametrize("place", ["cache", "downloads", "given"])
 def test_planted_weights_are_never_run(name, place, tmp_path, monkeypatch):
     """In torch.hub's cache and /tmp nobody looks; elsewhere the published hash decides.
@@ -267,6 +267,7 @@ def test_planted_weights_are_never_run(name, place, tmp_path, monkeypatch):
     None of the hosts can be reached, so that what is in no trusted place cannot be had at all.
     """
     mark, files = tmp_path / "ran", (networks.INCEPTION, networks.VGG16, networks.CLEAN_INCEPTION)
+    files += (networks.DINOV2,)
     for published in files:
         closed = replace(published, url=f"http://[::1]:9/{published.place.name}")
         monkeypatch.setattr(networks, published.name.upper(), closed)
@@ -276,14 +277,14 @@ def test_planted_weights_are_never_run(name, place, tmp_path, monkeypatch):
     hub = tmp_path / "cache/hub/checkpoints"
     folder = hub if place == "cache" else folders[place]
     folder.mkdir(parents=True)
-    for published in files[:2]:
+    for published in (*files[:2], networks.DINOV2):
         torch.save({"a": Marks(mark)}, folder / published.place.name)
     shutil.copy(folder / files[0].place.name, folder / "pt_inception-2015-12-05-6726825d.pth")
     script = torch.jit.script(Marking(str(mark)))
     script.save(str(folder / files[2].place.name))
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setattr("cleanfid.inception_torchscript.check_download_inception", folder.joinpath)
-    file = CLEAN_INCEPTION_OF.get(name, files[0])
+    file = FILE_OF.get(name, files[0])
     options = {"weights": folder / file.place.name} if place == "given" else {}
     message = "cannot fetch" if place == "cache" else "damaged"
     with pytest.raises((ValueError, FileNotFoundError), match=message):
@@ -291,7 +292,8 @@ def test_planted_weights_are_never_run(name, place, tmp_path, monkeypatch):
     assert not mark.exists()
 
 
-CLEAN_INCEPTION_OF = dict.fromkeys(("clean", "legacy_tensorflow"), networks.CLEAN_INCEPTION)
+FILE_OF = dict.fromkeys(("clean", "legacy_tensorflow"), networks.CLEAN_INCEPTION)
+FILE_OF["dinov2"] = networks.DINOV2
 
 
 def test_weights_that_change_after_the_check_are_not_seen(inception, tmp_path, monkeypatch):
