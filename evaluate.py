@@ -14,6 +14,11 @@ The protocol gate: a sample batch that ADM's authors published is scored as they
 and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("evaluate", __doc__)
+
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,4 +116,4 @@ def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bo
 
 
 if __name__ == "__main__":
-    run_command(main, "evaluate")
+    run_command(main, "evaluate")  # as @hydra.main, by which the shell knows what it can complete

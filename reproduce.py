@@ -10,6 +10,11 @@ and what it would cost.  Under torchrun or srun the processes share the work; do
 how several commands share it.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("reproduce", __doc__)
+
 from experiments.config import Config, run_command
 from experiments.dry_run import dry_run
 from experiments.experiment import perform, stored_results
@@ -28,4 +33,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "reproduce")
+    run_command(main, "reproduce")  # as @hydra.main, by which the shell knows what it can complete

@@ -7,6 +7,11 @@ the same command again continues, or does nothing when all is there.  Under torc
 processes share the shards.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("sample", __doc__)
+
 from pathlib import Path
 
 from experiments.cells import Model
@@ -57,4 +62,4 @@ def num_samples(cfg: Config, backbone: Model) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, "sample")
+    run_command(main, "sample")  # as @hydra.main, by which the shell knows what it can complete

@@ -26,13 +26,12 @@ from experiments.cells import (
     labels_of,
     predicts_variance,
 )
+from experiments.choices import CONFIGS, options_of
 from experiments.config import (
-    CONFIGS,
     Config,
     config_digest,
     evaluator_of,
     load_backbone,
-    options_of,
     plain,
     settings_of,
     tracker_of,

@@ -22,7 +22,8 @@ import yaml
 
 from eval import networks
 from eval.reference import read_adm_statistics
-from experiments.config import CONFIGS, Config, composed, options_of, parser
+from experiments.choices import CONFIGS, options_of
+from experiments.config import Config, composed, parser
 from experiments.endings import reported
 from files.fetch import fetch
 from files.images import load_samples
