@@ -1,10 +1,11 @@
 """Score samples against a reference.
 
     python evaluate.py samples=runs/mix reference=digits
+    python evaluate.py samples=runs/mix reference=digits metrics.scores=[kid,is] num_samples=400
+    python evaluate.py samples=runs/mix metrics=pixels reference.images=runs/mix/samples.npz
 
 Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
-prompts is scored by metrics=clip reference=none.  Writes a JSON record
-and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
+prompts is scored by metrics=clip reference=none.  Writes a JSON record and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
 torchrun the processes share the images.
 
 The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,

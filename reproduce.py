@@ -1,7 +1,8 @@
 """Regenerate a table or figure of the paper.
 
     python reproduce.py experiment=table1_small          # on digits, minutes on two cores
-    python reproduce.py experiment=table1 dry=true
+    python reproduce.py experiment=table1_small dry=true # what it would do and cost
+    python reproduce.py experiment=compare model=digits samplers=[ddim,mix,dpmpp] steps=[10,25] num_samples=500
 
 Samples what is missing, evaluates what is missing, and renders Markdown, CSV, LaTeX and PNG
 into out=DIR (default results/<model>/<experiment>), the paper's numbers beside ours where the

@@ -1,6 +1,8 @@
 """Sample a pretrained diffusion model.
 
     python sample.py model=digits sampler=mix steps=50 num_samples=500 out=runs/mix
+    python sample.py model=digits sampler=dpmpp spacing=log_snr steps=10 label=7 format=png
+    python sample.py -m sampler=ddim,mix steps=10,25     # all combinations, one after the other
 
 Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
 the same command again continues, or does nothing when all is there.  Under torchrun or srun the

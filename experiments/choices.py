@@ -8,7 +8,7 @@ that has no value until it is given.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ Lines = list[str]
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting as one file states it; `default` is None where a config has a whole level."""
+    """A setting as one file states it: `default` is None for a whole level, `unset` if a comment alone states it."""
 
     name: str
     default: str | None
@@ -143,7 +143,7 @@ def stated(path: Path, prefix: str = "") -> list[Setting]:
             known.setdefault(setting.name, setting)
     told = {name: sentence_of(path, name, prefix) for name in known}
     return [
-        Setting(name, setting.default, told[name], setting.section)
+        replace(setting, sentence=told[name])
         for name, setting in known.items()
         if told[name] and not set(name.split(".")[:-1]) & set(TABLES)
     ]
@@ -152,11 +152,12 @@ def stated(path: Path, prefix: str = "") -> list[Setting]:
 def sentence_of(path: Path, name: str, prefix: str = "") -> str:
     """What is said of a setting in the config's files, or else beside them; "" if nothing is.
 
-    Experiments say beside a value why it is this one: of what they have in common, compare.yaml tells.
+    Experiments say beside a value why it is this one: what a setting is, compare.yaml tells of all.
+    Commands have theirs of sample.yaml.
     """
-    home = [path.with_name("compare.yaml")] if path.parent.name == "experiment" else []
-    beside = [file for file in sorted(path.parent.glob("*.yaml")) if file not in chain(path)]
-    for file in (*home, *reversed(chain(path)), *beside):
+    first = [path.with_name("compare.yaml")] if path.parent.name == "experiment" else []
+    then = [path.with_name("sample.yaml")] if path.parent == CONFIGS else []
+    for file in (*first, *reversed(chain(path)), *then, *sorted(path.parent.glob("*.yaml"))):
         for setting in in_file(file, prefix):
             if setting.name == name and setting.sentence:
                 return setting.sentence
@@ -172,7 +173,9 @@ def values_of(group: str, name: str) -> dict[str, str]:
         if setting.default is not None
     }
     card = adm_models().get(name, {}) if group == "model" else {}
-    return values | {f"model.{key}": text for key, text in card.items() if key != "defaults"}
+    return values | {
+        f"model.{key}": resolved(text) for key, text in card.items() if key != "defaults"
+    }
 
 
 # --- one file -----------------------------------------------------------------------------------
@@ -254,18 +257,23 @@ def _section(lines: Lines, line: int) -> str:
 
 
 def shown(value: Any) -> str | None:
-    """A default as it is typed; <...> is what stands elsewhere, None a level or what must be given."""
+    """A default as it is typed: None for a level, `...` for what must be given, <...> for what stands elsewhere."""
     if isinstance(value, yaml.MappingNode):
         return None
     if isinstance(value, yaml.SequenceNode):
         parts = [shown(part) for part in value.value]
-        return None if None in parts else f"[{','.join(map(str, parts))}]"
-    text = str(value.value)
-    if text == "???":
-        return None
+        text = f"[{','.join(map(str, parts))}]"
+        return None if None in parts else text if len(text) < 60 else "[...]"
+    if value.value == "???":
+        return "..."
+    return resolved(value.value) or ("null" if value.tag.endswith("null") else "''")
+
+
+def resolved(text: str) -> str:
+    """A text whose interpolations are in words, <...>."""
     while found := re.search(r"\$\{([^${}]*)\}", text):
         text = text.replace(found[0], _elsewhere(found[1]))
-    return text or ("null" if value.tag.endswith("null") else "''")
+    return text
 
 
 def _elsewhere(interpolation: str) -> str:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from experiments.choices import (
     CONFIGS,
@@ -33,6 +34,7 @@ LAUNCHER = Setting(
     "who runs the combinations of -m: basic, one after the other; or, as jobs of a cluster, ",
     "Machines",
 )
+DEFAULTS = "Settings are NAME=VALUE, here with their defaults; NAME=... must be given."
 WIDTHS = (40, 110)  # of lines, whatever the terminal says
 COLUMN = 28  # where sentences start
 
@@ -49,7 +51,8 @@ def show_help(command: str, doc: str | None, words: Sequence[str]) -> None:
 
 def help_text(command: str, doc: str, words: Sequence[str] = (), width: int = 80) -> str:
     """What a command does, by its docstring, and what can be set, given the settings `words`."""
-    lines = [*_prose(doc, width), "", "Settings are NAME=VALUE; here they have their defaults."]
+    lines = [*_prose(doc, width), ""]
+    lines += textwrap.wrap(DEFAULTS, width)
     for title, settings in sections(command, words).items():
         lines += ["", *textwrap.wrap(title, width)]
         for setting in settings:
@@ -65,8 +68,8 @@ def sections(command: str, words: Sequence[str] = ()) -> dict[str, list[Setting]
     """Title -> settings: the command's own, then those of the model, the sampler and so on, as chosen."""
     groups, own = chosen(command, words), stated(config_path("", command))
     values = _values(groups)
-    # Choices stand before all values in the files, and are no sections' beginning.
-    order = dict.fromkeys(setting.section for setting in own if setting.name not in groups)
+    # Most choices stand before all values, and begin no section.
+    order = dict.fromkeys(s.section for s in own if s.name not in groups or s.unset)
     found: dict[str, list[Setting]] = {title: [] for title in order}
     for setting in own:
         found[setting.section].append(_chosen(setting, groups) or _valued(setting, values))
@@ -122,17 +125,12 @@ def unknown_choices(command: str, words: Sequence[str]) -> list[str]:
 
 
 def _prose(doc: str, width: int) -> list[str]:
-    """A docstring whose paragraphs are wrapped, and whose indented lines are left."""
+    """A docstring with its paragraphs wrapped; what is indented there can be copied, and is left."""
     lines: list[str] = []
-    for part in re.split(r"\n(?=\n)|\n(?=    )", doc.strip()):
-        is_example = part.lstrip("\n").startswith("    ")
-        lines += part.rstrip().splitlines() if is_example else _paragraph(part, width)
+    for kept, part in groupby(doc.strip().splitlines(), lambda line: line[:1] in ("", " ")):
+        text = list(part)
+        lines += text if kept else textwrap.wrap(" ".join(text), width)
     return lines
-
-
-def _paragraph(text: str, width: int) -> list[str]:
-    blank = [""] if text.startswith("\n") else []
-    return blank + textwrap.wrap(" ".join(text.split()), width)
 
 
 def _entry(name: str, sentence: str, width: int) -> list[str]:

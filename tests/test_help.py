@@ -75,16 +75,14 @@ def understood(group: str, name: str) -> set[str]:
         config = yaml.safe_load(config_path(group, name).read_text())
         while "_target_" not in config:
             config = yaml.safe_load(config_path(group, config["defaults"][0]).read_text())
-        kinds = {key: kind for key, kind in kinds_of(callable_at(config["_target_"])).items()}
+        kinds = kinds_of(callable_at(config["_target_"]))
         return {key for key in kinds if key not in GIVEN} | {"name"}
     if group == "sampler":
         if name == "plan":
             return {"path", "eps_scale"}
-        return (
-            {*sampler_kinds(name, None), "eps_scale", "scheduler"}
-            - {"x0_variance"}
-            - (set() if name == "diffusers" else {"scheduler"})
-        )
+        if name == "diffusers":
+            return {"scheduler", "eps_scale"}  # the others are its class's
+        return {*sampler_kinds(name, None), "eps_scale"} - {"x0_variance"}
     if group == "metrics":
         kinds = {key for one in EXTRACTORS.values() for key in kinds_of(one)} - {"device", "mode"}
         return (
@@ -157,7 +155,9 @@ def test_defaults_are_those_of_the_composed_config(experiment):
     cfg = plain(composed(command, f"experiment={experiment}"))
     shown = [s for part in sections(command, [f"experiment={experiment}"]).values() for s in part]
     for setting in shown:
-        if setting.default is None or "<" in setting.default or setting.name == "hydra/launcher":
+        if setting.default in (None, "...", "[...]") or "<" in setting.default:
+            continue
+        if setting.name == "hydra/launcher":
             continue
         value = cfg
         for key in setting.name.split("."):
@@ -240,7 +240,9 @@ def test_lines_are_as_wide_as_the_terminal(name, width):
     text = help_text(name, MODULES[name].__doc__, width=width)
     assert text.isascii()
     for line in text.splitlines():
-        assert len(line) <= width or len(line.split()) == 1 or "python " in line, line
+        assert (
+            len(line) <= width or len(line.split()) == 1 or "python " in line or ".title=" in line
+        ), line
 
 
 def started(*words: str, **options) -> subprocess.CompletedProcess:
@@ -263,7 +265,7 @@ def test_a_reader_may_close_the_pipe():
     assert outcome.stdout == "Sample a pretrained diffusion model.\n0\n"
     assert outcome.stderr == ""
     narrow = started("sample.py", "--help", env={**os.environ, "COLUMNS": "50"})
-    assert max(map(len, narrow.stdout.splitlines())) < 90
+    assert "\nWrites samples.npz, grid.png and\n" in narrow.stdout
 
 
 def test_the_flags_of_hydra_have_their_own_help():
