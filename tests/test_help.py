@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -239,10 +240,12 @@ def test_lines_are_as_wide_as_the_terminal(name, width):
     """But for examples and names, which are to be copied."""
     text = help_text(name, MODULES[name].__doc__, width=width)
     assert text.isascii()
+    copied = {f"  {s.name}={s.default}" for part in sections(name).values() for s in part}
+    copied |= {f"  {s.name}" for part in sections(name).values() for s in part}
+    copied |= {f"  {flag}" for flag in FLAGS}
     for line in text.splitlines():
-        assert (
-            len(line) <= width or len(line.split()) == 1 or "python " in line or ".title=" in line
-        ), line
+        one = line in copied or len(line.split()) == 1
+        assert len(line) <= width or one or line.startswith("    python "), line
 
 
 def started(*words: str, **options) -> subprocess.CompletedProcess:
@@ -265,7 +268,8 @@ def test_a_reader_may_close_the_pipe():
     assert outcome.stdout == "Sample a pretrained diffusion model.\n0\n"
     assert outcome.stderr == ""
     narrow = started("sample.py", "--help", env={**os.environ, "COLUMNS": "50"})
-    assert "\nWrites samples.npz, grid.png and\n" in narrow.stdout
+    lines = narrow.stdout.split("\n\n")[2].splitlines()
+    assert lines[0].startswith("Writes samples.npz") and max(map(len, lines)) <= 50
 
 
 def test_the_flags_of_hydra_have_their_own_help():
@@ -292,6 +296,21 @@ hydra_bash_completion
 printf '%s\n' "${COMPREPLY[@]}"
 complete -p python >&2
 """
+
+
+FISH = """
+python sample.py -sc install=fish | source
+complete -C "python sample.py sampler=mixp"
+complete -C "python sample.py sampler=ddim sampler.e"
+"""
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_fish_completes_settings_and_names():
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    made, environment = ["fish", "--no-config", "-c", FISH], {**os.environ, "PATH": path}
+    out = subprocess.run(made, cwd=ROOT, text=True, capture_output=True, env=environment)
+    assert {"sampler=mixpp", "sampler.eta=", "sampler.eps_scale="} <= set(out.stdout.split())
 
 
 @pytest.mark.parametrize("typed", COMPLETED)
