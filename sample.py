@@ -19,7 +19,7 @@ from pathlib import Path
 from experiments.cells import Model
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
 from experiments.generate import generate_all
-from experiments.workers import first_process, share
+from experiments.workers import first_process, say, share
 from files.whole import write_text
 
 
@@ -36,7 +36,7 @@ def main(cfg: Config) -> None:
         cfg.sampler.name, plain(cfg.sampler), cfg.steps, num_samples(cfg, backbone), cfg.out
     )
     if cfg.show_plan is True:
-        print(cell.plan)
+        say(str(cell.plan))
     elif cfg.show_plan and rank == 0:
         write_text(Path(cfg.show_plan), cell.plan.to_json())
         print(f"plan: {cfg.show_plan}")

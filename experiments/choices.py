@@ -23,6 +23,8 @@ CARDS = ROOT / "models" / "adm" / "cards.yaml"
 NOT_TYPED = ("_target_", "defaults", "hydra")
 # Levels whose entries have names of their own, and comments that are of these.
 TABLES = ("rows", "rivals", "published")
+# A setting without a value: name, default and sentence.
+UNSET = re.compile(r"# ([\w.]+): (\S.*?) #(?: (.+))?")
 Lines = list[str]
 
 
@@ -82,8 +84,8 @@ def chain(path: Path) -> tuple[Path, ...]:
 
 def brought(group: str, name: str) -> dict[str, str]:
     """What a config brings along of other groups, as a command its own defaults: group -> name."""
-    path, entries = config_path(group, name), []
-    for file in chain(path):
+    entries: list[Any] = []
+    for file in chain(config_path(group, name)):
         entries += yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
     if group == "model" and name in adm_models():
         entries += adm_models()[name]["defaults"]
@@ -207,7 +209,7 @@ def _walk(node: Any, prefix: str, lines: Lines) -> Iterator[Setting]:
 
 def _groups(root: Any, lines: Lines) -> Iterator[Setting]:
     """The choices of a command's defaults."""
-    entries = next((value.value for key, value in root.value if key.value == "defaults"), [])
+    entries: list[Any] = next((v.value for key, v in root.value if key.value == "defaults"), [])
     for entry in entries:
         for key, value in entry.value if isinstance(entry, yaml.MappingNode) else ():
             if re.fullmatch(r"\w+", key.value):
@@ -219,7 +221,7 @@ def _groups(root: Any, lines: Lines) -> Iterator[Setting]:
 def _unset(prefix: str, lines: Lines) -> Iterator[Setting]:
     """Settings without a value, which stand in comments."""
     for i, line in enumerate(lines):
-        if found := re.fullmatch(r"# ([\w.]+): (\S.*?) #(?: (.+))?", line):
+        if found := UNSET.fullmatch(line):
             name, value, sentence = found.groups()
             yield Setting(prefix + name, value, sentence or "", _section(lines, i), i, True)
 
@@ -243,12 +245,12 @@ def _beside(lines: Lines, line: int, value: Any) -> str:
 
 def _over(lines: Lines, line: int) -> str:
     """The comment right above, in the same column, unless it is the file's own."""
-    indent, words = re.match(r" *", lines[line])[0], []  # type: ignore[index]
-    first = line
-    while first and re.match(rf"{indent}# \S", lines[first - 1]) and " # " not in lines[first - 1]:
+    column, first = len(lines[line]) - len(lines[line].lstrip()), line
+    while first and re.match(rf" {{{column}}}# \S", lines[first - 1]):
+        if UNSET.fullmatch(lines[first - 1]):
+            break
         first -= 1
-        words.insert(0, lines[first].strip()[2:])
-    return " ".join(words) if first else ""
+    return " ".join(text.strip()[2:] for text in lines[first:line]) if first else ""
 
 
 def _section(lines: Lines, line: int) -> str:

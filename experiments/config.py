@@ -46,6 +46,7 @@ from experiments.settings import (
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
+from experiments.workers import say
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
@@ -334,21 +335,24 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     signature = inspect.signature(loader).parameters
     takes = list(signature)
     if device.type == "cpu" and options.get("precision") == "fp16":
-        print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
+        say("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
     elif options.get("precision") == "bf16" and not has_bf16(device):
-        print("bf16 is slow on this device: model.precision=fp32 is faster")
+        say("bf16 is slow on this device: model.precision=fp32 is faster")
     guidance = plain(cfg.guidance)
     if guidance.pop("name") != "none":
         if "guidance" not in takes:
             raise ValueError(f"model {name} has no classifier: use guidance=none")
         options["guidance"] = guidance
     can_do_without = "prompts" in takes and signature["prompts"].default is None
-    if "prompts" in takes and not (can_do_without and cfg.prompts is None):
+    if "prompts" in takes and not ("prompts" in more or (can_do_without and cfg.prompts is None)):
         options["prompts"] = prompts_of(cfg.prompts)
     elif cfg.prompts is not None and "prompts" not in takes:
         raise ValueError(f"model {name} takes no prompts: use model=sd21 or leave prompts=null")
     check_options(f"model {name}", options, takes)
-    return cast("Model", loader(**options, device=device))
+    backbone = cast("Model", loader(**options, device=device))
+    for note in getattr(backbone, "notes", ()):
+        say(note)
+    return backbone
 
 
 def takes_option(cfg: DictConfig, option: str) -> bool:

@@ -136,8 +136,9 @@ def _prose(doc: str, width: int) -> list[str]:
 def _entry(name: str, sentence: str, width: int) -> list[str]:
     """A name and what is said of it, beside it or, where the name is long, below."""
     indent = " " * min(COLUMN, width // 3)
-    how = {"width": width, "break_long_words": False, "break_on_hyphens": False}
-    lines = textwrap.wrap(sentence, initial_indent=indent, subsequent_indent=indent, **how)
+    room = width - len(indent)
+    words = textwrap.wrap(sentence, room, break_long_words=False, break_on_hyphens=False)
+    lines = [indent + line for line in words]
     name = f"  {name}"
     if len(name) + 2 > len(indent) or not lines:
         return [name, *lines]
