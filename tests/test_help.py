@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -275,6 +278,46 @@ def test_a_reader_may_close_the_pipe():
 def test_the_flags_of_hydra_have_their_own_help():
     outcome = started("sample.py", "--hydra-help")
     assert outcome.returncode == 0 and "--experimental-rerun" in outcome.stdout
+
+
+# --- scripts and make ---------------------------------------------------------------------------
+
+SCRIPTS = [p.stem for p in sorted((ROOT / "scripts").glob("[a-z]*.py")) if p.stem not in MODULES]
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """All options of a parser and of its commands, these themselves too."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action._choices_actions
+            for command in action.choices.values():
+                yield from options(command)
+        else:
+            yield action
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_tells_of_each_option_and_does_nothing(script, monkeypatch, name):
+    parsers, parse = [], argparse.ArgumentParser.parse_known_args
+
+    def seen(self, *args, **more):
+        parsers.append(self)
+        return parse(self, *args, **more)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", seen)
+    module = importlib.import_module(f"scripts.{name}")
+    out = done(script(module.main, "--help"))
+    assert module.__doc__.splitlines()[0] in out
+    for option in (option for parser in parsers for option in options(parser)):
+        text = str(option.help)
+        assert option.help and text[0].islower() and text[-1] != "." and "default:" not in text
+
+
+def test_make_help_tells_of_every_target():
+    makefile = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
+    told = re.findall(r"^([a-z0-9_-]+):.*## [a-zA-Z].*[^.]$", makefile, re.M)
+    assert sorted(told) == sorted(targets.split())
 
 
 # --- shell completion ---------------------------------------------------------------------------
