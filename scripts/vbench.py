@@ -129,7 +129,7 @@ def main() -> None:
     command = add(prompts, "write the prompt suite")
     text = "the folder of the prompts (downloads/vbench)"
     command.add_argument("--out", type=Path, default=home, help=text)
-    command.add_argument("--info", type=Path, help=f"VBench's {INFO} (that of the environment)")
+    command.add_argument("--info", type=Path, help=f"the file {INFO} (that of the environment)")
     command = add(run, "run VBench on what has no result yet")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of videos")
     text = "for each RUN one of flickering.txt, 25 videos a prompt"
@@ -137,7 +137,7 @@ def main() -> None:
     command.add_argument("--gpus", help="such as 0,1,2,3 (those of this process, or 0)")
     command.add_argument("--dimensions", nargs="*", help="which of the 16 (all)")
     command.add_argument(
-        "--info", type=Path, default=home / INFO, help=f"VBench's {INFO} (as prompts left it)"
+        "--info", type=Path, default=home / INFO, help=f"the file {INFO} (as prompts left it)"
     )
     command = add(score, "print the scores")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of videos")
