@@ -170,7 +170,9 @@ def _configs(group: str) -> dict[str, Any]:
 
 def main() -> None:
     command = parser(__doc__)
-    text = f"a model, card, reference or batch, {', '.join(NETWORKS)}; or settings, as model.id=NAME"
+    text = (
+        f"a model, card, reference or batch, {', '.join(NETWORKS)}; or settings, as model.id=NAME"
+    )
     command.add_argument("names", nargs="+", metavar="NAME", help=text)
     words = command.parse_args().names
     assets = [asset for word in words if "=" not in word for asset in named_assets(word)]
