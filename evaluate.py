@@ -1,13 +1,13 @@
 """Score samples against a reference.
 
     python evaluate.py samples=runs/mix reference=digits
+    python evaluate.py samples=runs/mix reference=digits metrics.scores=[kid,is] num_samples=400
+    python evaluate.py samples=runs/mix metrics=pixels reference.images=runs/mix/samples.npz
 
-    python evaluate.py samples=runs/mix against=runs/ddim reference=digits
-
-The second also scores another set, and prints the difference with its own interval: samples of the
-same seed and labels are paired.  Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
-prompts is scored by metrics=clip reference=none.  Writes a JSON record
-and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
+Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
+prompts is scored by metrics=clip reference=none.  Writes a JSON record and prints it with the real-vs-real floor,
+which is what a perfect sampler would score.  against=FOLDER scores a second set, too, and prints the difference
+with its own interval: samples of the same seed and labels are paired.  Under
 torchrun the processes share the images.
 
 The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,
@@ -16,6 +16,11 @@ The protocol gate: a sample batch that ADM's authors published is scored as they
 
 and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.
 """
+
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("evaluate", __doc__)
 
 import sys
 from collections.abc import Mapping
@@ -152,4 +157,4 @@ def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bo
 
 
 if __name__ == "__main__":
-    run_command(main, "evaluate")
+    run_command(main, "evaluate")  # as @hydra.main, by which the shell knows what it can complete

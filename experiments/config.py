@@ -19,7 +19,6 @@ from typing import Any, cast
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,10 +28,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from eval.preprocessing import PREPROCESSING, Preprocessing
+from experiments.answers import answer, command_line, register_models
 from experiments.cells import Model, Settings
+from experiments.choices import CONFIGS
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
 from experiments.evaluate import Evaluator, ReferenceSource, floor_digest, stored_source
+from experiments.help import show_help
 from experiments.settings import (
     LOGGERS,
     MISSING,
@@ -44,14 +46,13 @@ from experiments.settings import (
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
+from experiments.workers import say
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
-from models.adm.cards import Card, card_names, read_card
 from models.weights import has_bf16
 from sampling.options import check_choice, check_options, check_types
 
-CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
 # Settings that say who does the work, where, and how it is watched: they change no result.
 CIRCUMSTANCES = (
@@ -76,10 +77,12 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
+    doc = sys.modules[main.__module__].__doc__
+    reported(answer, config, doc)
     sys.argv[1:] = map(_quoted, sys.argv[1:])
-    reported(_check_command_line, config)
+    reported(_check_command_line, config, doc)
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
-    reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+    reported(hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(wrapped))
 
 
 def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
@@ -92,7 +95,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     GlobalHydra.instance().clear()
     overrides = tuple(map(_quoted, overrides))
     check_words(config, typed(overrides))
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
         except RecursionError:
@@ -108,15 +111,13 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         return cfg
 
 
-def _check_command_line(config: str) -> None:
+def _check_command_line(config: str, doc: str | None) -> None:
     """Refuse settings that are wrong before any work, in all jobs of a multirun.
 
     Every setting is put as Hydra's `++name=value`: what may be set is for `Checker` to say, not for
     the file that happens to name it.
     """
-    flags = get_args_parser()
-    flags.error = _refuse_flag  # type: ignore[assignment]
-    args = flags.parse_args()
+    args = command_line()
     words = list(args.overrides)
     left = iter(zip(words, _forced(words), strict=True))
     word, forced = next(left, (None, None))
@@ -124,7 +125,7 @@ def _check_command_line(config: str) -> None:
         if argument == word:
             sys.argv[i] = str(forced)
             word, forced = next(left, (None, None))
-    if args.help or args.hydra_help or args.info or args.shell_completion:
+    if args.hydra_help or args.info:
         return
     check_launcher(words, args.multirun)
     if flag := next((flag for flag in REFUSED_FLAGS if getattr(args, flag)), None):
@@ -138,6 +139,9 @@ def _check_command_line(config: str) -> None:
     for job in _jobs(words) if args.multirun else [words]:
         cfg = composed(config, *job, with_hydra=True)
         _check_hydra(cfg.hydra, cfg.trusted, job)
+    if args.help:  # with a choice of the user's own configs
+        show_help(config, doc, words)
+        sys.exit(0)
 
 
 def _quoted(word: str) -> str:
@@ -147,10 +151,6 @@ def _quoted(word: str) -> str:
     if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
         return word
     return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def _refuse_flag(message: str) -> None:
-    raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
 
 
 def _forced(overrides: Sequence[str]) -> list[str]:
@@ -272,23 +272,7 @@ def _register() -> None:
     opened = OmegaConf.create({"options": {}})
     OmegaConf.set_struct(opened.options, False)
     ConfigStore.instance().store(group="open", name="options", node=opened)
-    for card in _adm_models():
-        node = {
-            "defaults": [
-                "adm",
-                {"override /reference@_global_.reference": card.reference},
-                "_self_",
-            ],
-            "name": card.name,
-            "card": card.name,
-            "checkpoint": "${downloads}/" + card.file_name,
-            "precision": card.precision,
-        }
-        ConfigStore.instance().store(group="model", name=card.name, node=node)
-
-
-def _adm_models() -> list[Card]:
-    return [card for card in map(read_card, card_names()) if card.kind == "unet"]
+    register_models()
 
 
 def _call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
@@ -355,21 +339,24 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     signature = inspect.signature(loader).parameters
     takes = list(signature)
     if device.type == "cpu" and options.get("precision") == "fp16":
-        print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
+        say("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
     elif options.get("precision") == "bf16" and not has_bf16(device):
-        print("bf16 is slow on this device: model.precision=fp32 is faster")
+        say("bf16 is slow on this device: model.precision=fp32 is faster")
     guidance = plain(cfg.guidance)
     if guidance.pop("name") != "none":
         if "guidance" not in takes:
             raise ValueError(f"model {name} has no classifier: use guidance=none")
         options["guidance"] = guidance
     can_do_without = "prompts" in takes and signature["prompts"].default is None
-    if "prompts" in takes and not (can_do_without and cfg.prompts is None):
+    if "prompts" in takes and not ("prompts" in more or (can_do_without and cfg.prompts is None)):
         options["prompts"] = prompts_of(cfg.prompts)
     elif cfg.prompts is not None and "prompts" not in takes:
         raise ValueError(f"model {name} takes no prompts: use model=sd21 or leave prompts=null")
     check_options(f"model {name}", options, takes)
-    return cast("Model", loader(**options, device=device))
+    backbone = cast("Model", loader(**options, device=device))
+    for note in getattr(backbone, "notes", ()):
+        say(note)
+    return backbone
 
 
 def takes_option(cfg: DictConfig, option: str) -> bool:
@@ -502,14 +489,6 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
 
 
 # --- what stands in configs/ --------------------------------------------------------------------
-
-
-def options_of(group: str) -> list[str]:
-    """The names of configs/<group>, those of ADM's cards among the models."""
-    names = {path.stem for path in Path(CONFIGS, group).glob("*.yaml")}
-    if group == "model":
-        names |= {card.name for card in _adm_models()}
-    return sorted(names)
 
 
 def reference_with(batch: str) -> str | None:

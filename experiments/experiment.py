@@ -26,13 +26,12 @@ from experiments.cells import (
     labels_of,
     predicts_variance,
 )
+from experiments.choices import CONFIGS, options_of
 from experiments.config import (
-    CONFIGS,
     Config,
     config_digest,
     evaluator_of,
     load_backbone,
-    options_of,
     plain,
     settings_of,
     tracker_of,
@@ -42,7 +41,7 @@ from experiments.generate import generate, generate_all
 from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
-from experiments.workers import agree, connected, first_process, share, worker
+from experiments.workers import agree, connected, first_process, say, share, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice
@@ -140,8 +139,7 @@ class Experiment:
                 if np.isfinite(plan.noise_high).any() and not predicts_variance(settings.backbone):
                     raise Unfit("the network predicts no variance")
             except Unfit as error:
-                if first_process():
-                    print(f"left out: {row}: {error}")
+                say(f"left out: {row}: {error}")
             else:
                 rows[row] = sampler
         if not rows:
@@ -215,8 +213,8 @@ class Work:
         self.rank, self.world = share(cfg.part, cfg.parts)
         self.backbone = load_backbone(cfg)
         asked = cfg.experiment.get("precision"), cfg.model.get("precision")
-        if asked == ("fp32", "fp32") and not has_bf16(self.backbone.device) and first_process():
-            print(f"bf16 would be slow on this device: sampling in fp32, into {self.out}")
+        if asked == ("fp32", "fp32") and not has_bf16(self.backbone.device):
+            say(f"bf16 would be slow on this device: sampling in fp32, into {self.out}")
         settings = settings_of(cfg, self.backbone, experiment.spacing, experiment.names)
         self.columns = experiment.columns(settings)
         self.scorer = scorer_of(cfg, experiment, self.columns)

@@ -112,8 +112,8 @@ LOGGERS: dict[str, Kinds] = {
         **{"entity": str | None, "group": str | None, "dir": Path},
     },
 }
-# What commands and loaders give a loader besides the model's config.
-GIVEN = ("device", "guidance", "prompts")
+# What commands and loaders give a loader besides the model's config; the last three are a dry run's.
+GIVEN = ("device", "guidance", "prompts", "untrained", "fetch", "encode")
 # What a command can do without: ~experiment.rows.DDPM.
 MAY_GO = ("experiment.rows.", "experiment.rivals.", "metrics.options.", "hydra.callbacks.")
 Word = tuple[str, str]  # a setting of the command line, without + and ++, and its value

@@ -93,6 +93,12 @@ def first_process() -> bool:
     return not connected() or worker()[0] == 0
 
 
+def say(text: str) -> None:
+    """Print at once, in the first of the processes that were started together."""
+    if worker()[0] == 0:
+        print(text, flush=True)
+
+
 def wait_for_all() -> None:
     """Return when every connected process has come here."""
     if connected():

@@ -45,8 +45,8 @@ def check_filled(missing: Collection[str], id: str, option: str, what: str = "")
         )
 
 
-def hub_file(id: str, name: str, revision: str | None, option: str) -> Path:
-    """A file of a local folder or of a hub repository, fetched once.
+def hub_file(id: str, name: str, revision: str | None, option: str, fetch: bool = True) -> Path:
+    """A file of a local folder or of a hub repository, fetched once; not without `fetch`.
 
     Raises FileNotFoundError, with the remedy, if it is not there and cannot be fetched.
     """
@@ -58,7 +58,7 @@ def hub_file(id: str, name: str, revision: str | None, option: str) -> Path:
             raise FileNotFoundError(f"{id} has no {name}: give a folder that has it as {option}")
         return Path(id) / name
     with remedied(id, option):
-        return Path(hf_hub_download(id, name, revision=revision))
+        return Path(hf_hub_download(id, name, revision=revision, local_files_only=not fetch))
 
 
 def download_files(id: str, revision: str | None, patterns: list[str]) -> Path:

@@ -438,8 +438,9 @@ def peak_gib() -> float:
 def main() -> None:
     command = parser(__doc__)
     what = ("busy", "loop", "coupling", "step", "table", "generation", "evaluation")
-    command.add_argument("what", nargs="?", choices=what, help="default: all")
-    command.add_argument("references", nargs="?", type=int, default=10_000)
+    command.add_argument("what", nargs="?", choices=what, help="what to measure (all)")
+    text = "of evaluation: how many real images (10000)"
+    command.add_argument("references", nargs="?", type=int, default=10_000, help=text)
     args = command.parse_args()
     if args.what in (None, "busy"):
         busy()

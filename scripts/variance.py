@@ -18,9 +18,11 @@ from models.variance import measure_x0_variance, save_x0_variance
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("overrides", nargs="*", help="model=..., as for reproduce.py")
-    command.add_argument("--images", type=int, default=1000)
-    command.add_argument("--every", type=int, default=5, help="timesteps between measured ones")
+    command.add_argument("overrides", nargs="*", help="settings, model=..., as of reproduce.py")
+    command.add_argument("--images", type=int, default=1000, help="how many real images (1000)")
+    command.add_argument(
+        "--every", type=int, default=5, help="timesteps from a measured one to the next (5)"
+    )
     args = command.parse_args()
     cfg = composed("reproduce", *args.overrides)
     backbone = network_of(load_backbone(cfg))

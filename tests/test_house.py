@@ -35,6 +35,7 @@ HYDRA = ("hydra", "omegaconf", "hydra_plugins")
 MAY_USE_HYDRA = {
     "experiments/config.py": HYDRA,
     "experiments/endings.py": HYDRA,  # what its errors say
+    "experiments/answers.py": HYDRA,  # flags and completion, before torch is imported
     "scripts/slurm.py": ("hydra_plugins",),
 }
 

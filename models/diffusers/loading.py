@@ -75,7 +75,7 @@ def load(
     scale: Any = takes["guidance_scale"].default if "guidance_scale" in takes else None
     scale = scale if guidance_scale is None else guidance_scale
     facts = {} if scale is None else {"guidance_scale": scale}
-    place = {"id": id, "revision": revision, "variant": variant}
+    place = {"id": id, "revision": revision, "variant": variant, "fetch": fetch}
     # What a network of betas becomes when it is trained on flow matching, its own pipeline knows.
     if not (call or as_pipeline or stated.get("flow_matching")):
         direct = _direct(
@@ -154,7 +154,7 @@ def _described(id: str, revision: str | None, fetch: bool) -> tuple[str, dict[st
             f"{id} has no scheduler/scheduler_config.json, which says the noise schedule: copy it from "
             "where the model is from, or give a complete folder as model.id=..."
         )
-    path = hub_file(id, "scheduler/scheduler_config.json", revision, "model.id")
+    path = hub_file(id, "scheduler/scheduler_config.json", revision, "model.id", fetch)
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
