@@ -137,7 +137,12 @@ class Maker:
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("images", type=Path, metavar="IMAGES")
+    command.add_argument(
+        "images",
+        type=Path,
+        metavar="IMAGES",
+        help="a folder, zip or npz of images, or a file of features",
+    )
     command.add_argument("overrides", nargs="*", help="metrics=..., as for evaluate.py")
     command.add_argument("--out", type=Path, required=True, help="the file to write, .npz")
     command.add_argument("--name", help="in records; by default the file's")
