@@ -28,7 +28,7 @@ def terminated(number: int, frame: object) -> None:
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
     if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     _speak_utf8()
     try:
         function(*args)
@@ -103,6 +103,8 @@ def _one_line(error: BaseException) -> str:
         text += "; choose another out=DIR that you may write to"
     elif code in (errno.EEXIST, errno.ENOTDIR):
         text += "; a file is where a folder should be, choose another out=DIR"
+    elif code == errno.EISDIR:
+        text += "; a folder is where a file should be, move it away or name another"
     return text
 
 

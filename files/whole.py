@@ -222,7 +222,7 @@ def recorded_sha256(path: Path) -> str | None:
     """
     record = path.with_name(path.name + ".sha256")
     try:
-        text = record.read_text(errors="replace")
+        text = record.read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
     if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):
