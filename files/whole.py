@@ -135,8 +135,8 @@ def write_json(path: Path, content: Any) -> None:
     with suppress(OSError, Damaged):
         if _canonical(read_json(path, "write it anew")) == _canonical(content):
             return
-    sealed = [_sealed(c) for c in content] if isinstance(content, list) else _sealed(content)
-    write_text(path, json.dumps(sealed, indent=1) + "\n")
+    whole = [sealed(c) for c in content] if isinstance(content, list) else sealed(content)
+    write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -144,15 +144,16 @@ def read_json(path: Path, remedy: str) -> Any:
     with reading(path, remedy):
         content = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(content, list):
-            return [_unsealed(entry) for entry in content]
-        return _unsealed(content)
+            return [unsealed(entry) for entry in content]
+        return unsealed(content)
 
 
-def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The object with a checksum of all that it says as its last entry."""
     return {**content, CHECKSUM: _digest(content)}
 
 
-def _unsealed(content: Any) -> Any:
+def unsealed(content: Any) -> Any:
     """The object without its checksum.  ValueError if that is another, or its name is damaged."""
     if not isinstance(content, dict) or not content:
         return content
