@@ -103,6 +103,8 @@ def _one_line(error: BaseException) -> str:
         text += "; choose another out=DIR that you may write to"
     elif code in (errno.EEXIST, errno.ENOTDIR):
         text += "; a file is where a folder should be, choose another out=DIR"
+    elif code == errno.ENAMETOOLONG:
+        text += "; give a shorter name"
     elif code == errno.EISDIR:
         text += "; a folder is where a file should be, move it away or name another"
     return text

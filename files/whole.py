@@ -142,7 +142,10 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path, remedy: str) -> Any:
     """What `write_json` wrote, or any other JSON.  Raises OSError, or `Damaged` with the remedy."""
     with reading(path, remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters, which could be written nowhere
+            json.dumps(content, ensure_ascii=False).encode()
         if isinstance(content, list):
             return [unsealed(entry) for entry in content]
         return unsealed(content)

@@ -90,7 +90,9 @@ class TextCache:
             features = seen.last_hidden_state[0, :n].float().cpu().contiguous()
             ids = json.dumps(tokens.input_ids[0, :n].tolist())
             facts = {"encoder": which, "tokens": ids, "sha256": state_digest({"y": features})}
-            facts = {"facts": json.dumps(sealed(facts))}  # in one: the order of several is at random
+            facts = {
+                "facts": json.dumps(sealed(facts))
+            }  # in one: the order of several is at random
             write_atomic(self.path(prompt), partial(save_file, {"y": features}, metadata=facts))
         del encoder
         gc.collect()
