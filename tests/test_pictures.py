@@ -217,6 +217,8 @@ def test_a_run_that_lost_its_samples_is_not_its_sheet(tmp_path):
         ({"x": RGB}, "has no arr_0 but x: save the images with"),
         ({"arr_0": RGB.astype(float)[None]}, "must be uint8"),
         ({"arr_0": RGB[None, ..., :2]}, "1 or 3 channels"),
+        ({"arr_0": RGB[None][:0]}, "holds no images (arr_0 is (0, "),
+        ({"arr_0": RGB[None][:, :0]}, "holds no images (arr_0 is (1, 0, "),
         ({"arr_0": RGB[None], "arr_1": np.array(["a"])}, "arr_1 must be labels of the 1 images"),
         ({"arr_0": RGB[None], "arr_1": np.array([np.nan])}, "arr_1 must be labels of the 1 images"),
         ({"arr_0": RGB[None], "arr_1": np.arange(3)}, "arr_1 must be labels of the 1 images"),
