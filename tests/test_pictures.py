@@ -122,6 +122,7 @@ REFUSED = {
     "16 bits alpha": (lambda p: p.write_bytes(png(8, 6, 16, 6)), "16 bits a channel"),
     "alpha": (transparent, "a.png is transparent in parts"),
     "palette": (lambda p: save(p, "P", transparency=bytes(256)), "is transparent in parts"),
+    "palette lost": (lambda p: p.write_bytes(png(8, 6, 8, 3)), "a.png has lost its palette"),
     "animated": (
         lambda p: save(p, save_all=True, append_images=[Image.fromarray(255 - RGB)]),
         "is an animation",
