@@ -108,7 +108,10 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         _check_trust(settings["trusted"], overrides)
         _check_load(settings, overrides)
         Checker(config, settings, typed(overrides), groups).check()
-        return cfg
+    if with_hydra:
+        _check_hydra(cfg.hydra, settings["trusted"], overrides)
+        _check_launcher(config, cfg.hydra, overrides)
+    return cfg
 
 
 def _check_command_line(config: str, doc: str | None) -> None:
@@ -137,8 +140,7 @@ def _check_command_line(config: str, doc: str | None) -> None:
     if args.config_dir:
         words.append(f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]")
     for job in _jobs(words) if args.multirun else [words]:
-        cfg = composed(config, *job, with_hydra=True)
-        _check_hydra(cfg.hydra, cfg.trusted, job)
+        composed(config, *job, with_hydra=True)
     if args.help:  # with a choice of the user's own configs
         show_help(config, doc, words)
         sys.exit(0)
@@ -250,6 +252,31 @@ def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str
     for part, name in ((config.job, "env_set"), (config.sweeper, "params")):
         if part.get(name) and not any(f".{name}" in word for word in words):
             raise ValueError(f"a config sets hydra's {name}, {part[name]}: remove it there")
+
+
+def _check_launcher(config: str, composite: DictConfig, words: Sequence[str]) -> None:
+    """Refuse what a config from elsewhere says of the launcher: SLURM's shell runs it.
+
+    Not its `setup` alone: a line break in any option of sbatch, or in the folder or name of a job,
+    begins another line of that script.
+    """
+    if not any(key == "hydra.searchpath" for key, _ in typed(words)):
+        return
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    own = [w for w, k in zip(words, keys, strict=True) if "hydra" in k and k != "hydra.searchpath"]
+    remedy = "give it on the command line, or in configs/site and configs/hydra/launcher here"
+    try:
+        ours = composed(config, *own, with_hydra=True).hydra
+    except HydraException:
+        raise ValueError(f"the launcher is from elsewhere than configs/: {remedy}") from None
+    for key in ("launcher", "sweep", "run", "job.name"):
+        here, there = (_unresolved(OmegaConf.select(c, key)) for c in (ours, composite))
+        if here != there:
+            raise ValueError(f"a config from elsewhere changes hydra.{key}: {remedy}")
+
+
+def _unresolved(config: Any) -> Any:
+    return OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
 
 
 def _register() -> None:

@@ -19,6 +19,27 @@ from files.whole import printable
 from models.memory import ran_out
 from sampling.options import closest
 
+# What helps where the system refuses a file.
+REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EFBIG, errno.EDQUOT),
+        "free some space and run the same command to continue",
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "choose another out=DIR that you may write to"
+    ),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR),
+        "a file is where a folder should be, choose another out=DIR",
+    ),
+    errno.EISDIR: "a folder is where a file should be, move it away or name another",
+    errno.ENOENT: "that path is not there, correct it",
+    errno.ENAMETOOLONG: "choose a shorter out=",
+    errno.ELOOP: "that link leads to itself, remove it",
+    errno.EPIPE: "who read the output has ended, let it go into a file",
+    errno.EMFILE: "raise the limit, `ulimit -n 4096`, and run the same command to continue",
+}
+
 
 def terminated(number: int, frame: object) -> None:
     """A handler of signals: unlike the default, it lets what is half-written be removed."""
@@ -28,7 +49,7 @@ def terminated(number: int, frame: object) -> None:
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
     if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     _speak_utf8()
     try:
         function(*args)
@@ -96,14 +117,8 @@ def _one_line(error: BaseException) -> str:
     text = printable(" ".join(str(error).split()))
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _mended(text)
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        text += "; free some space and run the same command to continue"
-    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += "; choose another out=DIR that you may write to"
-    elif code in (errno.EEXIST, errno.ENOTDIR):
-        text += "; a file is where a folder should be, choose another out=DIR"
-    return text
+    remedy = REMEDIES.get(error.errno) if isinstance(error, OSError) and error.errno else None
+    return f"{text}; {remedy}" if remedy else text
 
 
 def _mended(text: str) -> str:

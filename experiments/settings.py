@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from eval.extractors import MAKERS
 from eval.scoring import Options
+from files.whole import CONTROL
 from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
 from sampling.borrowed import sampler_kinds
@@ -238,6 +239,11 @@ class Checker:
             if key not in kinds:
                 raise ValueError(self.unknown(path, str(key), value, kinds))
         check_types(path, {k: v for k, v in values.items() if v != MISSING}, kinds)
+        name = str(values.get("name", "plain"))
+        if "/" in name or CONTROL.search(name) or name in ("", ".", ".."):
+            raise ValueError(
+                f"{path}name is part of a file's name: give one without / and line breaks"
+            )
 
     def call(self, path: str, config: Any, more: Kinds, given: Sequence[str] = ()) -> None:
         """Compare a level that describes the call of its `_target_`, but for what is `given`."""
@@ -293,8 +299,6 @@ class Checker:
         if reference.get("name") == "none" or "file" in reference:
             needed = ("name",)
         self.level("reference.", reference, REFERENCE, needed)
-        if "/" in reference["name"]:
-            raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
             described = reference.get(part)
             if part == "images" and isinstance(described, str):

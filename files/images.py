@@ -67,6 +67,8 @@ def _read_samples_npz(path: Path) -> Samples:
             f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
             f"{images.shape}"
         )
+    if 0 in images.shape:
+        raise ValueError(f"{path} holds no images (arr_0 is {images.shape}): sample some first")
     if labels is not None:
         labels = _checked_labels(path, labels, len(images))
     return Samples(images, labels)

@@ -227,6 +227,8 @@ def _trouble(image: Image.Image, depth: bytes) -> str:
         return "has 16 bits a channel: save it with 8"
     if image.mode not in MODES:
         return f"has mode {image.mode}: only pictures of 8 bits a channel are read"
+    if image.mode == "P" and image.palette is None:  # Pillow would take shades of its own
+        return "has lost its palette: remove it or make it again"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         return "is an animation: save its frames as pictures of their own"
     has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info

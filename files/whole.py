@@ -135,24 +135,28 @@ def write_json(path: Path, content: Any) -> None:
     with suppress(OSError, Damaged):
         if _canonical(read_json(path, "write it anew")) == _canonical(content):
             return
-    sealed = [_sealed(c) for c in content] if isinstance(content, list) else _sealed(content)
-    write_text(path, json.dumps(sealed, indent=1) + "\n")
+    whole = [sealed(c) for c in content] if isinstance(content, list) else sealed(content)
+    write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> Any:
     """What `write_json` wrote, or any other JSON.  Raises OSError, or `Damaged` with the remedy."""
     with reading(path, remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters, which could be written nowhere
+            json.dumps(content, ensure_ascii=False).encode()
         if isinstance(content, list):
-            return [_unsealed(entry) for entry in content]
-        return _unsealed(content)
+            return [unsealed(entry) for entry in content]
+        return unsealed(content)
 
 
-def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The object with a checksum of all that it says as its last entry."""
     return {**content, CHECKSUM: _digest(content)}
 
 
-def _unsealed(content: Any) -> Any:
+def unsealed(content: Any) -> Any:
     """The object without its checksum.  ValueError if that is another, or its name is damaged."""
     if not isinstance(content, dict) or not content:
         return content
@@ -222,7 +226,7 @@ def recorded_sha256(path: Path) -> str | None:
     """
     record = path.with_name(path.name + ".sha256")
     try:
-        text = record.read_text(errors="replace")
+        text = record.read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
     if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):

@@ -106,9 +106,16 @@ def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tens
         raise ValueError(
             f"{path} is damaged or no checkpoint ({reason(error)}): {remedy}"
         ) from None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")
+    if not isinstance(weights, dict) or not all(map(_is_plain, weights.values())):
+        raise ValueError(f"{path} does not hold a dictionary of plain tensors: {remedy}")
     return weights
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether that is a tensor of real numbers, all of which are there."""
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_nested:
+        return False
+    return not (weight.is_meta or weight.is_quantized or weight.is_complex())
 
 
 def reason(error: Exception) -> str:

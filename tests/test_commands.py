@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from experiments import experiment
 from experiments.cells import Settings
 from experiments.config import composed, load_backbone, pick_device, settings_of
 from experiments.folder import read_manifest
+from files.whole import write_text
 from models.adm.backbone import load
+from models.weights import read_weights
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
 
@@ -381,3 +384,33 @@ def test_the_difference_of_two_sets_is_paired_if_they_share_their_noise(command,
         "80 samples do not compare with 70: set num_samples=70",
     )
     done(command(evaluate, *args, "against=fewer", "num_samples=70"))
+
+
+REFUSED_BY_THE_SYSTEM = {
+    "a folder for a file": (
+        lambda: write_text(Path("folder"), "x"),
+        "a folder is where a file should be, move it away or name another",
+    ),
+    "weights that are a folder": (
+        lambda: read_weights(Path("folder")),
+        "a folder is where a file should be, move it away or name another",
+    ),
+    "a file for a folder": (
+        lambda: write_text(Path("file/x"), "x"),
+        "a file is where a folder should be, choose another out=DIR",
+    ),
+    "below nothing": (lambda: Path("nowhere/x").write_bytes(b""), "is not there, correct it"),
+    "a long name": (lambda: write_text(Path("n" * 300), "x"), "choose a shorter out="),
+    "a circle of links": (lambda: Path("loop").read_bytes(), "leads to itself, remove it"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_THE_SYSTEM)
+def test_what_the_system_refuses_has_a_remedy(script, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    call, remedy = REFUSED_BY_THE_SYSTEM[case]
+    status, _, err = script(call)
+    assert status == 2 and len(err.splitlines()) == 1 and err.strip().endswith(remedy), err

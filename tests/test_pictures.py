@@ -123,6 +123,7 @@ REFUSED = {
     "16 bits alpha": (lambda p: p.write_bytes(png(8, 6, 16, 6)), "16 bits a channel"),
     "alpha": (transparent, "a.png is transparent in parts"),
     "palette": (lambda p: save(p, "P", transparency=bytes(256)), "is transparent in parts"),
+    "palette lost": (lambda p: p.write_bytes(png(8, 6, 8, 3)), "a.png has lost its palette"),
     "animated": (
         lambda p: save(p, save_all=True, append_images=[Image.fromarray(255 - RGB)]),
         "is an animation",
@@ -218,6 +219,8 @@ def test_a_run_that_lost_its_samples_is_not_its_sheet(tmp_path):
         ({"x": RGB}, "has no arr_0 but x: save the images with"),
         ({"arr_0": RGB.astype(float)[None]}, "must be uint8"),
         ({"arr_0": RGB[None, ..., :2]}, "1 or 3 channels"),
+        ({"arr_0": RGB[None][:0]}, "holds no images (arr_0 is (0, "),
+        ({"arr_0": RGB[None][:, :0]}, "holds no images (arr_0 is (1, 0, "),
         ({"arr_0": RGB[None], "arr_1": np.array(["a"])}, "arr_1 must be labels of the 1 images"),
         ({"arr_0": RGB[None], "arr_1": np.array([np.nan])}, "arr_1 must be labels of the 1 images"),
         ({"arr_0": RGB[None], "arr_1": np.arange(3)}, "arr_1 must be labels of the 1 images"),

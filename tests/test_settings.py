@@ -86,6 +86,9 @@ VALUES = {
     "batch_size=null": "batch_size must be an integer, got None",
     "label=seven": "label must be an integer or balanced or null, got 'seven'",
     "sampler={name:ddim}": "",
+    "model.name=../x": "model.name is part of a file's name",
+    "model.name=..": "model.name is part of a file's name",
+    "model.name='a\nb'": "model.name is part of a file's name",
     "model.clip=yes": "model.clip must be true or false, got 'yes'",
     "device=meta": "device=meta is not available here",
     "names=prmpt": "unknown names 'prmpt'",
@@ -231,6 +234,39 @@ def test_a_config_from_elsewhere_runs_no_code(command, evil, tmp_path, name):
         status, _, err = command(evaluate, *words, *more)
         assert status == 2 and len(err.strip().splitlines()) == 1, err
         assert not evil.exists() and not list(tmp_path.glob("**/CODE_RAN"))
+
+
+# What a config from elsewhere may want SLURM's shell to run.
+SHELL_LINES = {
+    "setup": "launcher: {setup: [touch CODE_RAN]}",
+    "sbatch": "launcher: {additional_parameters: {task-prolog: CODE_RAN}}",
+    "option": 'launcher: {partition: "x\\ntouch CODE_RAN"}',
+    "folder": 'sweep: {dir: "x\\ntouch CODE_RAN"}',
+    "name": 'job: {name: "x\\ntouch CODE_RAN"}',
+    "setup@hydra.launcher": "setup: [touch CODE_RAN]",
+    "launcher": "defaults: [slurm, _self_]\nsetup: [touch CODE_RAN]",
+}
+
+
+@pytest.mark.parametrize("case", SHELL_LINES)
+def test_what_slurm_runs_is_of_the_users_own(tmp_path, case):
+    """With configs from elsewhere in reach, the command line and configs/ alone say it."""
+    slurm, text = ["hydra/launcher=slurm"], SHELL_LINES[case]
+    if case == "launcher":
+        path, words = "hydra/launcher/theirs.yaml", ["hydra/launcher=theirs"]
+    elif "@" in case:
+        path, words = "site/theirs.yaml", [*slurm, "site@hydra.launcher=theirs"]
+    else:
+        path, words = "model/theirs.yaml", [*slurm, "model=theirs"]
+        text = f"# @package _global_\ndefaults: [digits@model]\nhydra: {{{text}}}"
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(f"{text}\n")
+    there = f"hydra.searchpath=[file://{tmp_path}]"
+    with pytest.raises(ValueError, match=r"from elsewhere .* configs/site and configs/hydra"):
+        composed("sample", there, *words, with_hydra=True)
+    mine = ["hydra.launcher.setup=[module load cuda]", "hydra.launcher.partition=p"]
+    cfg = composed("sample", there, *slurm, *mine, "seed=3", with_hydra=True)
+    assert cfg.hydra.launcher.setup == ["module load cuda"] and cfg.seed == 3
 
 
 def test_a_model_of_a_package_that_the_user_trusts(command, evil, tmp_path):

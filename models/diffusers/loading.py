@@ -156,7 +156,7 @@ def _described(id: str, revision: str | None, fetch: bool) -> tuple[str, dict[st
         )
     path = hub_file(id, "scheduler/scheduler_config.json", revision, "model.id", fetch)
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is no JSON ({error}): copy it again from where the model is from"

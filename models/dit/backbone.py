@@ -101,7 +101,7 @@ def _untrained(
     if stated is None:
         path = hub_file(id, "transformer/config.json", revision, "model.id", fetch)
         try:
-            stated = dict(json.loads(path.read_text()))
+            stated = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
     known = signature(DiTTransformer2DModel.__init__).parameters
