@@ -1,7 +1,8 @@
 """Images -> features -> scores with errors -> records that compare.
 
 - `extractors`: the networks that see the images; `preprocessing`: to which size they are brought
-- `metrics`: FID, IS, KID, precision, recall... of features, each with its standard error
+- `metrics`: FID, IS, KID, precision, recall... of features, each with its standard error;
+  `enough`: of how many samples at least
 - `scoring`: `METRICS`, all of them by name; `evaluate` computes those that a protocol asks for
 - `reference`: the real images that samples are compared with
 - `records`: a score with its protocol as JSON, and the rule which records compare

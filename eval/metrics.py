@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.enough import check_fid_size, check_kid_size, check_neighbours, check_splits
 from eval.neighbours import covered, float32_products
 
 Floats = NDArray[np.floating[Any]]  # float32 or float64
@@ -139,7 +140,8 @@ def fid(
     _check_matrix(features)
     _check_sizes(features.shape[1], len(reference.mean))
     if not allow_few:
-        check_fid_size(min(len(features), reference.n), features.shape[1])
+        check_fid_size(len(features), features.shape[1])
+        check_fid_size(reference.n, features.shape[1], "real images")
     x, b = torch.from_numpy(features).to(device), _on(device, reference)
     a, root = _moments(x), _root(b.cov)  # factored once for all resamples
     value = _distance(a, b, root)
@@ -224,15 +226,8 @@ def _root(cov: Tensor) -> Tensor:
 
 def _check_matrix(features: Floats) -> None:
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
-
-
-def check_fid_size(n: int, size: int) -> None:
-    """Raise ValueError if n samples are too few for the FID of `size` features."""
-    if n <= size:
         raise ValueError(
-            f"FID with {size} features needs more than {size} samples, got {n}: sample more, "
-            "or, for a trial run, set metrics.options.allow_few=true"
+            f"statistics need features [N, F] of at least 2 images, got {list(features.shape)}: give more"
         )
 
 
@@ -270,10 +265,7 @@ def inception_score(
     Raises ValueError when both or impossible divisions are asked for.
     """
     n = len(logits)
-    if chunk_size is not None and splits != 1:
-        raise ValueError("the inception score takes either splits or chunk_size, not both")
-    if not 1 <= splits <= n or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(f"cannot divide {n} samples into splits={splits}, chunk_size={chunk_size}")
+    check_splits(n, splits, chunk_size)
     order = np.arange(n)
     if shuffle_seed is not None:
         order = np.random.RandomState(shuffle_seed).permutation(n)
@@ -354,17 +346,6 @@ def kid(
     return Score(mean, float(np.hypot(_std(spread), std / np.sqrt(subsets))))
 
 
-def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
-    """Raise ValueError if KID cannot draw its subsets from n samples or reference images."""
-    if subset_size < 2:
-        raise ValueError(f"KID draws subsets of at least 2, got subset_size={subset_size}")
-    if n < subset_size:
-        raise ValueError(
-            f"KID draws subsets of {subset_size}, got {n} {what}: sample more, or "
-            f"set metrics.options.kid_subset_size={max(n, 2)}"
-        )
-
-
 def _kid_resampled(
     x: Tensor, y: Tensor, bootstrap: int, seed: int, strata: NDArray[np.int64] | None = None
 ) -> Array:
@@ -439,12 +420,8 @@ def precision_recall(
     _check_sizes(features.shape[1], reference_features.shape[1])
     if type(k) is not int or k < 1:
         raise ValueError(f"precision and recall need an integer k of at least 1, got {k!r}")
-    for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
-        if n <= k:
-            raise ValueError(
-                f"precision and recall with k={k} need more than {k} {what}, got {n}: "
-                "raise num_samples"
-            )
+    check_neighbours(len(features), k)
+    check_neighbours(len(reference_features), k, "reference images")
     groups = _groups(len(features), JACKKNIFE_GROUPS, np.random.default_rng(0))
     order = np.empty(len(features), np.int64)
     for g, rows in enumerate(groups):
@@ -471,6 +448,11 @@ def label_agreement(logits: Floats, labels: NDArray[np.int64]) -> Score:
     """
     if labels.shape != (len(logits),):
         raise ValueError(f"{len(logits)} samples but labels of shape {labels.shape}")
+    if labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels go up to {labels.max()}, and the classifier knows {logits.shape[1]} classes: these "
+            "are labels of something else, evaluate with labels=off"
+        )
     return _proportion(logits.argmax(axis=1) == labels)
 
 
