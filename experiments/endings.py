@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -18,6 +19,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from files.whole import printable
 from models.memory import ran_out
 from sampling.options import closest
+
+
+GROUP = "Config group override must be"  # Hydra's ValueError for a group that is null
 
 
 def terminated(number: int, frame: object) -> None:
@@ -94,8 +98,8 @@ def _one_line(error: BaseException) -> str:
         more = f"; did you mean {group}={guess}?" if guess else ""
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
     text = printable(" ".join(str(error).split()))
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _mended(text)
+    if isinstance(error, HydraException | OmegaConfBaseException) or text.startswith(GROUP):
+        return _mended(text or f"{error.__cause__ or type(error).__name__}: look at the configs")
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += "; free some space and run the same command to continue"
@@ -103,7 +107,9 @@ def _one_line(error: BaseException) -> str:
         text += "; choose another out=DIR that you may write to"
     elif code in (errno.EEXIST, errno.ENOTDIR):
         text += "; a file is where a folder should be, choose another out=DIR"
-    return text
+    elif code is not None and isinstance(error, OSError) and error.filename is not None:
+        text += "; correct that name, or move away what is there"
+    return text or type(error).__name__
 
 
 def _mended(text: str) -> str:
@@ -116,11 +122,25 @@ def _mended(text: str) -> str:
         )
     if found := re.match(r"Could not override '(hydra\.[^']*)'", text):
         level, _, name = found[1].rpartition(".")
-        known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
+        known = None
+        with suppress(
+            AttributeError, OmegaConfBaseException
+        ):  # where Hydra has a value, not a level
+            known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
         guess = closest(name, known) if isinstance(known, DictConfig) else None
         more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
         return f"Hydra has no setting {found[1]}: {more}"
     if "Could not delete from config" in text:
         return f"{text.rstrip('.')}: leave that ~ out"
+    if found := re.match(r"Could not override '([^']*)'", text):
+        return f"there is no group {found[1]}: leave it out"
+    if found := re.match(r"Error merging override \+*([^=]*)=(.*)", text):
+        return f"{found[1]} cannot be {found[2]}: leave it out, or set what is in it"
+    if found := re.match(r"In '([^']*)': Could not load '([^']*)'", text):
+        return f"{found[1]} names {found[2]}, which is not there: correct its defaults"
+    if text.startswith(GROUP):
+        return "a group of configs is set to what is no name: write GROUP=NAME, as in model=digits"
+    if found := re.match(r"Interpolation key '([^']*)' not found.* full_key: (\S+)", text):
+        return f"{found[1]} is missing, which {found[2]} refers to: give {found[1]}=..."
     text, _, key = text.partition(" full_key: ")
     return f"{key.split()[0]}: {text}; correct it" if key else text

@@ -110,7 +110,9 @@ def _files(folder: Path) -> Iterator[Path]:
         if "manifest.json" in names and {"shards", "grid.png"} & {*folders, *names}:
             # Its sheet of pictures is no sample.
             if where != str(folder):
-                raise ValueError(f"{where} is a run, among pictures: give one run, or move it elsewhere")
+                raise ValueError(
+                    f"{where} is a run, among pictures: give one run, or move it elsewhere"
+                )
             raise FileNotFoundError(
                 f"{where} is a run without samples.npz: run the command that sampled it again"
             )
@@ -239,7 +241,7 @@ def _read(
 def _turn(image: Image.Image) -> Any:
     """How the camera was held, as Pillow's way to turn the picture back; None if that is unknown."""
     try:
-        return TURNS.get(image.getexif().get(ORIENTATION)) if "exif" in image.info else None
+        return TURNS.get(image.getexif().get(ORIENTATION, 1)) if "exif" in image.info else None
     except Exception:  # what damaged EXIF data raises; pictures are whole without
         return None
 

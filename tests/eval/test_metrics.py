@@ -455,6 +455,8 @@ def test_errors_of_evaluate(pair):
         message = f"unknown metric {unknown}: choose among is, fid, "
         refused(message, evaluate, *pair, metrics=("fid", unknown))
     refused("label_agreement needs the labels", evaluate, *pair, metrics=("label_agreement",))
+    beyond = np.full(len(pair[0].features), pair[0].logits.shape[1])
+    refused("evaluate with labels=off", evaluate, *pair, labels=beyond, metrics=())
     labels, message = np.zeros(149, dtype=np.int64), r"150 samples but labels of shape \(149,\)"
     refused(message, evaluate, *pair, labels=labels, metrics=())
 
