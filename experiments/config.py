@@ -170,9 +170,7 @@ def _quoted(word: str) -> str:
 
 
 def _refuse_flag(message: str) -> None:
-    raise ValueError(
-        f"{message}: settings are NAME=VALUE, flags stand before all of them, --help lists the flags"
-    )
+    raise ValueError(f"{message}: settings are NAME=VALUE, after all flags; --help lists these")
 
 
 def _forced(overrides: Sequence[str]) -> list[str]:
@@ -451,6 +449,9 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     floor = config.floor
     if floor and floor.get("path", "given") is None:
         floor = None
+    for part in () if batch else filter(None, (_images(config), floor)):
+        if "path" in set(part) and not Path(part.path).exists():  # also where it is missing
+            raise FileNotFoundError(f"no images at {part.path}: give an .npz file or a folder")
     preprocess = None
     if config.get("preprocess"):
         preprocess = Preprocessing(config.preprocess, config.get("size"))

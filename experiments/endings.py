@@ -20,7 +20,6 @@ from files.whole import printable
 from models.memory import ran_out
 from sampling.options import closest
 
-
 GROUP = "Config group override must be"  # Hydra's ValueError for a group that is null
 
 
@@ -97,9 +96,10 @@ def _one_line(error: BaseException) -> str:
         guess = closest(name, error.options)
         more = f"; did you mean {group}={guess}?" if guess else ""
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
-    text = printable(" ".join(str(error).split()))
+    said = str(error) or str(error.__cause__ or "") or type(error).__name__
+    text = printable(" ".join(said.split()))
     if isinstance(error, HydraException | OmegaConfBaseException) or text.startswith(GROUP):
-        return _mended(text or f"{error.__cause__ or type(error).__name__}: look at the configs")
+        return _mended(text)
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
         text += "; free some space and run the same command to continue"
@@ -109,7 +109,7 @@ def _one_line(error: BaseException) -> str:
         text += "; a file is where a folder should be, choose another out=DIR"
     elif code is not None and isinstance(error, OSError) and error.filename is not None:
         text += "; correct that name, or move away what is there"
-    return text or type(error).__name__
+    return text
 
 
 def _mended(text: str) -> str:
@@ -140,7 +140,7 @@ def _mended(text: str) -> str:
         return f"{found[1]} names {found[2]}, which is not there: correct its defaults"
     if text.startswith(GROUP):
         return "a group of configs is set to what is no name: write GROUP=NAME, as in model=digits"
-    if found := re.match(r"Interpolation key '([^']*)' not found.* full_key: (\S+)", text):
-        return f"{found[1]} is missing, which {found[2]} refers to: give {found[1]}=..."
+    missing = re.match(r"Interpolation key '([^']*)' not found", text)
+    more = f", or give {missing[1]}" if missing else ""
     text, _, key = text.partition(" full_key: ")
-    return f"{key.split()[0]}: {text}; correct it" if key else text
+    return f"{key.split()[0]}: {text}; correct it{more}" if key else text
