@@ -19,6 +19,8 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 from experiments.config import Config, run_command
 from experiments.dry_run import dry_run
 from experiments.experiment import perform, stored_results
+from files.places import ROOT
+from report.paper import Paper
 from report.render import render
 
 
@@ -27,6 +29,8 @@ def main(cfg: Config) -> None:
         for line in dry_run(cfg):
             print(line, flush=True)
         return
+    if cfg.experiment.get("paper"):
+        Paper.load(ROOT / cfg.experiment.paper)  # refused now rather than after all sampling
     results = stored_results(cfg) if cfg.render_only else perform(cfg)
     if results is not None:
         print(render(*results))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.enough import check_fid_size
 from eval.score import (
     Array,
     Floats,
@@ -117,7 +118,8 @@ def fid(
     _check_matrix(features)
     check_sizes(features.shape[1], len(reference.mean))
     if not allow_few:
-        check_fid_size(min(len(features), reference.n), features.shape[1])
+        check_fid_size(len(features), features.shape[1])
+        check_fid_size(reference.n, features.shape[1], "real images")
     x, b = torch.from_numpy(features).to(device), _on(device, reference)
     a, root = _moments(x), _root(b.cov)  # factored once for all resamples
     value = _distance(a, b, root)
@@ -197,13 +199,6 @@ def _root(cov: Tensor) -> Tensor:
 
 def _check_matrix(features: Floats) -> None:
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
-
-
-def check_fid_size(n: int, size: int) -> None:
-    """Raise ValueError if n samples are too few for the FID of `size` features."""
-    if n <= size:
         raise ValueError(
-            f"FID with {size} features needs more than {size} samples, got {n}: sample more, "
-            "or, for a trial run, set metrics.options.allow_few=true"
+            f"statistics need features [N, F] of at least 2 images, got {list(features.shape)}: give more"
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.enough import check_splits
 from eval.score import Array, Floats, Score, Spread, blocks, influences, spread_score
 
 
@@ -30,10 +31,7 @@ def inception_score(
     of its part.  Raises ValueError when both or impossible divisions are asked for.
     """
     n = len(logits)
-    if chunk_size is not None and splits != 1:
-        raise ValueError("the inception score takes either splits or chunk_size, not both")
-    if not 1 <= splits <= n or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(f"cannot divide {n} samples into splits={splits}, chunk_size={chunk_size}")
+    check_splits(n, splits, chunk_size)
     order = np.arange(n)
     if shuffle_seed is not None:
         order = np.random.RandomState(shuffle_seed).permutation(n)

@@ -5,6 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.enough import check_neighbours
 from eval.neighbours import covered, parts_covering
 from eval.score import Floats, Score, Spread, check_sizes, proportion, spread_score
 
@@ -33,12 +34,8 @@ def precision_recall(
     check_sizes(features.shape[1], reference_features.shape[1])
     if type(k) is not int or k < 1:
         raise ValueError(f"precision and recall need an integer k of at least 1, got {k!r}")
-    for what, n in (("samples", len(features)), ("reference images", len(reference_features))):
-        if n <= k:
-            raise ValueError(
-                f"precision and recall with k={k} need more than {k} {what}, got {n}: "
-                "raise num_samples"
-            )
+    check_neighbours(len(features), k)
+    check_neighbours(len(reference_features), k, "reference images")
     x, y = (torch.from_numpy(z).to(device) for z in (features, reference_features))
     inside, recalled = covered(x, y, k)
     return proportion(inside.cpu().numpy()), _subsampled(x, y, k, recalled.cpu().numpy())

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.agreement import clip_score, label_agreement
+from eval.enough import check_fid_size, check_kid_size, check_neighbours, check_splits
 from eval.extractors import Extracted
-from eval.frechet import Statistics, check_fid_size, diagonal_fid, fid
+from eval.frechet import Statistics, diagonal_fid, fid
 from eval.inception import inception_score
-from eval.kernel import check_kid_size, kid
+from eval.kernel import kid
 from eval.manifold import precision_recall
 from eval.reference import Reference
 from eval.score import Floats, Score
@@ -192,10 +193,16 @@ def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
 
 def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:
     """Raise ValueError if n samples are too few for the metrics, before they are made."""
+    if n < 2:
+        raise ValueError(f"scores and their errors need at least 2 samples, got {n}: sample more")
     if "fid" in metrics and not options.allow_few:
         check_fid_size(n, num_features)
     if "kid" in metrics:
         check_kid_size(n, options.kid_subset_size)
+    if {"precision", "recall"} & set(metrics):
+        check_neighbours(n, options.k)
+    if "is" in metrics:
+        check_splits(n, options.is_splits, options.is_chunk_size)
 
 
 def evaluate(

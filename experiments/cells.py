@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from files.media import Images, Media
+from files.whole import check_regular
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
@@ -274,6 +275,7 @@ def stored_plan(path: Any) -> Plan:
     remedy = "`python sample.py ... show_plan=FILE.json` writes one"
     if not isinstance(path, str):
         raise ValueError(f"sampler=plan needs sampler.path=FILE.json: {remedy}")
+    check_regular(path)
     try:
         return Plan.from_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.answers import answer, command_line, register_models
@@ -36,9 +36,11 @@ from experiments.endings import reported, terminated
 from experiments.evaluate import Evaluator, ReferenceSource, floor_digest, stored_source
 from experiments.help import show_help
 from experiments.settings import (
+    COMMANDS,
     LOGGERS,
     MISSING,
     Checker,
+    Group,
     callable_at,
     check_launcher,
     check_words,
@@ -96,12 +98,7 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     overrides = tuple(map(_quoted, overrides))
     check_words(config, typed(overrides))
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        try:
-            cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
-        except RecursionError:
-            raise ValueError(
-                "configs name each other in a circle: look at their defaults"
-            ) from None
+        cfg = _composed(config, _forced(overrides), with_hydra)
         groups = GlobalHydra.instance().config_loader().get_group_options
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
@@ -111,6 +108,27 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     if with_hydra:
         _check_hydra(cfg.hydra, settings["trusted"], overrides)
         _check_launcher(config, cfg.hydra, overrides)
+    return cfg
+
+
+def _composed(config: str, overrides: list[str], with_hydra: bool) -> DictConfig:
+    """What Hydra composes.  Whatever it stumbles over is a ValueError, but for errors of its own."""
+    try:
+        cfg = hydra.compose(config, overrides, return_hydra_config=with_hydra)
+    except RecursionError:
+        raise ValueError("configs name each other in a circle: look at their defaults") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"a config is no YAML ({error}): correct it there") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a config is not UTF-8 text ({error}): save it as UTF-8") from None
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Hydra cannot compose these settings ({error}): take away those of hydra.*, then others"
+        ) from None
+    for name, kind in COMMANDS[config].items():
+        node = cfg._get_node(name) if kind == Group else None
+        if isinstance(node, ListConfig | AnyNode):
+            raise ValueError(f"{name} must be settings with names: correct its file")
     return cfg
 
 
@@ -135,6 +153,8 @@ def _check_command_line(config: str, doc: str | None) -> None:
         raise ValueError(
             f"leave --{flag.replace('_', '-')} out: --config-dir adds configs of your own"
         )
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise ValueError(f"--config-dir={args.config_dir} is no folder: correct its name")
     if args.config_dir and any(word.startswith("hydra.searchpath=") for word in words):
         raise ValueError("give --config-dir or hydra.searchpath, not both")
     if args.config_dir:
@@ -171,6 +191,8 @@ def _readable(key: str, value: str) -> str:
     Raises ValueError for a name or a value that is neither.
     """
     parser = OverridesParser.create()
+    if value.startswith("~/"):  # which no shell expands behind an equals sign
+        value = str(Path(value).expanduser())
     try:
         parser.parse_override(f"x={value}")
     except HydraException:
@@ -444,14 +466,17 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
     )
     folder = ROOT / config.folder if config.folder else None
-    if batch and _images(config).get("path") != batch:
-        folder = None  # other images than the batch's: their features stand for no file
+    if (batch and _images(config).get("path") != batch) or _has_other(config, "images"):
+        folder = None  # other images than those whose features lie there
     floor = config.floor
     if floor and floor.get("path", "given") is None:
         floor = None
+    for part in () if batch else filter(None, (_images(config), floor)):
+        if "path" in set(part) and not Path(part.path).exists():  # also where it is missing
+            raise FileNotFoundError(f"no images at {part.path}: give an .npz file or a folder")
     preprocess = None
     if config.get("preprocess"):
-        preprocess = Preprocessing(config.preprocess, config.size)
+        preprocess = Preprocessing(config.preprocess, config.get("size"))
     elif config.get("size"):
         ways = " or ".join(PREPROCESSING)
         raise ValueError(f"reference.size needs reference.preprocess: {ways}")
@@ -464,9 +489,20 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
-        store_floor=bool(config.get("store_floor")),
+        store_floor=bool(config.get("store_floor")) and not _has_other(config, "floor"),
         floor_of=floor_digest(plain(floor)) if floor else None,
     )
+
+
+def _has_other(config: DictConfig, part: str) -> bool:
+    """Whether a reference of configs/ is to have other `images`, or `floor`, than its file says."""
+    for path in Path(CONFIGS, "reference").glob("*.yaml"):
+        stated = cast(DictConfig, OmegaConf.load(path))
+        if "batch" in stated or stated._get_node("folder") != config.folder:
+            continue
+        if stated.name == config.name:
+            return bool(plain(stated[part]) != plain(config[part]))
+    return False
 
 
 def _images(config: DictConfig) -> DictConfig:
@@ -479,7 +515,8 @@ def _images(config: DictConfig) -> DictConfig:
 
 def function_of(config: DictConfig, trusted: Sequence[str]) -> Callable[..., Any]:
     """The function that a part of a config describes: its `_target_`, with the rest as arguments."""
-    arguments = cast(dict[str, Any], plain(config))
+    stated = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    arguments = cast(dict[str, Any], stated)
     return functools.partial(callable_at(arguments.pop("_target_"), trusted), **arguments)
 
 

@@ -344,9 +344,14 @@ class Evaluator:
         samples = load_samples(subject.path, preprocess.image if preprocess else None)
         n = subject.num_samples or len(samples.images)
         if n > len(samples.images):
-            raise ValueError(f"{subject.path} has {len(samples.images)} samples, not {n}")
-        if first:
-            self._check_size(subject, samples)  # refuse what is missing before the long work
+            raise ValueError(
+                f"{subject.path} has {len(samples.images)} samples, not {n}: lower num_samples"
+            )
+        if subject.prompts and "clip_score" not in self.scores:
+            raise ValueError("prompts are for the CLIP score, metrics=clip: leave prompts=null")
+        if first:  # refuse what is missing before the long work
+            self.check_size(n)
+            self._check_size(subject, samples)
         extracted = self._extract(samples.images[:n])
         record = None
         if extracted is not None:

@@ -97,9 +97,13 @@ class Experiment:
             options["steps"] = [options["steps"]]
         if cfg.num_samples is not None:
             options["num_samples"] = plain(cfg.num_samples)
-        if cfg.get("samplers"):
-            options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         cutoffs = options.pop("cutoffs", None)
+        if cfg.get("samplers") is not None:
+            if cutoffs is not None or not cfg.samplers:
+                raise ValueError(
+                    "samplers names the rows of a table: give [ddim,mix,...], or leave it null"
+                )
+            options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
         if "tuning_samples" in options:
@@ -110,8 +114,7 @@ class Experiment:
             raise ValueError(
                 f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
             )
-        if options["renderer"] in ("table", "cutoffs") and not options.get("metrics"):
-            raise ValueError("experiment.metrics must not be empty: name what the table shows")
+        _check_rendered(options, cutoffs)
         if len(set(options["steps"])) < len(options["steps"]):
             raise ValueError("experiment.steps names a step count twice: give each once")
         takes = [field.name for field in fields(Experiment)]
@@ -145,6 +148,21 @@ class Experiment:
         if not rows:
             raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
         return rows
+
+
+def _check_rendered(options: Mapping[str, Any], cutoffs: Any) -> None:
+    """Raise ValueError for what could not be rendered when all samples are there."""
+    renderer = options["renderer"]
+    if renderer in ("table", "cutoffs") and not options.get("metrics"):
+        raise ValueError("experiment.metrics must not be empty: name what the table shows")
+    if renderer in ("table", "cutoffs") and options["scorer"] == "none":
+        raise ValueError(f"a {renderer} shows scores: set experiment.scorer=images or videos")
+    if renderer == "cutoffs" and cutoffs is None:
+        raise ValueError(
+            "its rows are cutoffs: give experiment.cutoffs=[100,200], or renderer=table"
+        )
+    if (frames := options.get("frames", 1)) < 1:
+        raise ValueError(f"experiment.frames must be at least 1, got {frames}")
 
 
 def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -237,6 +255,8 @@ class Work:
                 "only= is for stage=sample or stage=evaluate: for a table of fewer columns set "
                 "experiment.steps"
             )
+        if plain(self.cfg.only) == []:
+            raise ValueError("only=[] is no step count: name some, or leave only=null")
         only = [self.cfg.only] if isinstance(self.cfg.only, int) else plain(self.cfg.only)
         steps = [column.steps for column in self.columns]
         if unknown := [n for n in only if n not in steps]:

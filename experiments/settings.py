@@ -48,7 +48,7 @@ SAMPLING: Kinds = {
 REPRODUCE: Kinds = {
     **{**EVERY, **SCORING, **SAMPLING, "experiment": Group},
     **{"steps": int | list[int] | None, "num_samples": int | list[int] | None},
-    "samplers": list[str | Group] | None,
+    **{"samplers": list[str | Group] | None, "out": Path},
     **{"dry": bool, "render_only": bool, "stage": str, "only": int | list[int] | None},
 }
 COMMANDS: dict[str, Kinds] = {
@@ -161,6 +161,14 @@ def check_words(command: str, words: Sequence[Word]) -> None:
             )
 
 
+def check_file_name(setting: str, name: str) -> None:
+    """Raise ValueError for a name that would put files elsewhere, or cannot be part of a file's."""
+    if not name or "/" in name or not name.isprintable() or name.strip(".") == "":
+        raise ValueError(
+            f"{setting} is part of a file's name, got {name!r}: give one of letters and digits"
+        )
+
+
 # --- the functions that configs name ------------------------------------------------------------
 
 
@@ -226,6 +234,8 @@ class Checker:
         for name, value in self.cfg.items():
             if part := getattr(self, name, None) if kinds.get(name) == Group else None:
                 part(value)
+            if kinds.get(name) == Group and value.get("name") is not None:
+                check_file_name(f"{name}.name", value["name"])
         for name in brought:
             getattr(self, name)(self.cfg[name])
 
@@ -303,9 +313,15 @@ class Checker:
             described = reference.get(part)
             if part == "images" and isinstance(described, str):
                 continue  # a folder or a file
-            is_one = part == "floor" and described and "path" in described  # null: no floor
-            more: Kinds = {"path": Path | None} if is_one else {}
-            self.call(f"reference.{part}.", described, more, ("prepare",))
+            optional = (
+                part == "floor" and described and described.get("path", "") is None
+            )  # no floor
+            self.call(
+                f"reference.{part}.",
+                described,
+                {"path": Path | None} if optional else {},
+                ("prepare",),
+            )
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:
@@ -314,6 +330,11 @@ class Checker:
             self.level("experiment.", experiment, EXPERIMENT)
         for part in ("rows", "rivals"):
             for row, sampler in (experiment.get(part) or {}).items():
+                if not isinstance(row, str) or not row.strip():
+                    raise ValueError(
+                        f"experiment.{part} has a row of the name {row!r}, which is no text: write it in "
+                        "quotes"
+                    )
                 self.sampler(sampler, f"experiment.{part}.{row}.")
 
     def training(self, training: Mapping[str, Any]) -> None:

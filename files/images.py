@@ -43,29 +43,25 @@ def load_samples(path: Path | str, prepare: Prepare | None = None) -> Samples:
 
 def _pictures(folder: Path, prepare: Prepare | None) -> Any:
     """The pictures of a folder: an array, or what is read as one if that would be large."""
-    if (folder / "manifest.json").is_file():  # its sheet of pictures is no sample
-        raise FileNotFoundError(
-            f"{folder} is a run without samples.npz: run the command that sampled it again"
-        )
     pictures = PictureFolder(folder, prepare)
     return np.asarray(pictures) if pictures.nbytes <= HELD else pictures
 
 
 def _read_samples_npz(path: Path) -> Samples:
-    remedy = "remove it and sample again, or restore it"
-    images = map_npz(path, "arr_0", remedy)
+    images = map_npz(path, "arr_0")
     if images is None:
-        there = ", ".join(array_names(path, remedy)) or "nothing"
+        there = ", ".join(array_names(path)) or "nothing"
         raise ValueError(
             f"{path} has no arr_0 but {there}: save the images with np.savez(FILE, arr_0=images)"
         )
-    labels = read_npz(path, ("arr_1",), remedy).get("arr_1")
+    labels = read_npz(path, ("arr_1",)).get("arr_1")
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    is_image = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
+    if not is_image or 0 in images.shape:
         raise ValueError(
             f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
-            f"{images.shape}"
+            f"{list(images.shape)}: save the images so"
         )
     if 0 in images.shape:
         raise ValueError(f"{path} holds no images (arr_0 is {images.shape}): sample some first")
@@ -75,7 +71,9 @@ def _read_samples_npz(path: Path) -> Samples:
 
 
 def _checked_labels(path: Path, labels: NDArray[Any], n: int) -> NDArray[np.int64]:
-    if labels.shape != (n,) or labels.dtype.kind not in "iu" or (labels < 0).any():
+    beyond = np.iinfo(np.int64).max  # of uint64 there are larger ones
+    is_label = labels.shape == (n,) and labels.dtype.kind in "iu"
+    if not is_label or (labels < 0).any() or (labels > beyond).any():
         raise ValueError(
             f"{path}: arr_1 must be labels of the {n} images, integers of at least 0, got "
             f"{labels.dtype} {list(labels.shape)}: correct it, or leave arr_1 out"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,6 +42,23 @@ class Damaged(ValueError):
     """The content of a file is not what was written there."""
 
 
+class Unreadable(ValueError):
+    """A whole file holds what is not read here: how a sentence goes on that begins with its name."""
+
+
+def check_regular(path: Path | str) -> None:
+    """Raise `Damaged` for a pipe, a device or a socket.
+
+    They wait or go on for ever when they are read, and are gone when a file takes their name.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise Damaged(f"{path} is a pipe or a device: give a file, or another name")
+
+
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
     """Whatever a reader raises in here is damage of the file: `Damaged`, one line that ends in a remedy.
@@ -49,11 +67,12 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     a file is not there, or may not be read, stays the OSError that it is; so does too little memory.
     """
     try:
+        check_regular(path)
         yield
-    except Damaged:
+    except (Damaged, MemoryError):
         raise
-    except MemoryError:
-        raise
+    except Unreadable as error:
+        raise Damaged(f"{path} {error}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise
@@ -72,7 +91,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, durable: bool =
     new one.  The temporary name keeps the suffix, on which some writers insist, and is like no
     other's, on this machine or on others that share the folder.  `write` may be called again, up to
     5 times.  Without `durable` only power can undo it: for many small files that are looked at again.
+    Raises `Damaged` where `path` is a pipe or a device, which would be gone.
     """
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     try:

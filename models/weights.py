@@ -14,6 +14,7 @@ from safetensors.torch import load as safetensors_in
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from files.whole import Damaged, check_regular
 from sampling.options import check_choice
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -82,6 +83,7 @@ def tensors_in(content: bytes, path: Path, remedy: str = "restore it") -> dict[s
 
 
 def _read(path: Path) -> Any:
+    check_regular(path)
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
@@ -100,7 +102,7 @@ def _unpickled(source: Path | io.BytesIO, **more: Any) -> Any:
 def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tensor]:
     try:
         weights = read()
-    except OSError:
+    except (OSError, Damaged):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(

@@ -138,6 +138,17 @@ def test_who_i_am(monkeypatch):
     assert workers.gather(7) == [7] and workers.agree(7) == 7
 
 
+def test_processes_that_cannot_meet_are_one_line(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    for port in ("", "x"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(
+            ValueError, match=r"cannot meet \(.*start them with torchrun, or `unset"
+        ):
+            workers.connected()
+
+
 @pytest.mark.parametrize(("parts", "world"), [(1, 1), (3, 1), (1, 4), (5, 8)])
 def test_parts_and_ranks_share_without_overlap(monkeypatch, parts, world):
     monkeypatch.setenv("WORLD_SIZE", str(world))

@@ -100,8 +100,8 @@ def _jpeg(part: str) -> Part:
     path = downloads() / "cifar10" / JPEG_FILE
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is missing: use training.images.source=original and "
-            "reference.images.source=original, which are fetched"
+            f"{path} is missing: the originals are fetched with reference.images.source=original or, in "
+            "scripts.train, training.images.source=original"
         )
     stored = read_npz(path, [f"{part}_{name}" for name in ("bytes", "offsets", "labels")])
     data, offsets = stored[f"{part}_bytes"], stored[f"{part}_offsets"]

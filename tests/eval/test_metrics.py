@@ -462,6 +462,8 @@ def test_errors_of_evaluate(pair):
         message = f"unknown metric {unknown}: choose among is, fid, "
         refused(message, evaluate, *pair, metrics=("fid", unknown))
     refused("label_agreement needs the labels", evaluate, *pair, metrics=("label_agreement",))
+    beyond = np.full(len(pair[0].features), pair[0].logits.shape[1])
+    refused("evaluate with labels=off", evaluate, *pair, labels=beyond, metrics=())
     labels, message = np.zeros(149, dtype=np.int64), r"150 samples but labels of shape \(149,\)"
     refused(message, evaluate, *pair, labels=labels, metrics=())
 
@@ -501,10 +503,17 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     )
     refused(message, kid, y[:999], y)
     refused("got 999 reference images", kid, y, y[:999])
-    message = "k=3 need more than 3 samples, got 3: raise num_samples"
+    message = "k=3 need more than 3 samples, got 3: sample more, or lower metrics.options.k"
     refused(message, precision_recall, y[:3], y)
     refused("k=5 need more than 5 reference images, got 5", precision_recall, y, y[:5], k=5)
-    refused(r"N >= 2, got \(1, 64\)", statistics, y[:1])
+    refused(r"at least 2 images, got \[1, 64\]: give more", statistics, y[:1])
+    few_real = "FID with 64 features needs more than 64 real images, got 20: give more"
+    refused(few_real, fid, y, statistics(y[:20]))
+    refused("at least 2 samples, got 1: sample more", check_size, ["clip_score"], 1, 64, options)
+    refused("k=3 need more than 3 samples", check_size, ["recall"], 3, 64, options)
+    refused("lower metrics.options.is_splits", check_size, ["is"], 9, 64, Options(is_splits=10))
+    both = Options(is_splits=10, is_chunk_size=5)
+    refused("set metrics.options.is_splits=1 or", check_size, ["is"], 99, 64, both)
 
 
 def test_errors_of_other_features():
