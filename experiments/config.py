@@ -38,22 +38,21 @@ from experiments.help import show_help
 from experiments.settings import (
     COMMANDS,
     LOGGERS,
-    MISSING,
     Checker,
     Group,
     callable_at,
     check_launcher,
     check_words,
-    factories,
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
+from experiments.trust import check_hydra, check_load, check_trust
 from experiments.workers import say
 from files.images import Samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options, check_types
+from sampling.options import check_choice, check_options
 
 Config = DictConfig  # what Hydra composes, for those that only read it
 # Settings that say who does the work, where, and how it is watched: they change no result.
@@ -102,11 +101,11 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
         groups = GlobalHydra.instance().config_loader().get_group_options
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
-        _check_trust(settings["trusted"], overrides)
-        _check_load(settings, overrides)
+        check_trust(settings["trusted"], overrides)
+        check_load(settings, overrides)
         Checker(config, settings, typed(overrides), groups).check()
     if with_hydra:
-        _check_hydra(cfg.hydra, settings["trusted"], overrides)
+        check_hydra(_unresolved(cfg.hydra), settings["trusted"], overrides)
         _check_launcher(config, cfg.hydra, overrides)
     return cfg
 
@@ -229,51 +228,6 @@ def _jobs(words: Sequence[str]) -> Iterator[list[str]]:
     yield first
     for i, values in enumerate(choices):
         yield from ([*first[:i], value, *first[i + 1 :]] for value in values[1:])
-
-
-def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
-    """Whom to trust is for the user to say: on the command line, or in configs/common.yaml."""
-    ours = yaml.safe_load(Path(CONFIGS, "common.yaml").read_text(encoding="utf-8"))["trusted"]
-    by_user = any(key.startswith("trusted") for key, _ in typed(overrides))
-    if trusted != ours and not by_user:
-        raise ValueError(
-            f"a config sets trusted={trusted}, which only the command line and configs/common.yaml "
-            "may: remove it there"
-        )
-
-
-def _check_load(settings: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Whose functions are called, as a model's loader or an extractor, is for the user to say, too."""
-    for key in ("model.load", "metrics.extractor"):
-        group, name = key.split(".")
-        load = (settings.get(group) or {}).get(name)
-        is_function = load not in (None, MISSING) and (group == "model" or ":" in str(load))
-        if not is_function or any(word == key for word, _ in typed(overrides)):
-            continue
-        package = str(load).partition(":")[0].partition(".")[0]
-        if package not in settings["trusted"]:
-            raise ValueError(
-                f"a config names the function {load}: give {key}={load} on the command line, or "
-                f"trusted=[{package}]"
-            )
-
-
-def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str]) -> None:
-    """Refuse code that a config smuggles into Hydra's own part, which runs it.
-
-    Launchers and sweepers are Hydra's plugins, and nothing else can stand there.
-    """
-    check_types("hydra.", {"verbose": plain(config.verbose)}, {"verbose": bool | str | list[str]})
-    announce = f"{Announce.__module__}.{Announce.__name__}"
-    for callback in plain(config.callbacks).values():
-        if callback["_target_"] != announce:
-            callable_at(callback["_target_"], trusted)
-    for logging in (config.job_logging, config.hydra_logging):
-        for factory in factories(plain(logging)):
-            callable_at(factory, ["logging", "colorlog", *trusted])
-    for part, name in ((config.job, "env_set"), (config.sweeper, "params")):
-        if part.get(name) and not any(f".{name}" in word for word in words):
-            raise ValueError(f"a config sets hydra's {name}, {part[name]}: remove it there")
 
 
 def _check_launcher(config: str, composite: DictConfig, words: Sequence[str]) -> None:
