@@ -319,7 +319,7 @@ def _identity(model: dict[str, Any], backbone: Model) -> dict[str, Any]:
     networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
     own and change, what it says beyond the weights counts.
     """
-    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
+    left_out = ("channels_last", "compile", "revision", "variant", "text_cache", "distilled")
     identity = {key: v for key, v in model.items() if key not in left_out}
     loader = identity["_target_"]
     for key, value in LATER_OPTIONS.get(loader, {}).items():

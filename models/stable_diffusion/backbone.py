@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from files.media import Images
 from models.backbone import Backbone, guided, optimized, times
+from models.distilled import check_distilled
 from models.hub import WITHDRAWN
 from models.pipelines import (
     betas_config,
@@ -39,6 +40,7 @@ def load(
     precision: str = "fp32",
     channels_last: bool = False,
     compile: bool = False,
+    distilled: bool = False,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A text-to-image pipeline from the hub or a local folder, ready to sample `prompts`.
@@ -50,6 +52,7 @@ def load(
     default the model's own size.  `set_alpha_to_one`
     ends at the clean image, False at timestep 0's noise level, as the public code; None leaves it
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
+    A `distilled` model is sampled only if one says that it is (`models.distilled`).
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
     from sampling.inherit import check_zero_snr, schedule_of
@@ -57,6 +60,8 @@ def load(
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
     pipe = load_pipeline(id, revision, variant, dtype, KINDS, WITHDRAWN)
+    if not distilled:
+        check_distilled(id, revision, pipe.config, pipe.scheduler.config)
     sha256 = pipeline_digest(pipe)
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
