@@ -31,7 +31,7 @@ from sampling.run import History, Memory, step_row
 from sampling.schedule import Level
 from sampling.schedulers import SkippedStepScheduler
 
-OURS = (__name__.partition(".")[0], SkippedStepScheduler.__module__.partition(".")[0])
+OURS = ("models.", "sampling.")
 NETWORKS = ("unet", "transformer", "transformer_2")  # what is asked in every step
 FINEST = 1000  # steps of the path of flow matching that stands for all, where no run is meant
 
@@ -190,12 +190,10 @@ class WholePipeline:
 
     @property
     def media(self) -> Media:
-        """How samples are `stored`, and of what size they are."""
-        size = self.stored.size
-        if all(size[-3:-1]) or self.pipe is None:
+        """How samples are `stored`, of the size that the pipeline makes."""
+        if self.pipe is None or not all(self._first.pixels):
             return self.stored
-        height, width = self._first.pixels
-        return replace(self.stored, size=(*size[:-3], height, width, 3))
+        return replace(self.stored, size=(*self.stored.size[:-3], *self._first.pixels, 3))
 
     @property
     def _first(self) -> Seen:
@@ -236,14 +234,12 @@ class WholePipeline:
         if steps not in self.seen:
             self.pipe.scheduler = self.scheduler()
             try:
-                with torch.no_grad(), _evaluations(self.pipe) as rows:
+                with torch.no_grad(), self._remedied(), _evaluations(self.pipe) as rows:
                     self.pipe(**self._words(1, None), num_inference_steps=steps)
             except _Stopped as stopped:
                 self.seen[steps] = stopped.seen._replace(
                     evaluations=max(1, sum(rows)), pixels=_pixels(stopped)
                 )
-            except Exception as error:
-                raise self._refusal(error) from error
             else:
                 raise ValueError(
                     f"{type(self.pipe).__name__} never asked its scheduler for a step: no sampler can "
@@ -259,15 +255,20 @@ class WholePipeline:
             return f"correct {stated}, or leave it out"
         return "give another pipeline as model.id=..."
 
-    def _refusal(self, error: Exception) -> Exception:
-        """What a pipeline raises, with a remedy; what we do has its own, and so has a full memory."""
-        trace = error.__traceback__
-        while trace and trace.tb_next:
-            trace = trace.tb_next
-        where = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
-        if ran_out(error) or where.partition(".")[0] in OURS:
-            return error
-        return ValueError(f"{type(self.pipe).__name__} does not run ({reason(error)}): {self._remedy}")
+    @contextmanager
+    def _remedied(self) -> Iterator[None]:
+        """What a pipeline raises becomes a ValueError with a remedy; what we raise has its own."""
+        try:
+            yield
+        except _Stopped:
+            raise
+        except Exception as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if ran_out(error) or frame.f_globals.get("__name__", "").startswith(OURS):
+                raise
+            raise ValueError(
+                f"{type(self.pipe).__name__} does not run ({reason(error)}): {self._remedy}"
+            ) from error
 
     def images(
         self,
@@ -291,11 +292,8 @@ class WholePipeline:
         if "latents" in inspect.signature(self.pipe.__call__).parameters:
             words["latents"] = start
         count = steps if self.is_flow else len(plan)
-        try:
-            with torch.no_grad(), _drawing(type(self.pipe), start):
-                out = self.pipe(**words, num_inference_steps=count)
-        except Exception as error:
-            raise self._refusal(error) from error
+        with torch.no_grad(), self._remedied(), _drawing(type(self.pipe), start):
+            out = self.pipe(**words, num_inference_steps=count)
         images = out.images if hasattr(out, "images") else out.frames
         return np.asarray(images, dtype=np.float32)
 
