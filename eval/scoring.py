@@ -31,7 +31,9 @@ from eval.metrics import (
 )
 from eval.reference import Reference
 
-COMPARES = "compares with real images: give a reference (reference=custom reference.images.path=DIR)"
+COMPARES = (
+    "compares with real images: give a reference (reference=custom reference.images.path=DIR)"
+)
 USUAL = ("is", "fid", "kid", "precision", "recall")
 
 

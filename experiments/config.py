@@ -465,7 +465,9 @@ def _shape_of(
     if images._target_ != f"{load_samples.__module__}.{load_samples.__name__}":
         return images_of(images, trusted, preprocess).images.shape
     if OmegaConf.is_missing(images, "path"):
-        raise ValueError("reference.images is missing: give reference.images=DIR, a folder or an .npz")
+        raise ValueError(
+            "reference.images is missing: give reference.images=DIR, a folder or an .npz"
+        )
     return image_shape(images.path, preprocess.image if preprocess else None)
 
 

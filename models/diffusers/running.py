@@ -250,7 +250,9 @@ class WholePipeline:
     @property
     def _remedy(self) -> str:
         """What is left to do where the pipeline does not run."""
-        stated = " ".join(f"model.call.{key}={v}" for key, v in self.call.items() if key not in self.facts)
+        stated = " ".join(
+            f"model.call.{key}={v}" for key, v in self.call.items() if key not in self.facts
+        )
         if stated:
             return f"correct {stated}, or leave it out"
         return "give another pipeline as model.id=..."
