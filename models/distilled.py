@@ -22,7 +22,7 @@ PUBLISHED = (
 # Words of names; Lightning is a framework, too.
 NAMES = re.compile(
     r"(?<![a-z])(turbo|lcm|lightning|schnell|tcd|pcm|dmd2?|hyper[-_]?(sd|sdxl|flux)\w*|distill(ed)?"
-    r"|[1-9][-_]?steps?)(?![a-z])",
+    r"|(?<![0-9])[1-9][-_]?steps?)(?![a-z])",
     re.IGNORECASE,
 )
 

@@ -116,15 +116,16 @@ def imported(path: str) -> Callable[..., Any]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()
+    missing: FileNotFoundError | None
     with _theirs(f"the module {name} of model.load"):
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError as error:
-            missing = error
+            missing = _not_found(name, error)
         else:
             missing = None
     if missing:
-        raise _not_found(name, missing) from None
+        raise missing
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(

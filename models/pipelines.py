@@ -74,8 +74,8 @@ def load_pipeline(
     name, index = pipeline_index(id, revision, fetch, hint)
     if name not in names:
         raise ValueError(
-            f"{id} is a {name}, and this model has to be a {' or '.join(names)}: say model=diffusers, "
-            "which runs any pipeline"
+            f"{id} is a {name}: only {' and '.join(names)} can be sampled here; say model=diffusers, which "
+            "runs any pipeline"
         )
     place = {"revision": revision, "local_files_only": not fetch}
     _check_parts(id, index)

@@ -198,7 +198,7 @@ class WholePipeline:
     @property
     def _first(self) -> Seen:
         """What the pipeline does, whatever the steps."""
-        return self.look(next(iter(self.seen), 1))
+        return self.look(next(iter(self.seen), 2))  # in one step some divide by zero
 
     @property
     def evaluations(self) -> int:
@@ -234,7 +234,7 @@ class WholePipeline:
         if steps not in self.seen:
             self.pipe.scheduler = self.scheduler()
             try:
-                with torch.no_grad(), self._remedied(), _evaluations(self.pipe) as rows:
+                with torch.no_grad(), self._remedied(steps), _evaluations(self.pipe) as rows:
                     self.pipe(**self._words(1, None), num_inference_steps=steps)
             except _Stopped as stopped:
                 self.seen[steps] = stopped.seen._replace(
@@ -258,7 +258,7 @@ class WholePipeline:
         return "give another pipeline as model.id=..."
 
     @contextmanager
-    def _remedied(self) -> Iterator[None]:
+    def _remedied(self, steps: int) -> Iterator[None]:
         """What a pipeline raises becomes a ValueError with a remedy; what we raise has its own."""
         try:
             yield
@@ -269,7 +269,8 @@ class WholePipeline:
             if ran_out(error) or frame.f_globals.get("__name__", "").startswith(OURS):
                 raise
             raise ValueError(
-                f"{type(self.pipe).__name__} does not run ({reason(error)}): {self._remedy}"
+                f"{type(self.pipe).__name__} does not run in {steps} steps ({reason(error)}): "
+                f"{self._remedy}"
             ) from error
 
     def images(
@@ -294,7 +295,7 @@ class WholePipeline:
         if "latents" in inspect.signature(self.pipe.__call__).parameters:
             words["latents"] = start
         count = steps if self.is_flow else len(plan)
-        with torch.no_grad(), self._remedied(), _drawing(type(self.pipe), start):
+        with torch.no_grad(), self._remedied(count), _drawing(type(self.pipe), start):
             out = self.pipe(**words, num_inference_steps=count)
         images = out.images if hasattr(out, "images") else out.frames
         return np.asarray(images, dtype=np.float32)

@@ -61,7 +61,8 @@ def load(
     dtype = dtype_named(precision)
     pipe = load_pipeline(id, revision, variant, dtype, KINDS, WITHDRAWN)
     if not distilled:
-        check_distilled(id, revision, pipe.config, pipe.scheduler.config)
+        index = {**pipe.config, "_class_name": type(pipe).__name__}
+        check_distilled(id, revision, index, pipe.scheduler.config)
     sha256 = pipeline_digest(pipe)
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
