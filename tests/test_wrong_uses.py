@@ -25,6 +25,9 @@ import reproduce
 import sample
 from models.diffusers import load
 from models.distilled import NAMES, check_distilled
+from sampling import SampleNoise
+from sampling.borrowed import sampler_at
+from sampling.schedulers import SkippedStepScheduler
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of NumPy, in diffusers
@@ -301,6 +304,19 @@ VIDEOS = {
 }
 
 
+def frames_are_the_librarys(whole, folder: Path, call: dict[str, int]) -> None:
+    noise = SampleNoise(0, [0], whole.shape)
+    plan = sampler_at("skipped", whole.schedule_at(4), 4, "even")
+    ours = whole.images(plan, 4, noise, torch.tensor([0]))
+    pipe = whole.pipe
+    pipe.scheduler = SkippedStepScheduler.from_config(json.loads((folder / SCHEDULER).read_text()))
+    pipe.scheduler.noise = SampleNoise(0, [0], noise.start().shape[1:])
+    words = {**call, "max_sequence_length": 16, "num_inference_steps": 4, "output_type": "np"}
+    generator = torch.Generator().manual_seed(0)
+    theirs = pipe(["a red bus"], latents=noise.start(), generator=generator, **words).frames
+    assert abs(ours - np.asarray(theirs)).max() * 255 < 0.01 and ours.std() * 255 > 5
+
+
 @pytest.mark.filterwarnings("ignore:.*CPU [aA]utocast:UserWarning")
 @pytest.mark.parametrize("name", VIDEOS)
 def test_videos_of_flow_matching(command, tmp_path, name):
@@ -317,6 +333,7 @@ def test_videos_of_flow_matching(command, tmp_path, name):
     whole = load(str(folder), ["a red bus"], call={**call, "max_sequence_length": 16})
     assert whole.media.size == (call["num_frames"], call["height"], call["width"], 3)
     assert whole.evaluations == 2 and whole.is_flow
+    frames_are_the_librarys(whole, folder, call)
     table = ["experiment=compare", "samplers=[ddim,mix]", "steps=[3]", "metrics=pixels"]
     table += ["label=balanced", "num_samples=2", "reference.images=none"]
     refused(command(reproduce, "model=diffusers", *words, *table), "this model makes videos")
