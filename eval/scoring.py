@@ -24,6 +24,9 @@ from eval.manifold import precision_recall
 from eval.reference import Reference
 from eval.score import Floats, Score
 
+COMPARES = (
+    "compares with real images: give a reference (reference=custom reference.images.path=DIR)"
+)
 USUAL = ("is", "fid", "kid", "precision", "recall")
 
 
@@ -96,7 +99,7 @@ class Material:
     @property
     def real(self) -> Reference:
         if self.reference is None:
-            raise _Lacking("compares with real images: give a reference")
+            raise _Lacking(COMPARES)
         return self.reference
 
     def needed(self, part: Any) -> Any:
@@ -157,23 +160,27 @@ def _clip_score(m: Material) -> Score:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is printed and made; `compute` is None where it is not made from features."""
+    """How a score is printed and made; `compute` is None where it is not made from features.
+
+    `compares`: with real images.
+    """
 
     title: str
     lower_is_better: bool
     decimals: int
     compute: Callable[[Material], Score] | None
+    compares: bool = False
 
 
 # In the order in which they are printed.
 METRICS: dict[str, Metric] = {
     "is": Metric("IS", False, 2, _inception_score),
-    "fid": Metric("FID", True, 2, lambda m: m.frechet(m.samples.features, m.real.statistics)),
-    "sfid": Metric("sFID", True, 2, lambda m: m.frechet(m.samples.spatial, m.real.spatial)),
-    "diagonal_fid": Metric("Diagonal FID", True, 2, _diagonal_fid),
-    "kid": Metric("KID", True, 4, _kid),
-    "precision": Metric("Precision", False, 3, lambda m: m.precision_recall[0]),
-    "recall": Metric("Recall", False, 3, lambda m: m.precision_recall[1]),
+    "fid": Metric("FID", True, 2, lambda m: m.frechet(m.samples.features, m.real.statistics), True),
+    "sfid": Metric("sFID", True, 2, lambda m: m.frechet(m.samples.spatial, m.real.spatial), True),
+    "diagonal_fid": Metric("Diagonal FID", True, 2, _diagonal_fid, True),
+    "kid": Metric("KID", True, 4, _kid, True),
+    "precision": Metric("Precision", False, 3, lambda m: m.precision_recall[0], True),
+    "recall": Metric("Recall", False, 3, lambda m: m.precision_recall[1], True),
     "label_agreement": Metric("Label agreement", False, 3, _label_agreement),
     "clip_score": Metric("CLIP score", False, 2, _clip_score),
     # VBench's, computed by itself from videos (eval/vbench.py)
@@ -189,6 +196,12 @@ def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
     if unknown := sorted(set(metrics) - set(computed)):
         raise ValueError(f"unknown metric {', '.join(unknown)}: choose among {', '.join(computed)}")
     return metrics
+
+
+def check_compared(metrics: Sequence[str]) -> None:
+    """Raise ValueError if one of the metrics compares with real images, of which there are none."""
+    if name := next((name for name in metrics if METRICS[name].compares), None):
+        raise ValueError(f"{name} {COMPARES}, or leave {name} out of metrics.scores")
 
 
 def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:

@@ -48,7 +48,7 @@ from experiments.settings import (
 from experiments.tracking import Tracker, WandbTracker
 from experiments.trust import check_hydra, check_load, check_trust
 from experiments.workers import say
-from files.images import Samples
+from files.images import Samples, image_shape, load_samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
 from models.weights import has_bf16
@@ -443,6 +443,9 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
+        shapes=lambda: [
+            _shape_of(part, trusted, preprocess) for part in (_images(config), floor) if part
+        ],
         store_floor=bool(config.get("store_floor")) and not _has_other(config, "floor"),
         floor_of=floor_digest(plain(floor)) if floor else None,
     )
@@ -465,6 +468,19 @@ def _images(config: DictConfig) -> DictConfig:
     if not isinstance(images, str):
         return cast(DictConfig, images)
     return OmegaConf.create({"_target_": "files.images.load_samples", "path": images})
+
+
+def _shape_of(
+    images: DictConfig, trusted: Sequence[str], preprocess: Preprocessing | None
+) -> tuple[int, ...]:
+    """(N, H, W, C) of the images that a part of configs/reference describes, of files by their beginnings."""
+    if images._target_ != f"{load_samples.__module__}.{load_samples.__name__}":
+        return images_of(images, trusted, preprocess).images.shape
+    if OmegaConf.is_missing(images, "path"):
+        raise ValueError(
+            "reference.images is missing: give reference.images=DIR, a folder or an .npz"
+        )
+    return image_shape(images.path, preprocess.image if preprocess else None)
 
 
 def function_of(config: DictConfig, trusted: Sequence[str]) -> Callable[..., Any]:

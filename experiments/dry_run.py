@@ -180,6 +180,7 @@ def report(columns: Sequence[Column], backbone: Model, mode: str = "eager") -> I
         f"{cells} cells, {total.alone:,} image calls, {total.tree:,} as trees that share "
         f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do"
     )
+    yield from _evaluations(backbone)
     yield from _disk(total, columns[0].cells[0].folder)
     if isinstance(backbone, Backbone) and backbone.is_counted_only:
         yield "time: not known before the model is there"
@@ -187,6 +188,16 @@ def report(columns: Sequence[Column], backbone: Model, mode: str = "eager") -> I
         yield from _time(total, backbone, mode, columns[0].size.batch_size)
     else:
         yield "time: a pipeline that runs as a whole is not timed here; num_samples=1 tells"
+
+
+def _evaluations(model: Model) -> Iterator[str]:
+    """What a call is, where that is more than one evaluation of the network."""
+    if not isinstance(model, Backbone) and model.pipe is None:
+        yield "with guidance most pipelines evaluate the network twice a call: how often, it tells once it is here"
+        return
+    n = model.evaluations_per_call if isinstance(model, Backbone) else model.evaluations
+    if n > 1:
+        yield f"each call is {n} evaluations of the network, with and without condition (guidance)"
 
 
 def _line(column: Column, cost: Cost) -> str:

@@ -35,11 +35,19 @@ from eval.reference import (
     size_words,
 )
 from eval.score import Score
-from eval.scoring import Options, check_metrics, check_size, evaluate, real_floor
+from eval.scoring import (
+    Options,
+    check_compared,
+    check_metrics,
+    check_size,
+    evaluate,
+    real_floor,
+)
 from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
+from files.media import Images, Media
 from files.npz import read_npz
 from files.prompts import read_prompts
 from files.whole import Damaged, check_writable, file_sha256
@@ -59,7 +67,8 @@ class ReferenceSource:
     in `folder`, if that is given, and with `store_floor` those of the floor, too: then tables need no
     real images.  `file` is a reference of its own (scripts.reference), with one of the floor beside it
     if there is one: then there are no images.  `preprocess` is how samples are brought to the images'
-    size.  `floor_of` tells one floor from another (`floor_digest`).
+    size.  `floor_of` tells one floor from another (`floor_digest`).  `shapes` are (N, H, W, C) of `images`
+    and of `floor`, where there is one.
     """
 
     name: str
@@ -70,6 +79,7 @@ class ReferenceSource:
     statistics_n: int | None
     folder: Path | None
     preprocess: Preprocessing | None
+    shapes: Callable[[], list[tuple[int, ...]]]
     store_floor: bool = False
     floor_of: str | None = None
     file: Path | None = None
@@ -111,6 +121,7 @@ def stored_source(name: str, path: Path) -> ReferenceSource:
         statistics_n=None,
         folder=None,
         preprocess=Preprocessing(way, int(size)) if way else None,
+        shapes=list,
         floor_of=file_sha256(floor)[:12] if floor.is_file() else None,
         file=path,
     )
@@ -311,11 +322,38 @@ class Evaluator:
 
     # --- what cannot end well is refused before the work ------------------------------------------
 
-    def check_reference(self) -> None:
-        """Raise FileNotFoundError or ValueError if the reference's file is missing or unfit."""
+    def check_reference(self, media: Media) -> None:
+        """Raise FileNotFoundError or ValueError if there are no real images to compare such samples with,
+        or these are unfit, as far as the beginnings of files tell."""
+        if not isinstance(media, Images):
+            raise ValueError(
+                f"{self.name} scores images, and this model makes videos: set experiment.scorer=none "
+                "experiment.renderer=pictures for pictures of them, or experiment.scorer=videos for VBench"
+            )
+        if self.source is None:
+            check_compared(self.scores)
+            return
         _ = self.batch, self.published
-        if self.source and self.source.file:
-            _ = self.reference
+        there, here = self._real_sizes(self.source), media.size[:2]
+        if all(here) and self.source.preprocess is None:
+            for size in filter(None, there):
+                _check_sizes("the samples", size_words((1, *here)), size)
+
+    def _real_sizes(self, source: ReferenceSource) -> list[str]:
+        """Of the real images, by the stored reference or the files; old references do not tell."""
+        if source.file and self.reference:
+            return [self.reference.size]
+        if not self.batch:
+            stored = self._stored_reference(source, source.name, "")
+            if isinstance(stored, Reference):
+                return [stored.size]
+        shapes = source.shapes()
+        if shapes[0][0] < 2:
+            raise ValueError(
+                f"the reference {source.name} has {shapes[0][0]} image, and its statistics need 2 or more: "
+                "give more as reference.images=DIR"
+            )
+        return [size_words(shape) for shape in shapes]
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
@@ -366,14 +404,9 @@ class Evaluator:
 
         Networks resize both to their own, and would score them without a word.
         """
-        here, there = self._size(samples), self.reference.size if self.reference else ""
-        if there and here != there:
-            raise ValueError(
-                f"the samples in {subject.path} are {here} pixels, the reference's images {there}: "
-                "no protocol compares these; give images of one size, or let reference=custom bring "
-                "both to one (reference.preprocess=center_lanczos reference.size="
-                f"{here.partition(' ')[0]})"
-            )
+        there = self.reference.size if self.reference else ""
+        if there:
+            _check_sizes(f"the samples in {subject.path}", self._size(samples), there)
 
     def _size(self, samples: Samples) -> str:
         """Of the samples when they are scored: "256 x 256"."""
@@ -497,3 +530,13 @@ def _run(manifest: dict[str, Any] | None) -> dict[str, Any] | None:
         return None
     per_sample = manifest["seconds"] / manifest["num_samples"]
     return {"seconds_per_sample": round(per_sample, 5), "versions": manifest["versions"]}
+
+
+def _check_sizes(samples: str, here: str, there: str) -> None:
+    """Raise ValueError unless samples and real images are of one size."""
+    if here != there:
+        raise ValueError(
+            f"{samples} are {here} pixels, the reference's images {there}: no protocol compares these; "
+            "give images of one size, or let reference=custom bring both to one "
+            f"(reference.preprocess=center_lanczos reference.size={here.partition(' ')[0]})"
+        )

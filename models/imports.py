@@ -3,8 +3,13 @@
 import importlib
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from models.memory import ran_out
+from models.weights import reason
 
 
 def imported(path: str, setting: str, returns: str) -> Callable[..., Any]:
@@ -19,13 +24,25 @@ def imported(path: str, setting: str, returns: str) -> Callable[..., Any]:
         raise ValueError(
             f"{setting}={path} names no function: write MODULE:FUNCTION, as my_package.my_module:load"
         )
+    if "/" in name or name.endswith(".py"):
+        folder, file = os.path.split(name)
+        raise ValueError(
+            f"{setting}={path} names a file: in the folder {folder or os.getcwd()} write "
+            f"{setting}={file.removesuffix('.py')}:{attribute}"
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise _not_found(name, setting, error) from None
+    missing: FileNotFoundError | None
+    with theirs(f"the module {name} of {setting}"):
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            missing = _not_found(name, setting, error)
+        else:
+            missing = None
+    if missing:
+        raise missing
     function = getattr(module, attribute, None)
     if not callable(function):
         raise ValueError(
@@ -51,3 +68,22 @@ def _not_found(name: str, setting: str, error: ModuleNotFoundError) -> FileNotFo
         f"there is no module {missing} in {os.getcwd()} or where Python looks: run the command in the "
         "folder that has it, or name that folder in PYTHONPATH"
     )
+
+
+@contextmanager
+def theirs(name: str) -> Iterator[None]:
+    """What a user's own code raises, said in one line with the place; a full memory stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        if ran_out(error):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is of here
+        ways = ("<", __file__, importlib.__file__)
+        theirs = [frame for frame in frames if not frame.filename.startswith(ways)]
+        theirs = [frame for frame in theirs if "site-packages" not in frame.filename] or theirs
+        where = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
+        raise ValueError(
+            f"{name} has raised {type(error).__name__}: {reason(error)}{where}: mend it there; "
+            "TRACEBACK=1 before the command tells the way to it"
+        ) from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from files.media import Images
 from models.backbone import Absent, Backbone, guided, optimized, times, to_uint8
+from models.distilled import check_distilled
 from models.hub import WITHDRAWN
 from models.pipelines import (
     betas_config,
@@ -47,6 +48,7 @@ def load(
     compile: bool = False,
     untrained: bool = False,
     fetch: bool = True,
+    distilled: bool = False,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A text-to-image pipeline from the hub or a local folder, ready to sample `prompts`.
@@ -60,6 +62,7 @@ def load(
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
     Without `fetch` nothing is asked of the hub; `untrained` is no model, but what can be counted without
     a file.
+    A `distilled` model is sampled only if one says that it is (`models.distilled`).
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
     from sampling.inherit import check_zero_snr, schedule_of
@@ -70,6 +73,9 @@ def load(
         return _countable(id, prompts, guidance_scale, image_size, device)
     hint = f", or fetch it with `python -m scripts.download model=sd model.id={id}`{WITHDRAWN}"
     pipe = load_pipeline(id, revision, variant, dtype, KINDS, hint, fetch)
+    if not distilled:
+        index = {**pipe.config, "_class_name": type(pipe).__name__}
+        check_distilled(id, revision, index, pipe.scheduler.config)
     sha256 = pipeline_digest(pipe)
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
