@@ -89,7 +89,7 @@ def _network(id: str, revision: str | None, index: Mapping[str, Any]) -> dict[st
         if index.get(part):
             try:
                 path = hub_file(id, f"{part}/config.json", revision, "model.id")
-                return dict(json.loads(path.read_text()))
+                return dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError):
                 return {}
     return {}
