@@ -109,8 +109,8 @@ def _drawn(n: int, m: int, at_most: int, seed: int) -> tuple[NDArray[np.int64], 
 
 
 def _density(balls: NDArray[np.int64], k: int, strata: NDArray[np.int64] | None) -> Score:
-    values = balls / k
-    return spread_score(values.mean(), Spread(influences(values, strata)))
+    spread = Spread(influences(balls / k, strata))
+    return spread_score(balls.sum() / (k * len(balls)), spread)
 
 
 def _binomial(share: float, n: int) -> float:

@@ -243,9 +243,10 @@ class _Balls(NamedTuple):
 
 def _radii_within(low: Tensor, index: Tensor, part: Tensor, k: int) -> Tensor:
     """[N]: distances to the k-th nearest point of the same part; at most the furthest in `low`."""
-    same = (part[index] == part[:, None]).cumsum(dim=1) >= k
-    first = torch.where(same.any(dim=1), same.int().argmax(dim=1), low.shape[1] - 1)
-    return low.gather(1, first[:, None])[:, 0]
+    small = part.to(torch.int8)  # bytes are gathered several times faster
+    found = (small.take(index) == small[:, None]).cumsum(dim=1, dtype=torch.int16)
+    before = (found < k).sum(dim=1).clamp(max=low.shape[1] - 1)
+    return low.gather(1, before[:, None])[:, 0]
 
 
 def _covering(a: Rounded, b: Rounded, balls: _Balls, quarter_of: Tensor) -> Parts:
