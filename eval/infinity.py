@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from eval.score import Array, Score, deviation, shuffled
+from eval.score import Array, Score, shuffled
 
 POINTS = 15  # subsets to a line
 USUAL_LEAST = 5000  # the smallest subset of FID_IS_infinity and dgm-eval for 50,000 samples
@@ -31,7 +31,7 @@ class Subsets:
     With `strata`, whose sizes were fixed by design, each subset has its share of every stratum.
     """
 
-    shuffles: int = 4
+    shuffles: int = 8
     seed: int = 0
     strata: NDArray[np.int64] | None = None
 
@@ -49,8 +49,9 @@ def extrapolated(
     """The limit, given the score of all samples and that of any rows.
 
     `influence` [N]: the derivative of `whole` by each sample's weight, times N, of mean 0 in every
-    stratum.  `sizes` ascend to N.  se: the limit moves with the samples as `whole` does; what the
-    shuffles leave open, or the scatter about the line if that is more, is its own.
+    stratum.  `sizes` ascend to N.  se: the limit moves with the samples as `whole` does, and with the
+    shuffles as their limits differ, which are the same rows in every set of N samples: the spread has
+    both.
     """
     rng = np.random.default_rng(subsets.seed)
     orders = [shuffled(len(influence), rng, subsets.strata) for _ in range(subsets.shuffles)]
@@ -61,25 +62,23 @@ def extrapolated(
     ]
     table = np.reshape(scores, (subsets.shuffles, len(sizes) - 1))
     table = np.column_stack([table, np.full(subsets.shuffles, whole.value)])
-    fit = limit(table.mean(axis=0), sizes)
+    limits = np.array([limit(row, sizes) for row in table])
     if whole.spread is None:
-        return Score(fit.value, float("nan"))
-    noise = deviation([limit(row, sizes).value for row in table]) / subsets.shuffles**0.5
-    own = max(fit.se, noise if np.isfinite(noise) else 0.0) ** 2
-    spread = replace(whole.spread, own=whole.spread.own + own)
-    return Score(fit.value, float(np.sqrt(spread.variance)), spread)
+        return Score(float(limits.mean()), float("nan"))
+    n = subsets.shuffles
+    noise = (limits - limits.mean()) / np.sqrt(
+        n * (n - 1)
+    )  # its squares sum to the mean's variance
+    spread = replace(whole.spread, first=np.concatenate([whole.spread.first, noise]))
+    return Score(float(limits.mean()), float(np.sqrt(spread.variance)), spread)
 
 
-def limit(scores: Sequence[float] | Array, sizes: Sequence[int]) -> Score:
-    """Where the line through scores over 1/size (ordinary least squares) meets 0, and its error."""
+def limit(scores: Sequence[float] | Array, sizes: Sequence[int]) -> float:
+    """Where the line through scores over 1/size (ordinary least squares) meets 0."""
     x, y = 1 / np.asarray(sizes, np.float64), np.asarray(scores, np.float64)
     centred = x - x.mean()
-    spread = centred @ centred
-    slope = centred @ y / spread
-    residuals = y - y.mean() - slope * centred
-    variance = residuals @ residuals / max(len(x) - 2, 1)
-    se = np.sqrt(variance * (1 / len(x) + x.mean() ** 2 / spread))
-    return Score(float(y.mean() - slope * x.mean()), float(se))
+    slope = centred @ y / (centred @ centred)
+    return float(y.mean() - slope * x.mean())
 
 
 def subset_sizes(n: int, size: int, *, allow_few: bool = False) -> list[int]:

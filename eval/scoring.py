@@ -50,7 +50,7 @@ class Options:
     bootstrap: int = _integer(100, least=0)  # resampled sets for the standard errors
     seed: int = _integer(0, least=0)
     fid_se: str = _choice("bootstrap", "bootstrap", "delta")
-    infinity_shuffles: int = _integer(4, least=2)
+    infinity_shuffles: int = _integer(8, least=2)
     allow_few: bool = _choice(False, True, False)
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ import pytest
 from conftest import GOLDEN, golden_json
 
 from eval import manifold
-from eval.frechet import Statistics, fid
-from eval.inception import inception_score
+from eval.frechet import Statistics, fid, fid_infinity, frechet_distance, statistics
+from eval.inception import inception_score, is_infinity
 from eval.kernel import kid
 from eval.manifold import prdc
 from eval.score import Score, difference_se, paired
@@ -182,3 +182,37 @@ def test_scores_of_one_draw(regime, dtype, monkeypatch):
             ):  # torch-fidelity computes in the features' type
                 rel = 1e-5
             assert got[name].value == pytest.approx(value, rel=rel), (case, name)
+
+
+@pytest.mark.parametrize("regime", ["far", "near"])
+def test_limits_have_no_bias_and_their_errors_are_true(regime):
+    """FID-infinity and IS-infinity of samples that share their noise: what a shuffle adds, they share."""
+    law, found, everything = Law(regime), defaultdict(list), []
+    sets = law.draws(seed=3)
+    for _ in range(24):
+        draw = next(sets)
+        everything.append(draw["a"])
+        for case in ("a", "null_shared"):
+            x = draw[case]
+            whole = fid(x, law.reference, bootstrap=40)
+            found["fid", case].append(named(whole, "same"))
+            limit = fid_infinity(x, law.reference, whole)
+            found["fid_infinity", case].append(named(limit, "same"))
+            found["is_infinity", case].append(named(is_infinity(x @ law.weights["head"]), "same"))
+    many = np.concatenate(everything)
+    exact = {
+        "fid_infinity": frechet_distance(statistics(many), law.reference),
+        "is_infinity": inception_score(many @ law.weights["head"]).value,
+    }
+    for name, value in exact.items():
+        a, b = found[name, "a"], found[name, "null_shared"]
+        values = np.array([score.value for score in a])
+        assert abs(values.mean() - value) < 3 * values.std(ddof=1) / 24**0.5
+        typical = np.sqrt(np.mean([score.se**2 for score in a]))
+        assert 0.7 < typical / values.std(ddof=1) < 1.4
+        differences = np.array([one.value - other.value for one, other in zip(a, b, strict=True)])
+        typical = np.mean([difference_se(*both) for both in zip(a, b, strict=True)])
+        assert 0.7 < typical / differences.std(ddof=1) < 1.4
+    plain = np.mean([score.value for score in found["fid", "a"]])
+    limit = np.mean([score.value for score in found["fid_infinity", "a"]])
+    assert plain - limit > 8 * abs(limit - exact["fid_infinity"])  # the bias is gone
