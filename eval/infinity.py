@@ -77,7 +77,7 @@ def limit(scores: Sequence[float] | Array, sizes: Sequence[int]) -> float:
     """Where the line through scores over 1/size (ordinary least squares) meets 0."""
     x, y = 1 / np.asarray(sizes, np.float64), np.asarray(scores, np.float64)
     centred = x - x.mean()
-    slope = centred @ y / (centred @ centred)
+    slope = centred @ y / (centred @ centred or 1.0)  # 1: of a trial run, where sizes are all one
     return float(y.mean() - slope * x.mean())
 
 

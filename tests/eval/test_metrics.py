@@ -19,6 +19,7 @@ from eval.agreement import label_agreement
 from eval.extractors import Extracted
 from eval.frechet import Statistics, diagonal_fid, fid, fid_infinity, frechet_distance, statistics
 from eval.inception import inception_score, is_infinity
+from eval.infinity import Subsets, extrapolated, subset_sizes
 from eval.kernel import kid
 from eval.manifold import Prdc, prdc
 from eval.score import Score, proportion, random_groups, resamples
@@ -370,6 +371,43 @@ def test_density_of_strata_leaves_their_sizes_fixed(monkeypatch):
 def test_prdc_of_very_few_samples_is_finite(n):
     for found in prdc(gaussian(n, seed=1), gaussian(50, seed=2)):
         assert 0 <= found.value <= 2 and np.isfinite(found.se)
+
+
+# --- Infinitely many samples ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_limits_of_a_trial_run_are_finite(n):
+    x, reference = gaussian(n, seed=1), statistics(gaussian(500, seed=2))
+    whole = fid(x, reference, allow_few=True, se="delta")
+    found = fid_infinity(x, reference, whole, allow_few=True)
+    assert np.isfinite(found[:2]).all()
+    assert np.isfinite(is_infinity(x, allow_few=True)[:2]).all()
+    unknown = fid_infinity(x, reference, whole._replace(spread=None), allow_few=True)
+    assert unknown.value == found.value and np.isnan(unknown.se)
+
+
+def test_subsets_of_strata_have_as_many_of_each():
+    """Of balanced classes any subset is balanced: FID of unbalanced ones is another score."""
+    labels = np.arange(600) % 3
+    x = gaussian(600, 4, seed=1) + 3.0 * labels[:, None]
+    drawn = []
+
+    def noted(rows):
+        drawn.append(np.bincount(labels[rows], minlength=3))
+        return 1.0
+
+    extrapolated(
+        Score(1.0, 0.1), noted, np.zeros(600), subset_sizes(600, 4), Subsets(strata=labels)
+    )
+    assert len(drawn) == 8 * 14 and max(np.ptp(counts) for counts in drawn) <= 1
+    reference = statistics(x[:300])
+    options = Options(infinity_shuffles=3, seed=5, bootstrap=0)
+    material = Extracted(x, None), SimpleNamespace(statistics=reference, features=x[:300])
+    got = evaluate(*material, metrics=("fid_infinity",), strata=labels, options=options)
+    whole = fid(x, reference, strata=labels, se="delta")
+    wanted = fid_infinity(x, reference, whole, subsets=Subsets(3, 5, labels))
+    assert got["fid_infinity"].value == pytest.approx(wanted.value, rel=1e-12)
 
 
 # --- Label agreement ------------------------------------------------------------------
