@@ -14,7 +14,8 @@ The protocol gate: a sample batch that ADM's authors published is scored as they
 
     python evaluate.py samples=downloads/admnet_imagenet256.npz reference=adm_imagenet256 metrics=adm
 
-and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.
+and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.  With
+metrics=dinov2 it is compared with what dgm-eval's authors published.
 """
 
 from experiments.answers import answer
@@ -27,14 +28,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.gate import gate
+from eval.gate import GATES, changed_option, gate
 from eval.records import Record, score
 from eval.score import paired
-from eval.scoring import METRICS
+from eval.scoring import METRICS, Options
 from eval.table import gain
 from experiments.config import (
     Config,
-    changed_option,
     evaluator_of,
     plain,
     reference_with,
@@ -70,8 +70,8 @@ def main(cfg: Config) -> None:
     if obstacle:
         print(f"protocol gate: no verdict: {obstacle}")
     elif published:
-        passed = print_gate(record, path.stem, published["scores"])
-        sys.exit(0 if passed else 1)
+        passed = print_gate(record, path.stem, published["scores"][record["protocol"]])
+        sys.exit(1 if passed is False else 0)
 
 
 def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
@@ -91,15 +91,16 @@ def gate_obstacle(cfg: Config, batch: str, published: Any) -> str | None:
     home = reference_with(batch)
     if not published:
         return home and f"this batch is judged with reference={home}"
-    if cfg.metrics.name != "adm":
-        return "it needs metrics=adm"
+    judged = [name for name in GATES if published["scores"].get(name)]
+    if not judged:
+        return f"no published score of {batch} is known here"
+    protocol = cfg.metrics.name
+    if protocol not in judged:
+        return "it needs " + " or ".join(f"metrics={name}" for name in judged)
     if cfg.num_samples is not None:
         return "it needs the whole batch, num_samples=null"
-    # Options on which scores depend, not only their errors.
-    changed = changed_option(cfg.metrics.options, "adm", ("k", "is_chunk_size"))
-    if changed:
-        return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"
-    return None if published["scores"] else f"no published score of {batch} is known here"
+    changed = changed_option(protocol, Options.of(plain(cfg.metrics.options)))
+    return changed and f"it needs {changed}"
 
 
 def print_record(record: Record) -> None:
@@ -140,17 +141,21 @@ def print_differences(record: Record, other: Record) -> None:
         print(f"{METRICS[metric].title:<28}{words:>18}   {difference.words} the second")
 
 
-def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool:
-    """Ours beside the published scores of that batch; whether all agree."""
+def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool | None:
+    """Ours beside the published scores of that batch; whether all agree that compare, if any do."""
     checks = gate(record, published)
     print(f"protocol gate: {batch} against its published scores")
     for check in checks:
-        verdict = "pass" if check.passed else "FAIL"
+        verdict = {True: "pass", False: "FAIL", None: f"no verdict: {check.obstacle}"}[check.passed]
         print(
             f"  {METRICS[check.metric].title:<12}{check.ours:10.4f}   published "
             f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}"
         )
-    passed = all(check.passed for check in checks)
+    verdicts = [check.passed for check in checks if check.passed is not None]
+    if not verdicts:
+        print("protocol gate: no verdict: none of these scores compares with this reference")
+        return None
+    passed = all(verdicts)
     remedy = "" if passed else ": do not trust scores made here before this is explained"
     print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")
     return passed

@@ -22,10 +22,14 @@ def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
 
 
 def check_neighbours(n: int, k: int, what: str = "samples") -> None:
-    """Raise ValueError if n samples, or `what`, have no k-th neighbour."""
+    """Raise ValueError if n samples, or `what`, have no k-th neighbour each."""
+    if type(k) is not int or k < 1:
+        raise ValueError(
+            f"precision and recall need an integer k of at least 1, got {k!r}: set metrics.options.k=3"
+        )
     if n <= k:
         raise ValueError(
-            f"precision and recall with k={k} need more than {k} {what}, got {n}: {_more(what)}, or "
+            f"precision, recall, density and coverage with k={k} need more than {k} {what}, got {n}: {_more(what)}, or "
             "lower metrics.options.k"
         )
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eval.enough import check_fid_size
+from eval.infinity import USUAL, Subsets, check_infinity_size, extrapolated, subset_sizes
 from eval.score import (
     Array,
     Floats,
@@ -133,6 +134,34 @@ def fid(
         for counts in resamples(len(features), bootstrap, seed, strata)
     ]
     return spread_score(value, Spread(first, np.array(second)))
+
+
+def fid_infinity(
+    features: Floats,
+    reference: Statistics,
+    whole: Score,
+    *,
+    subsets: Subsets = USUAL,
+    allow_few: bool = False,
+    device: str = "cpu",
+) -> Score:
+    """The Frechet distance in the limit of many samples (Chong & Forsyth 2020; `eval.infinity`).
+
+    `whole` is the `fid` of the same features [N, F].  Only the samples' bias goes: the reference's
+    stays.  Raises ValueError for too few samples unless `allow_few` (for a trial run).
+    """
+    n, size = features.shape
+    if not allow_few:
+        check_infinity_size("fid_infinity", n, size)
+    x, b = torch.from_numpy(features).to(device), _on(device, reference)
+    root = _root(b.cov)
+    influence = n * influences(_influence(x, _moments(x), b, root), subsets.strata)
+
+    def of(rows: NDArray[np.int64]) -> float:
+        return _distance(_moments(x[torch.from_numpy(rows).to(device)]), b, root)
+
+    sizes = subset_sizes(n, size, allow_few=allow_few)
+    return extrapolated(whole, of, influence, sizes, subsets)
 
 
 def diagonal_fid(

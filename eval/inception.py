@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from eval.enough import check_splits
+from eval.infinity import USUAL, Subsets, check_infinity_size, extrapolated, subset_sizes
 from eval.score import Array, Floats, Score, Spread, blocks, influences, spread_score
 
 
@@ -45,6 +46,22 @@ def inception_score(
         values.append(value)
         first[rows] = influences(derivatives, None if strata is None else strata[rows])
     return spread_score(float(np.mean(values)), Spread(first / len(values)))
+
+
+def is_infinity(logits: Floats, *, subsets: Subsets = USUAL, allow_few: bool = False) -> Score:
+    """The Inception score in the limit of many samples (Chong & Forsyth 2020; `eval.infinity`).
+
+    logits [N, K]; the score of all of a subset at once.  Raises ValueError for too few samples
+    unless `allow_few` (for a trial run).
+    """
+    n, classes = logits.shape
+    if not allow_few:
+        check_infinity_size("is_infinity", n, classes, "classes")
+    value, derivatives = _part(logits, np.arange(n))
+    first = influences(derivatives, subsets.strata)
+    sizes = subset_sizes(n, classes, allow_few=allow_few)
+    whole = spread_score(value, Spread(first))
+    return extrapolated(whole, lambda rows: _part(logits, rows)[0], n * first, sizes, subsets)
 
 
 def _part(logits: Floats, rows: NDArray[np.int64]) -> tuple[float, Array]:

@@ -55,7 +55,15 @@ from files.whole import Damaged, check_writable, file_sha256
 # The rest of configs/metrics is the extractor's.
 SCORING = ("name", "extractor", "scores", "options")
 # Scores that need no features of real images, but their statistics or less.
-OF_STATISTICS = ("is", "fid", "sfid", "diagonal_fid", "label_agreement")
+OF_STATISTICS = (
+    "is",
+    "is_infinity",
+    "fid",
+    "fid_infinity",
+    "sfid",
+    "diagonal_fid",
+    "label_agreement",
+)
 
 
 @dataclass(frozen=True)

@@ -295,7 +295,7 @@ def toy_cifar10(path: Path, per_class: int) -> None:
 
 def test_golden_folder_is_small():
     """The tests' reference tensors stay some megabytes: a clone must stay quick."""
-    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 13 * 2**20
+    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 16 * 2**20
     assert np.load(GOLDEN / "to_uint8.npz")["float_in"].shape == (64,)
 
 

@@ -50,8 +50,8 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
     # dgm-eval's nearest_k
     "dinov2": (
         "dinov2",
-        "fid precision recall",
-        {"k": 5, "bootstrap": 100, "seed": 0, **LARGE},
+        "fid fid_infinity kid precision recall density coverage",
+        {"k": 5, "ties": "out", "prdc_size": 10_000, "bootstrap": 100, "seed": 0, **LARGE},
     ),
     # no protocol of anybody's: precision and recall as Kynkaanniemi et al. (2019) have them
     "custom": (
@@ -166,6 +166,15 @@ def test_weights_are_the_files_that_downloads_fetch():
     assert (clip.model, clip.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
 
 
+# dgm-eval's figures/leaderboard.png, of ADM, ADMG and ADMG-ADMU on ImageNet at 256 x 256.
+LEADERBOARD_SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
+LEADERBOARD = {
+    "admnet_imagenet256": (203.45, 0.19, 0.8, 0.85, 0.67, 0.72),
+    "admnet_guided_imagenet256": (123.27, 0.09, 0.87, 0.84, 0.8, 0.85),
+    "admnet_guided_upsampled_imagenet256": (111.24, 0.08, 0.88, 0.84, 0.86, 0.86),
+}
+
+
 @pytest.mark.parametrize("name", REFERENCE_BATCHES)
 def test_reference_batches_and_the_published_scores(name):
     cfg = config("reference", name)
@@ -178,7 +187,11 @@ def test_reference_batches_and_the_published_scores(name):
     assert {entry.url for entry in cfg.published.values()} == urls
     for batch, entry in cfg.published.items():
         assert entry.url == f"{place}/{batch}.npz"
-        assert entry.scores == PUBLISHED.get(batch, {}) and set(entry.scores) <= set(METRICS)
+        assert entry.scores.get("adm", {}) == PUBLISHED.get(batch, {})
+        row = dict(zip(LEADERBOARD_SCORES, LEADERBOARD.get(batch, ()), strict=False))
+        assert entry.scores.get("dinov2", {}) == row
+        assert set(entry.scores) <= {"adm", "dinov2"}
+        assert all(set(scores) <= set(METRICS) for scores in entry.scores.values())
 
 
 @pytest.mark.parametrize("way", ["center_lanczos", "bicubic"])

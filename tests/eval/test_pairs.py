@@ -13,7 +13,7 @@ from eval import score as scores
 from eval.agreement import label_agreement
 from eval.frechet import fid, statistics
 from eval.inception import inception_score
-from eval.manifold import precision_recall
+from eval.manifold import prdc
 from eval.records import score
 from eval.score import Score, Spread, difference_se, influences, paired, proportion, spread_score
 from eval.table import Table, gain
@@ -58,7 +58,7 @@ def every_score(seed: int, n: int) -> dict[str, Score]:
     """One score of each kind: influences, with resamples, subsamples, proportions."""
     x, y = gaussian(n, seed=seed, shift=0.2), gaussian(300, seed=99)
     logits = np.random.default_rng(seed).normal(size=(n, 5))
-    precision, recall = precision_recall(x, y)
+    precision, recall = prdc(x, y)[:2]
     return {
         "fid": fid(x, statistics(y), bootstrap=30),
         "is": inception_score(logits),
