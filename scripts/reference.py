@@ -157,7 +157,8 @@ def main() -> None:
     check_name(name)
     if args.images.is_file() and args.images.suffix == ".npz" and is_reference(args.images):
         raise ValueError(f"{args.images} is a reference already: use it as reference.file")
-    cfg = composed("evaluate", "reference=custom", "samples=none", *args.overrides)
+    real = ("reference=custom", f"reference.images.path={args.images}")
+    cfg = composed("evaluate", *real, "samples=none", *args.overrides)
     source = reference_source(cfg)
     maker = Maker(evaluator_of(cfg).extractor, source.preprocess if source else None)
     if args.split is not None:

@@ -63,7 +63,8 @@ def test_two_commands_on_folders_of_jpegs_with_dinov2(make, command, sets, monke
     torch.save(dinov2_weights(), sets / "random.pth")
     for i, name in enumerate(("real", "fake")):
         jpegs(sets / "several" / name, 40, i, size=None)
-    metrics = ["metrics=dinov2", "metrics.weights=random.pth"]
+    few = "metrics.scores=[fid,precision,recall,density,coverage]"  # the others need more samples
+    metrics = ["metrics=dinov2", "metrics.weights=random.pth", few]
     sizes = ["reference.preprocess=bicubic", "reference.size=224"]
     out = done(make("several/real", "--out", "mine.npz", *metrics, *sizes))
     assert "mine.npz  40 images 224 x 224, 32 features of dinov2" in out
@@ -241,7 +242,9 @@ def test_adms_batches(tmp_path):
 def test_references_of_another_extractor(make, command, sets):
     done(make("real", "--out", "mine.npz", *PIXELS))
     words = ["samples=fake", "reference=stored"]
-    other = command(evaluate, *words, "reference.file=mine.npz", "metrics=digits")
+    other = command(
+        evaluate, *words, "reference.file=mine.npz", "metrics=digits", "metrics.scores=[is]"
+    )
     refused(other, "mine.npz was made with the extractor pixels")
     refused(command(evaluate, *words, *PIXELS), "reference.file is missing: give")
     refused(command(evaluate, *words, "reference.file=no.npz", *PIXELS), "no reference at no.npz")
@@ -264,7 +267,7 @@ def test_mistakes_of_the_command(make, script, sets):
         (("real", "--out", "x.npz", "--floor", "others", "--split", "3"), "give one of them"),
         (("real", "--out", "x.npz", "--split", "69"), "between 2 and 68 of the 70"),
         (("mine.npz", "--out", "x.npz"), "is a reference already"),
-        (("nowhere", "--out", "x.npz"), "no samples at nowhere"),
+        (("nowhere", "--out", "x.npz"), "no images at nowhere"),
         (("real", "--out", "x.npz", "metrics.scorse=[fid]"), "metrics.scores"),
     ):
         refused(make(*words, *PIXELS), said)
