@@ -1,6 +1,7 @@
 """Images -> features -> scores with errors -> records that compare.
 
-- `extractors`: the networks that see the images; `preprocessing`: to which size they are brought
+- `features`: what an extractor is; `extractors`: the networks that see the images, by name; `networks`:
+  how these are made of files; `classifiers`: those of the models here; `preprocessing`: sizes
 - `metrics`: FID, IS, KID, precision, recall... of features, each with its standard error
 - `scoring`: `METRICS`, all of them by name; `evaluate` computes those that a protocol asks for
 - `reference`: the real images that samples are compared with

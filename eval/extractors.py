@@ -1,183 +1,29 @@
 """Networks that turn images into the features and logits that scores are made of.
 
-Numbers from different extractors never compare.  Each one therefore has a name and a
-`digest` of its weights, and both are stored with everything computed from it.
+`extractor_named` makes them by name.  Nothing here needs Hydra, diffusers or the models of this
+repository: the classifiers of these are imported when they are asked for.
 """
 
 import hashlib
 import inspect
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from eval import networks
+from eval.features import Extracted, Extractor, Images, pictures
 from eval.networks import CLEAN_MODES, File
-from models.cifar10.networks import CifarClassifier
-from models.digits.networks import DigitsClassifier
-from models.memory import Room
 from models.weights import state_digest
 
-Images = NDArray[np.uint8]
-MODELS = Path(__file__).parents[1] / "models"
-
-
-class Extracted(NamedTuple):
-    """What an extractor saw, float32; all but the features may be lacking.
-
-    `features` [N, F] are for FID and KID, `logits` [N, K] for the Inception score, `spatial`
-    [N, S] for sFID.  `manifold` [N, M] are for precision and recall where these use other
-    features than FID does.  `text` [N, F] are features of the samples' prompts, for the CLIP score.
-    """
-
-    features: NDArray[np.float32]
-    logits: NDArray[np.float32] | None = None
-    spatial: NDArray[np.float32] | None = None
-    manifold: NDArray[np.float32] | None = None
-    text: NDArray[np.float32] | None = None
-
-
-class Extractor(ABC):
-    """Images uint8 [N, H, W, C] -> `Extracted`, `batch_size` images at a time.
-
-    `digest` identifies the weights.  `knows_labels` says that logit k is for the label k that
-    samples are made for.  Of the arguments of a subclass, those but `device` are options of
-    configs/metrics/*.yaml (see `extractor_named`).
-    """
-
-    name: str
-    batch_size = 50
-    num_features = 2048
-    knows_labels = False
-
-    def __init__(self, digest: str, device: str):
-        self.digest = digest
-        self.device = device
-        self.room = Room("use device=cpu, a device with more memory, or free some of it")
-
-    @abstractmethod
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """uint8 [B, C, H, W] on the device -> parts of `Extracted`, [B, ...] each."""
-
-    def checked(self, images: Images) -> Images:
-        """What of the images `forward` sees.  Raises ValueError for images that do not do."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
-            raise ValueError(
-                "images must be uint8 [N, H, W, C] with 1 or 3 channels, "
-                f"got {images.dtype} {list(images.shape)}"
-            )
-        if len(images) == 0:
-            raise ValueError("no images to extract features from")
-        return images
-
-    @torch.inference_mode()
-    def __call__(self, images: Images, batch_size: int | None = None) -> Extracted:
-        """Features of all images; a progress bar appears after 3 s.
-
-        The images may be a memory map, or any sequence with `shape` and `dtype` whose slices are
-        such arrays: only a batch of them is ever read into memory.
-        """
-        images = self.checked(images)
-        seen: dict[str, NDArray[np.float32]] = {}
-
-        def look(part: slice) -> None:
-            batch = torch.from_numpy(np.array(images[part])).permute(0, 3, 1, 2)
-            for key, value in self.forward(batch.to(self.device)).items():
-                if key not in seen:
-                    seen[key] = np.empty((len(images), value.shape[1]), np.float32)
-                seen[key][part] = value.float().cpu().numpy()
-
-        self._in_batches(len(images), batch_size or self.batch_size, look, "features")
-        return Extracted(**seen)
-
-    def _in_batches(self, n: int, wanted: int, work: Callable[[slice], None], what: str) -> None:
-        """Do the work on n things in batches that fit into the memory, with a progress bar."""
-        label = f"{self.name} {what}"
-        with tqdm(total=n, desc=label, unit_scale=True, delay=3, leave=False) as bar:
-
-            def counted(part: slice) -> int:
-                work(part)
-                return part.stop - part.start
-
-            for count in self.room.batches(n, wanted, counted, self.device):
-                bar.update(count)
-
-
-class ClassifierExtractor(Extractor):
-    """The classifier of a small model that is trained here: 64 features, 10 logits.
-
-    Takes uint8 [N, size, size, channels].  Raises FileNotFoundError without its weights, ValueError
-    for any other images.
-    """
-
-    batch_size = 500
-    num_features = 64
-    knows_labels = True
-    network: type[nn.Module]
-    size: int
-
-    def __init__(self, weights: File = None, device: str = "cpu"):
-        path = Path(weights or MODELS / self.name / "classifier.safetensors")
-        remedy = f"make it with `python -m scripts.train model={self.name} what=classifier`"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing: {remedy}")
-        net = self.network()
-        try:
-            net.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError):
-            raise ValueError(
-                f"{path} does not hold the {self.name} classifier or is damaged: {remedy}"
-            ) from None
-        self.net = net.eval().to(device)
-        super().__init__(state_digest(self.net.state_dict()), device)
-
-    def checked(self, images: Images) -> Images:
-        images = super().checked(images)
-        if images.shape[1:3] != (self.size, self.size):
-            raise ValueError(
-                f"{self.name} features need {self.size} x {self.size} images, "
-                f"got {images.shape[1:]}"
-            )
-        return images
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        features, logits = self.net(x.float() / 127.5 - 1)
-        return {"features": features, "logits": logits}
-
-
-class DigitsExtractor(ClassifierExtractor):
-    """The embedded digits classifier.
-
-    Takes uint8 [N, 28, 28, 1], or the same grey image in three channels.
-    """
-
-    name, network, size = "digits", DigitsClassifier, 28
-
-    def checked(self, images: Images) -> Images:
-        images = np.asarray(super().checked(images))
-        if images.shape[3] == 3 and not (images == images[..., :1]).all():
-            raise ValueError("digits features need grey images, got colours")
-        return images[..., :1]
-
-
-class CifarExtractor(ClassifierExtractor):
-    """The CIFAR-10 classifier.  Takes uint8 [N, 32, 32, 3], or grey images of that size."""
-
-    name, network, size = "cifar10", CifarClassifier, 32
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return super().forward(x.expand(-1, 3, -1, -1))
+__all__ = ["Extracted", "Extractor", "Images"]  # of eval.features, for those who look here
 
 
 class PixelExtractor(Extractor):
@@ -280,7 +126,7 @@ class CleanExtractor(Extractor):
         super().__init__(state_digest(self.net.state_dict()), device)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        resized = np.stack([self.resize(picture) for picture in _pictures(x)])
+        resized = np.stack([self.resize(picture) for picture in pictures(x)])
         x = torch.from_numpy(resized).permute(0, 3, 1, 2).float().to(self.device)
         if self.name == "legacy_pytorch":
             return {"features": self.net(x / 255)[0].flatten(1)}
@@ -315,7 +161,7 @@ class ClipExtractor(Extractor):
         super().__init__(state_digest(self.net.state_dict()), device)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        prepared = torch.stack([self.prepare(Image.fromarray(picture)) for picture in _pictures(x)])
+        prepared = torch.stack([self.prepare(Image.fromarray(picture)) for picture in pictures(x)])
         return {"features": self.net.encode_image(prepared.to(self.device), normalize=True)}
 
     @torch.inference_mode()
@@ -331,9 +177,16 @@ class ClipExtractor(Extractor):
         return np.concatenate(parts)
 
 
+def _classifier(name: str, weights: File = None, device: str = "cpu") -> Extractor:
+    """The classifier of a model of this repository, which the wheel is without."""
+    from eval.classifiers import CLASSIFIERS
+
+    return CLASSIFIERS[name](weights, device)
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
-    "digits": DigitsExtractor,
-    "cifar10": CifarExtractor,
+    "digits": partial(_classifier, "digits"),
+    "cifar10": partial(_classifier, "cifar10"),
     "pixels": PixelExtractor,
     "inception": InceptionExtractor,
     "torch_fidelity": TorchFidelityExtractor,
@@ -360,8 +213,3 @@ def extractor_named(name: str, device: str = "cpu", **options: Any) -> Extractor
 
 def _parameters(extractor: Callable[..., Extractor]) -> set[str]:
     return set(inspect.signature(extractor).parameters) - {"device"}
-
-
-def _pictures(x: Tensor) -> NDArray[np.uint8]:
-    """uint8 [B, H, W, 3] of images [B, C, H, W], which may be grey."""
-    return np.asarray(x.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).cpu().numpy())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.extractors import Extractor, Images
+from eval.features import Extractor, Images
 from eval.frechet import Statistics, statistics
 from files.npz import read_npz
 from files.whole import reading, write_atomic

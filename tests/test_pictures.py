@@ -16,7 +16,8 @@ from PIL import Image
 
 import evaluate
 import sample
-from eval.extractors import DigitsExtractor, PixelExtractor
+from eval.classifiers import DigitsExtractor
+from eval.extractors import PixelExtractor
 from eval.preprocessing import Preprocessing
 from files import images as images_module
 from files.images import load_samples

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from test_metrics import refused
 
 from eval import networks
-from eval.extractors import DigitsExtractor, InceptionExtractor, extractor_named
+from eval.classifiers import DigitsExtractor
+from eval.extractors import InceptionExtractor, extractor_named
 from models.digits.networks import DigitsClassifier
 
 

@@ -27,10 +27,10 @@ from test_metrics import refused
 from torch.utils.data import Subset
 
 from eval import networks
+from eval.classifiers import DigitsExtractor
 from eval.extractors import (
     CLEAN_MODES,
     CleanExtractor,
-    DigitsExtractor,
     InceptionExtractor,
     TorchFidelityExtractor,
     extractor_named,
