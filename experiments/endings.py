@@ -1,10 +1,5 @@
 """How a command ends: errors that a user can mend are one line, with a remedy, and status 2."""
 
-import codecs
-import errno
-import io
-import locale
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,8 +10,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from files.whole import printable
-from models.memory import ran_out
+from eval import endings
 from sampling.options import closest
 
 
@@ -27,51 +21,16 @@ def terminated(number: int, frame: object) -> None:
 
 def reported(function: Callable[..., None], *args: Any) -> None:
     """Call, and turn the errors that a user can mend into one line."""
-    if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    _speak_utf8()
-    try:
-        function(*args)
-    except KeyboardInterrupt:
-        sys.stderr.write(
-            "\ninterrupted: finished shards are kept; run the same command to continue\n"
-        )
-        sys.exit(130)
-    except Exception as error:
-        if isinstance(error.__context__, SystemExit):  # a signal that came while a lock was held
-            raise error.__context__ from None
-        if os.environ.get("TRACEBACK"):
-            raise
-        if isinstance(error, _mendable()):
-            sys.exit(_failure(_one_line(error)))
-        if not ran_out(error):
-            raise
-        sys.exit(
-            _failure(
-                f"out of memory ({_one_line(error)}): lower batch_size, or use a device with more "
-                "memory"
-            )
-        )
-
-
-def _speak_utf8() -> None:
-    """Names and messages are UTF-8 whatever the locale says.
-
-    Where that has another encoding, the command starts again in Python's UTF-8 mode, which is for all
-    that it reads and names, too.
-    """
-    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    encoding = None if "PYTHONIOENCODING" in os.environ else "utf-8"
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what cannot be written has a substitute
-            stream.reconfigure(encoding=encoding, errors="backslashreplace")
-
-
-def _failure(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
-    return 2
+    endings.reported(
+        lambda: function(*args),
+        endings.Ending(
+            interrupted="finished shards are kept; run the same command to continue",
+            less="lower batch_size",
+            place="out=DIR",
+            mendable=_mendable,
+            words=_one_line,
+        ),
+    )
 
 
 def _mendable() -> tuple[type[Exception], ...]:
@@ -93,17 +52,8 @@ def _one_line(error: BaseException) -> str:
         guess = closest(name, error.options)
         more = f"; did you mean {group}={guess}?" if guess else ""
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
-    text = printable(" ".join(str(error).split()))
-    if isinstance(error, HydraException | OmegaConfBaseException):
-        return _mended(text)
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        text += "; free some space and run the same command to continue"
-    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        text += "; choose another out=DIR that you may write to"
-    elif code in (errno.EEXIST, errno.ENOTDIR):
-        text += "; a file is where a folder should be, choose another out=DIR"
-    return text
+    text = endings.one_line(error)
+    return _mended(text) if isinstance(error, HydraException | OmegaConfBaseException) else text
 
 
 def _mended(text: str) -> str:
