@@ -28,11 +28,12 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from eval.evaluation import ReferenceSource, floor_digest
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.cells import Model, Settings
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
-from experiments.evaluate import Evaluator, ReferenceSource, floor_digest
+from experiments.evaluate import Evaluator
 from experiments.settings import (
     LOGGERS,
     MISSING,
