@@ -15,25 +15,15 @@ and the command ends with PASS, or with FAIL and exit status 1, or says why ther
 """
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from eval.gate import gate
-from eval.records import Record, score
-from eval.scoring import METRICS
-from experiments.config import (
-    Config,
-    changed_option,
-    evaluator_of,
-    plain,
-    reference_with,
-    run_command,
-    tracker_of,
-)
+from eval.protocols import Judged, Spelling
+from eval.words import print_record, print_verdict
+from experiments.config import Config, evaluator_of, plain, run_command, tracker_of
 from experiments.evaluate import Subject
 from experiments.workers import first_process
-from report.words import format_score, reference_words
+
+SPELLING = Spelling("reference={}", "metrics={}", "num_samples=null")
 
 
 def main(cfg: Config) -> None:
@@ -57,57 +47,10 @@ def main(cfg: Config) -> None:
     print_record(record)
     print(f"record: {subject.out}")
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
-    obstacle = gate_obstacle(cfg, path.stem, published)
-    if obstacle:
-        print(f"protocol gate: no verdict: {obstacle}")
-    elif published:
-        passed = print_gate(record, path.stem, published["scores"])
-        sys.exit(0 if passed else 1)
-
-
-def gate_obstacle(cfg: Config, batch: str, published: Any) -> str | None:
-    """Why a published batch cannot be judged by these settings; None if it can, or is not one."""
-    home = reference_with(batch)
-    if not published:
-        return home and f"this batch is judged with reference={home}"
-    if cfg.metrics.name != "adm":
-        return "it needs metrics=adm"
-    if cfg.num_samples is not None:
-        return "it needs the whole batch, num_samples=null"
-    # Options on which scores depend, not only their errors.
-    changed = changed_option(cfg.metrics.options, "adm", ("k", "is_chunk_size"))
-    if changed:
-        return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"
-    return None if published["scores"] else f"no published score of {batch} is known here"
-
-
-def print_record(record: Record) -> None:
-    print(
-        f"{record['n']} samples, protocol {record['protocol']}, extractor {record['extractor']} "
-        f"({record['extractor_weights']}), {reference_words(record)}"
-    )
-    print(f"{'score':<28}{'samples':>18}{'real (floor)':>18}   ± is half the 95% interval")
-    for metric in record["scores"]:
-        name = f"{METRICS[metric].title} ({record['extractor']})"
-        ours = format_score(metric, score(record, metric))
-        floor = format_score(metric, score(record, metric, "floor"))
-        print(f"{name:<28}{ours:>18}{floor:>18}")
-
-
-def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool:
-    """Ours beside the published scores of that batch; whether all agree."""
-    checks = gate(record, published)
-    print(f"protocol gate: {batch} against its published scores")
-    for check in checks:
-        verdict = "pass" if check.passed else "FAIL"
-        print(
-            f"  {METRICS[check.metric].title:<12}{check.ours:10.4f}   published "
-            f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}"
-        )
-    passed = all(check.passed for check in checks)
-    remedy = "" if passed else ": do not trust scores made here before this is explained"
-    print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")
-    return passed
+    options = plain(cfg.metrics.options)
+    judged = Judged(path.stem, published, cfg.metrics.name, options, cfg.num_samples is None)
+    if not print_verdict(record, judged, SPELLING):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

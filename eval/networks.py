@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from files.fetch import fetch
-from files.places import downloads
+from files.places import IS_CLONE, downloads
 from models.weights import reason, tensors_in
 
 File = Path | str | None
@@ -44,6 +44,8 @@ class Published:
 
     @property
     def remedy(self) -> str:
+        if not IS_CLONE:
+            return f"leave metrics.weights out, and {self.url} is fetched"
         return f"`python -m scripts.download {self.name}` fetches {self.url}"
 
     def content(self, weights: File = None, program: bool = False) -> tuple[Path, bytes]:

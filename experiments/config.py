@@ -503,19 +503,3 @@ def options_of(group: str) -> list[str]:
     if group == "model":
         names |= {card.name for card in _adm_models()}
     return sorted(names)
-
-
-def reference_with(batch: str) -> str | None:
-    """The reference under configs/reference that a published sample batch belongs to, or None."""
-    for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
-        if batch in (yaml.safe_load(path.read_text(encoding="utf-8")).get("published") or {}):
-            return path.stem
-    return None
-
-
-def changed_option(options: DictConfig, protocol: str, names: Sequence[str]) -> str | None:
-    """The first of the options that is not as configs/metrics/<protocol>.yaml states it."""
-    stated = yaml.safe_load(
-        Path(CONFIGS, "metrics", f"{protocol}.yaml").read_text(encoding="utf-8")
-    )["options"]
-    return next((name for name in names if options.get(name) != stated[name]), None)

@@ -1,0 +1,138 @@
+"""`evaluate`, for use from Python: as skipped_step.evaluation.evaluate where the wheel is installed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.evaluation import Evaluation, ReferenceSource, floor_digest
+from eval.preprocessing import PREPROCESSING, Preprocessing
+from eval.protocols import protocol_named, published_reference
+from eval.records import Record, score
+from eval.score import Score
+from files.images import load_samples
+from files.npz import array_names, array_shapes
+from files.places import downloads
+from models.devices import pick_device
+
+Images = Path | str | NDArray[np.uint8]
+
+
+def evaluate(
+    samples: Images,
+    reference: Path | str,
+    protocol: str = "adm",
+    *,
+    floor: Path | str | None = None,
+    resize: str | None = None,
+    num_samples: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    device: str = "auto",
+) -> dict[str, Score]:
+    """The scores of samples by name, each with its standard error: `scores["fid"].value`, `.se`.
+
+    `samples` are uint8 [N, H, W, C] with 1 or 3 channels, or an .npz that has these as arr_0, or a
+    folder of PNG, JPEG or WebP files.  `reference` is one of guided-diffusion's batches (arr_0, and mu, sigma,
+    mu_s, sigma_s of the whole data set, which the protocol adm compares with), or an .npz or folder of
+    real images.  `protocol` is adm, torch_fidelity or clean: networks, metrics and their options as
+    guided-diffusion's evaluator, torch-fidelity and clean-fid have them.  `resize` brings samples and
+    real images to one size: "center_lanczos:256", "bicubic:256".  `num_samples` are the first so many.
+    `settings` are others than the protocol's, by name: {"k": 5, "weights": "inception.pth"}.
+
+    Weights are fetched once into $SKIPPED_STEP_DOWNLOADS or ~/.cache/skipped-step, and verified.
+    Raises FileNotFoundError for what is missing, ValueError for what does not fit: another size than
+    the reference's, too few samples, an unknown name.
+    """
+    how = Settings(protocol, floor, resize, num_samples, settings or {}, device)
+    record = evaluated(samples, reference, how)
+    scores = {name: score(record, name) for name in record["scores"]}
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are evaluated: see `evaluate`."""
+
+    protocol: str = "adm"
+    floor: Path | str | None = None
+    resize: str | None = None
+    num_samples: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+
+def evaluated(samples: Images, reference: Path | str, how: Settings) -> Record:
+    """The record of the samples; see `evaluate`."""
+    metrics = protocol_named(how.protocol, how.settings)
+    source = source_of(Path(reference), how.floor, how.resize)
+    images = _images(samples, source.preprocess)
+    n = len(images) if how.num_samples is None else how.num_samples
+    if type(n) is not int or not 1 <= n <= len(images):
+        raise ValueError(
+            f"the number of samples must be between 1 and the {len(images)} that there are, got {n!r}"
+        )
+    evaluation = Evaluation(metrics, source, pick_device(how.device))
+    evaluation.check_reference()
+    evaluation.check_size(n)
+    place = Path("memory") if isinstance(samples, np.ndarray) else Path(samples)
+    evaluation.check_images(place, images)
+    features = evaluation.extractor(evaluation.prepared(images[:n]))
+    return evaluation.scored(features, evaluation.size(images))
+
+
+def source_of(
+    path: Path, floor: Path | str | None = None, resize: str | None = None
+) -> ReferenceSource:
+    """Where the real images at `path` come from.  Raises FileNotFoundError without any."""
+    published = published_reference(path.name)
+    if not path.exists():
+        where = f"fetch it from {published[1]['url']}" if published else "give an .npz or a folder"
+        raise FileNotFoundError(f"no reference at {path}: {where}")
+    is_batch = path.suffix == ".npz" and {"mu", "sigma"} <= set(array_names(path))
+    n = None
+    if is_batch:  # of an unknown one the images at hand are all that is sure
+        shapes = array_shapes(path)
+        n = published[1]["statistics_n"] if published else shapes.get("arr_0", (0,))[0]
+    preprocess = preprocessing(resize)
+    prepare = preprocess.image if preprocess else None
+    return ReferenceSource(
+        name=published[0] if published else re.sub(r"[^\w.-]", "-", path.stem) or "reference",
+        images=lambda: load_samples(path, prepare),
+        floor=None if floor is None else lambda: load_samples(floor, prepare),
+        batch=path if is_batch else None,
+        remedy="",
+        statistics_n=n,
+        folder=downloads() / "references" if is_batch else None,
+        preprocess=preprocess,
+        floor_of=None if floor is None else floor_digest({"path": str(floor)}),
+    )
+
+
+def preprocessing(resize: str | None) -> Preprocessing | None:
+    """Of "center_lanczos:256".  Raises ValueError for anything else."""
+    if resize is None:
+        return None
+    name, _, size = resize.partition(":")
+    if name not in PREPROCESSING or not size.isdecimal() or int(size) < 1:
+        ways = " or ".join(f"{way}:256" for way in PREPROCESSING)
+        raise ValueError(
+            f"images are resized by a filter to a number of pixels, {ways}, not {resize!r}"
+        )
+    return Preprocessing(name, int(size))
+
+
+def _images(samples: Images, preprocess: Preprocessing | None) -> Any:
+    if not isinstance(samples, np.ndarray):
+        return load_samples(samples, preprocess.image if preprocess else None).images
+    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] not in (1, 3):
+        raise ValueError(
+            "samples must be uint8 [N, H, W, C] with 1 or 3 channels, got "
+            f"{samples.dtype} {list(samples.shape)}"
+        )
+    return samples
