@@ -17,13 +17,11 @@ and the command ends with PASS, or with FAIL and exit status 1, or says why ther
 import sys
 from pathlib import Path
 
-from eval.protocols import Judged, Spelling
+from eval.protocols import Judged
 from eval.words import print_record, print_verdict
 from experiments.config import Config, evaluator_of, plain, run_command, tracker_of
 from experiments.evaluate import Subject
 from experiments.workers import first_process
-
-SPELLING = Spelling("reference={}", "metrics={}", "num_samples=null")
 
 
 def main(cfg: Config) -> None:
@@ -49,7 +47,7 @@ def main(cfg: Config) -> None:
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
     options = plain(cfg.metrics.options)
     judged = Judged(path.stem, published, cfg.metrics.name, options, cfg.num_samples is None)
-    if not print_verdict(record, judged, SPELLING):
+    if not print_verdict(record, judged):
         sys.exit(1)
 
 

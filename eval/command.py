@@ -7,6 +7,7 @@ In a clone it is `python -m eval.command evaluate ...`; docs/evaluation.md says 
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,21 @@ import yaml
 
 from eval.endings import Ending, one_line, reported
 from eval.library import Settings, evaluated
-from eval.protocols import PROTOCOLS, Judged, Spelling, published_reference
+from eval.protocols import PROTOCOLS, Judged, published_reference
 from eval.records import Record, check_replaceable, save_records
 from eval.words import print_record, print_verdict
 from files.whole import check_writable
 
-SPELLING = Spelling("the batch of {} as --reference", "--protocol {}", "without --num-samples")
+# What messages call settings, which are spelled as evaluate.py has them, and what they are here.
+SPELLINGS = {
+    r"reference=custom reference\.preprocess=(\w+) reference\.size=(\d+)": r"--resize \1:\2",
+    r"\breference=(adm_\w+)": r"the batch of \1 as --reference",
+    r"\breference=custom": "--reference",
+    r"\bnum_samples=null": r"without --num-samples",
+    r"\bmetrics=(\w*)": r"--protocol \1",
+    r"\bdevice=(\w+)": r"--device \1",
+    r"\bout=(\w+)": r"--out \1",
+}
 INSTALL = "pip install 'skipped-step[evaluation]'"
 
 
@@ -37,8 +47,15 @@ def main() -> None:
     reported(lambda: _main(sys.argv[1:]), ending)
 
 
+def spelled(text: str) -> str:
+    """A message of code that is shared with evaluate.py, with settings as this command has them."""
+    for pattern, here in SPELLINGS.items():
+        text = re.sub(pattern, here, text)
+    return text
+
+
 def _words(error: BaseException) -> str:
-    text = one_line(error)
+    text = spelled(one_line(error))
     return f"{text}: {INSTALL}" if isinstance(error, ImportError) else text
 
 
@@ -128,7 +145,7 @@ def _main(words: Sequence[str]) -> None:
     if args.out:
         save_records(args.out, record)
         print(f"record: {args.out}")
-    if not print_verdict(record, _judged(args, record), SPELLING):
+    if not print_verdict(record, _judged(args, record), spelled):
         sys.exit(1)
 
 

@@ -93,11 +93,8 @@ class Provenance:
 class Evaluation:
     """One protocol (extractor, reference, metric options) applied to many sets of samples.
 
-    `metrics` is a config of configs/metrics as a plain dictionary; `resizing` is how a user brings
-    samples and real images to one size, {} pixels.
+    `metrics` is a config of configs/metrics as a plain dictionary.
     """
-
-    resizing = "bring both to one (--resize center_lanczos:{})"
 
     def __init__(
         self, metrics: Mapping[str, Any], source: ReferenceSource | None, device: torch.device
@@ -235,8 +232,9 @@ class Evaluation:
         if there and here != there:
             raise ValueError(
                 f"the samples in {path} are {here} pixels, the reference's images {there}: "
-                "no protocol compares these; give images of one size, or "
-                f"{self.resizing.format(here.partition(' ')[0])}"
+                "no protocol compares these; give images of one size, or bring both to one "
+                "(reference=custom reference.preprocess=center_lanczos "
+                f"reference.size={here.partition(' ')[0]})"
             )
 
     def size(self, images: Any) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -80,14 +80,6 @@ def changed_option(options: Mapping[str, Any], protocol: str, names: Sequence[st
     return next((name for name in names if options.get(name) != ours[name]), None)
 
 
-class Spelling(NamedTuple):
-    """How a command's settings are written: another reference {}, a protocol {}, all samples."""
-
-    reference: str
-    protocol: str
-    whole: str
-
-
 @dataclass(frozen=True)
 class Judged:
     """A sample batch before the gate: its name, what is `published` of it, and how it was scored."""
@@ -98,15 +90,15 @@ class Judged:
     options: Mapping[str, Any]
     whole: bool
 
-    def obstacle(self, spelling: Spelling) -> str | None:
+    def obstacle(self) -> str | None:
         """Why there is no verdict on a published batch; None if there is one, or it is none."""
         if not self.published:
             home = reference_with(self.batch)
-            return home and f"this batch is judged with {spelling.reference.format(home)}"
+            return home and f"this batch is judged with reference={home}"
         if self.protocol != "adm":
-            return f"it needs {spelling.protocol.format('adm')}"
+            return "it needs metrics=adm"
         if not self.whole:
-            return f"it needs the whole batch, {spelling.whole}"
+            return "it needs the whole batch, num_samples=null"
         # Options on which scores depend, not only their errors.
         if changed := changed_option(self.options, "adm", ("k", "is_chunk_size")):
             return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"

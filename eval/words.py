@@ -1,11 +1,11 @@
 """Scores and verdicts in words, as commands print them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from eval.gate import gate
-from eval.protocols import Judged, Spelling
+from eval.protocols import Judged
 from eval.records import Record, score
 from eval.score import Score
 from eval.scoring import METRICS
@@ -54,11 +54,14 @@ def print_record(record: Record) -> None:
         print(f"{name:<28}{ours:>18}{floor:>18}")
 
 
-def print_verdict(record: Record, judged: Judged, spelling: Spelling) -> bool:
-    """What the gate says of a published batch, or why it says nothing; False if that is FAIL."""
-    obstacle = judged.obstacle(spelling)
+def print_verdict(record: Record, judged: Judged, spelled: Callable[[str], str] = str) -> bool:
+    """What the gate says of a published batch, or why it says nothing; False if that is FAIL.
+
+    `spelled` says how the command at hand writes what evaluate.py calls metrics=adm.
+    """
+    obstacle = judged.obstacle()
     if obstacle:
-        print(f"protocol gate: no verdict: {obstacle}")
+        print(f"protocol gate: no verdict: {spelled(obstacle)}")
     if obstacle or not judged.published:
         return True
     return print_gate(record, judged.batch, judged.published["scores"])

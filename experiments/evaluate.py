@@ -61,11 +61,6 @@ class Evaluator(Evaluation):
     Each leaves a record in a file; under torchrun the processes share the images.
     """
 
-    resizing = (
-        "let reference=custom bring both to one (reference.preprocess=center_lanczos "
-        "reference.size={})"
-    )
-
     def record(self, subject: Subject) -> Record:
         """Evaluate the samples and store the record.
 
