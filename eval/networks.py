@@ -45,7 +45,7 @@ class Published:
     @property
     def remedy(self) -> str:
         if not IS_CLONE:
-            return f"leave metrics.weights out, and {self.url} is fetched"
+            return f"without metrics.weights {self.url} is fetched"
         return f"`python -m scripts.download {self.name}` fetches {self.url}"
 
     def content(self, weights: File = None, program: bool = False) -> tuple[Path, bytes]:
