@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "or with FAIL and exit status 1, or says why there is no verdict.",
     )
     options: dict[str, dict[str, Any]] = {
-        "samples": {"type": Path, "help": "an .npz with arr_0, or a folder of images"},
+        "samples": {"type": Path, "help": "an .npz with arr_0, or a folder or zip of images"},
         "settings": {
             "nargs": "*",
             "metavar": "NAME=VALUE",
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "--reference": {
             "type": Path,
             "required": True,
-            "help": "a reference batch of guided-diffusion, or an .npz or a folder of real images",
+            "help": "a reference batch of guided-diffusion, or an .npz, folder or zip of real images",
         },
         "--protocol": {"default": "adm", "help": f"{', '.join(PROTOCOLS)} (default: adm)"},
         "--floor": {

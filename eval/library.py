@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from eval.preprocessing import PREPROCESSING, Preprocessing
 from eval.protocols import protocol_named, published_reference
 from eval.records import Record, score
 from eval.score import Score
-from files.images import load_samples
+from files.images import Samples, load_samples
 from files.npz import array_names, array_shapes
 from files.places import downloads
+from files.zips import pictures_of
 from models.devices import pick_device
 
 Images = Path | str | NDArray[np.uint8]
+Load = Callable[[Path | str, Preprocessing | None], Samples]
 
 
 def evaluate(
@@ -38,9 +41,9 @@ def evaluate(
     """The scores of samples by name, each with its standard error: `scores["fid"].value`, `.se`.
 
     `samples` are uint8 [N, H, W, C] with 1 or 3 channels, or an .npz that has these as arr_0, or a
-    folder of PNG, JPEG or WebP files.  `reference` is one of guided-diffusion's batches (arr_0, and mu, sigma,
-    mu_s, sigma_s of the whole data set, which the protocol adm compares with), or an .npz or folder of
-    real images.  `protocol` is adm, torch_fidelity or clean: networks, metrics and their options as
+    folder or zip of PNG, JPEG or WebP files.  `reference` is one of guided-diffusion's batches (arr_0, and mu, sigma,
+    mu_s, sigma_s of the whole data set, which the protocol adm compares with), or an .npz, folder
+    or zip of real images.  `protocol` is adm, torch_fidelity or clean: networks, metrics and their options as
     guided-diffusion's evaluator, torch-fidelity and clean-fid have them.  `resize` brings samples and
     real images to one size: "center_lanczos:256", "bicubic:256".  `num_samples` are the first so many.
     `settings` are others than the protocol's, by name: {"k": 5, "weights": "inception.pth"}.
@@ -70,41 +73,55 @@ class Settings:
 def evaluated(samples: Images, reference: Path | str, how: Settings) -> Record:
     """The record of the samples; see `evaluate`."""
     metrics = protocol_named(how.protocol, how.settings)
-    source = source_of(Path(reference), how.floor, how.resize)
-    images = _images(samples, source.preprocess)
-    n = len(images) if how.num_samples is None else how.num_samples
-    if type(n) is not int or not 1 <= n <= len(images):
-        raise ValueError(
-            f"the number of samples must be between 1 and the {len(images)} that there are, got {n!r}"
-        )
-    evaluation = Evaluation(metrics, source, pick_device(how.device))
-    evaluation.check_reference()
-    evaluation.check_size(n)
-    place = Path("memory") if isinstance(samples, np.ndarray) else Path(samples)
-    evaluation.check_images(place, images)
-    features = evaluation.extractor(evaluation.prepared(images[:n]))
-    return evaluation.scored(features, evaluation.size(images))
+    with ExitStack() as opened:
+
+        def load(path: Path | str, preprocess: Preprocessing | None) -> Samples:
+            place = opened.enter_context(pictures_of(Path(path)))
+            return load_samples(place, preprocess.image if preprocess else None)
+
+        source = source_of(Path(reference), load, how.floor, how.resize)
+        if isinstance(samples, np.ndarray):
+            images: Any = _checked(samples)
+        else:
+            images = load(samples, source.preprocess).images
+        n = len(images) if how.num_samples is None else how.num_samples
+        if type(n) is not int or not 1 <= n <= len(images):
+            raise ValueError(
+                f"the number of samples must be between 1 and the {len(images)} that there are, "
+                f"got {n!r}"
+            )
+        evaluation = Evaluation(metrics, source, pick_device(how.device))
+        evaluation.check_reference()
+        evaluation.check_size(n)
+        place = "memory" if isinstance(samples, np.ndarray) else str(samples)
+        evaluation.check_images(Path(place), images)
+        features = evaluation.extractor(evaluation.prepared(images[:n]))
+        return evaluation.scored(features, evaluation.size(images))
 
 
 def source_of(
-    path: Path, floor: Path | str | None = None, resize: str | None = None
+    path: Path, load: Load, floor: Path | str | None = None, resize: str | None = None
 ) -> ReferenceSource:
-    """Where the real images at `path` come from.  Raises FileNotFoundError without any."""
+    """Where the real images at `path`, and those of the floor, come from, which `load` reads.
+
+    Raises FileNotFoundError without any.
+    """
     published = published_reference(path.name)
     if not path.exists():
         where = f"fetch it from {published[1]['url']}" if published else "give an .npz or a folder"
         raise FileNotFoundError(f"no reference at {path}: {where}")
+    if floor is not None and not Path(floor).exists():
+        raise FileNotFoundError(f"no floor at {floor}: give an .npz or a folder of real images")
     is_batch = path.suffix == ".npz" and {"mu", "sigma"} <= set(array_names(path))
     n = None
     if is_batch:  # of an unknown one the images at hand are all that is sure
         shapes = array_shapes(path)
         n = published[1]["statistics_n"] if published else shapes.get("arr_0", (0,))[0]
     preprocess = preprocessing(resize)
-    prepare = preprocess.image if preprocess else None
     return ReferenceSource(
         name=published[0] if published else re.sub(r"[^\w.-]", "-", path.stem) or "reference",
-        images=lambda: load_samples(path, prepare),
-        floor=None if floor is None else lambda: load_samples(floor, prepare),
+        images=lambda: load(path, preprocess),
+        floor=None if floor is None else lambda: load(floor, preprocess),
         batch=path if is_batch else None,
         remedy="",
         statistics_n=n,
@@ -127,12 +144,10 @@ def preprocessing(resize: str | None) -> Preprocessing | None:
     return Preprocessing(name, int(size))
 
 
-def _images(samples: Images, preprocess: Preprocessing | None) -> Any:
-    if not isinstance(samples, np.ndarray):
-        return load_samples(samples, preprocess.image if preprocess else None).images
-    if samples.dtype != np.uint8 or samples.ndim != 4 or samples.shape[3] not in (1, 3):
+def _checked(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise ValueError(
             "samples must be uint8 [N, H, W, C] with 1 or 3 channels, got "
-            f"{samples.dtype} {list(samples.shape)}"
+            f"{images.dtype} {list(images.shape)}"
         )
-    return samples
+    return images

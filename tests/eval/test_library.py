@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -94,6 +95,11 @@ def test_folders_of_pictures_of_several_sizes(skipped_step, tmp_path):
     assert "both at 8 pixels by bicubic" in out and "record: r.json" in out
     record = load_records(tmp_path / "r.json")
     assert record["preprocess"] == {"name": "bicubic", "size": 8} and record["n"] == 30
+    # A zip is its folder.
+    shutil.make_archive("photos", "zip", "photos")
+    zipped = [*words[:-1], "photos.zip", "--floor", "photos.zip", "--resize", "bicubic:8"]
+    done(skipped_step(*zipped, "--out", "z.json"))
+    assert load_records(tmp_path / "z.json")["scores"] == record["scores"]
 
 
 def test_remedies_work_as_they_are_typed(skipped_step, tmp_path):
@@ -118,6 +124,7 @@ def test_what_does_not_fit_is_refused(skipped_step, tmp_path):
     raises("between 1 and the 60", evaluate, "fake.npz", "real.npz", **how | {"num_samples": 0})
     raises("unknown protocol 'fid'", evaluate, "fake.npz", "real.npz", "fid")
     raises("device=gpu is not", evaluate, "fake.npz", "real.npz", settings=PIXELS, device="gpu")
+    refused(skipped_step("fake.npz", "--reference", "real.npz", "--floor", "no"), "no floor at no")
     (tmp_path / "mine.json").write_text('"notes"')
     words = ["fake.npz", *WORDS, FEW, "--reference", "real.npz", "--out"]
     refused(skipped_step(*words, "mine.json"), "is no record of scores")
