@@ -23,7 +23,7 @@ LEFT_OUT = {
     "skipped_step.evaluation": {"classifiers", "sheets", "table", "vbench"},
     "skipped_step.files": {"media", "prompts", "videos"},
 }
-KEPT = {"skipped_step.models": {"__init__", "devices", "memory", "weights"}}
+KEPT = {"skipped_step.models": {"__init__", "devices", "hub", "imports", "memory", "weights"}}
 
 
 def rewritten(source: str) -> str:

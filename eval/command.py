@@ -7,16 +7,16 @@ In a clone it is `python -m eval.command evaluate ...`; docs/evaluation.md says 
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from eval.endings import Ending, one_line, reported
-from eval.library import Settings, evaluated
+from eval.library import Settings, evaluated, spelled
 from eval.protocols import PROTOCOLS, Judged, published_reference
 from eval.records import Record, check_replaceable, save_records
 from eval.words import print_record, print_verdict
@@ -47,15 +47,8 @@ def main() -> None:
     reported(lambda: _main(sys.argv[1:]), ending)
 
 
-def spelled(text: str) -> str:
-    """A message of code that is shared with evaluate.py, with settings as this command has them."""
-    for pattern, here in SPELLINGS.items():
-        text = re.sub(pattern, here, text)
-    return text
-
-
 def _words(error: BaseException) -> str:
-    text = spelled(one_line(error))
+    text = spelled(one_line(error), SPELLINGS)
     return f"{text}: {INSTALL}" if isinstance(error, ImportError) else text
 
 
@@ -145,7 +138,7 @@ def _main(words: Sequence[str]) -> None:
     if args.out:
         save_records(args.out, record)
         print(f"record: {args.out}")
-    if not print_verdict(record, _judged(args, record), spelled):
+    if not print_verdict(record, _judged(args, record), partial(spelled, spellings=SPELLINGS)):
         sys.exit(1)
 
 

@@ -53,9 +53,29 @@ def evaluate(
     the reference's, too few samples, an unknown name.
     """
     how = Settings(protocol, floor, resize, num_samples, settings or {}, device)
-    record = evaluated(samples, reference, how)
+    try:
+        record = evaluated(samples, reference, how)
+    except ValueError as error:
+        error.args = (spelled(str(error), SPELLINGS),)
+        raise
     scores = {name: score(record, name) for name in record["scores"]}
     return {name: value for name, value in scores.items() if value is not None}
+
+
+# Messages of code that is shared with evaluate.py call settings as that does: what they are in Python.
+SPELLINGS = {
+    r"reference=custom reference\.preprocess=(\w+) reference\.size=(\d+)": r'resize="\1:\2"',
+    r"\bset metrics\.options\.(\w+)=true": r'give settings={"\1": True}',
+    r"\bmetrics=(\w+)": r'protocol="\1"',
+    r"\bdevice=(\w+)": r'device="\1"',
+}
+
+
+def spelled(text: str, spellings: Mapping[str, str]) -> str:
+    """A message with settings as they are given here: pattern -> replacement."""
+    for pattern, here in spellings.items():
+        text = re.sub(pattern, here, text)
+    return text
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -116,6 +117,21 @@ def test_remedies_work_as_they_are_typed(skipped_step, tmp_path):
     done(skipped_step(*words, "large.npz", remedy, *resize.split()))
 
 
+def test_remedies_in_python_work_as_they_are_typed(tmp_path):
+    np.savez(tmp_path / "large.npz", arr_0=images(60, 3, size=8))
+    given: dict = {"settings": {k: v for k, v in PIXELS.items() if k != "allow_few"}}
+    with pytest.raises(ValueError, match="or, for a trial run, give") as few:
+        evaluate("large.npz", "large.npz", **given)
+    remedy = ast.literal_eval(re.search(r"settings=(\{.*?\})", str(few.value))[1])
+    given["settings"] |= remedy
+    assert evaluate("large.npz", "large.npz", **given)["precision"].value == 1
+    with pytest.raises(ValueError, match="bring both to one") as sizes:
+        evaluate("fake.npz", "large.npz", **given)
+    resize = re.search(r'resize="(.*?)"', str(sizes.value))[1]
+    assert resize == "center_lanczos:4"
+    evaluate("fake.npz", "large.npz", resize=resize, **given)
+
+
 def test_what_does_not_fit_is_refused(skipped_step, tmp_path):
     raises(r"uint8 \[N, H, W, C\]", evaluate, images(60, 0)[..., 0], "real.npz")
     raises(r"uint8 \[N, H, W, C\]", evaluate, images(60, 0) / 255, "real.npz")
@@ -123,7 +139,7 @@ def test_what_does_not_fit_is_refused(skipped_step, tmp_path):
     raises("between 1 and the 60", evaluate, "fake.npz", "real.npz", **how)
     raises("between 1 and the 60", evaluate, "fake.npz", "real.npz", **how | {"num_samples": 0})
     raises("unknown protocol 'fid'", evaluate, "fake.npz", "real.npz", "fid")
-    raises("device=gpu is not", evaluate, "fake.npz", "real.npz", settings=PIXELS, device="gpu")
+    raises('device="gpu" is not', evaluate, "fake.npz", "real.npz", settings=PIXELS, device="gpu")
     refused(skipped_step("fake.npz", "--reference", "real.npz", "--floor", "no"), "no floor at no")
     (tmp_path / "mine.json").write_text('"notes"')
     words = ["fake.npz", *WORDS, FEW, "--reference", "real.npz", "--out"]
