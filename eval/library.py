@@ -32,7 +32,6 @@ def evaluate(
     reference: Path | str,
     protocol: str = "adm",
     *,
-    floor: Path | str | None = None,
     resize: str | None = None,
     num_samples: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -41,18 +40,20 @@ def evaluate(
     """The scores of samples by name, each with its standard error: `scores["fid"].value`, `.se`.
 
     `samples` are uint8 [N, H, W, C] with 1 or 3 channels, or an .npz that has these as arr_0, or a
-    folder or zip of PNG, JPEG or WebP files.  `reference` is one of guided-diffusion's batches (arr_0, and mu, sigma,
-    mu_s, sigma_s of the whole data set, which the protocol adm compares with), or an .npz, folder
-    or zip of real images.  `protocol` is adm, torch_fidelity or clean: networks, metrics and their options as
-    guided-diffusion's evaluator, torch-fidelity and clean-fid have them.  `resize` brings samples and
-    real images to one size: "center_lanczos:256", "bicubic:256".  `num_samples` are the first so many.
-    `settings` are others than the protocol's, by name: {"k": 5, "weights": "inception.pth"}.
+    folder or zip of PNG, JPEG or WebP files.  `reference` is one of guided-diffusion's batches (arr_0,
+    and mu, sigma, mu_s, sigma_s of the whole data set, which the protocol adm compares with), or an
+    .npz, folder or zip of real images.  `protocol` is one of `eval.protocols.PROTOCOLS`: networks,
+    metrics and their options as guided-diffusion's evaluator (adm), torch-fidelity, clean-fid or
+    dgm-eval (dinov2) have them.  `resize` brings samples and real images to one size:
+    "center_lanczos:256", "bicubic:256".  `num_samples` are the first so many.  `settings` are others
+    than the protocol's, by name: {"k": 5, "weights": "inception.pth"}.  `device` is that of the network;
+    TF32, which rounds convolutions, is off in this process afterwards.
 
     Weights are fetched once into $SKIPPED_STEP_DOWNLOADS or ~/.cache/skipped-step, and verified.
     Raises FileNotFoundError for what is missing, ValueError for what does not fit: another size than
     the reference's, too few samples, an unknown name.
     """
-    how = Settings(protocol, floor, resize, num_samples, settings or {}, device)
+    how = Settings(protocol, None, resize, num_samples, settings or {}, device)
     try:
         record = evaluated(samples, reference, how)
     except ValueError as error:
@@ -80,7 +81,7 @@ def spelled(text: str, spellings: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """How samples are evaluated: see `evaluate`."""
+    """How samples are evaluated: see `evaluate`.  `floor` are more real images, for the real-vs-real floor."""
 
     protocol: str = "adm"
     floor: Path | str | None = None

@@ -67,7 +67,7 @@ def skipped_step(monkeypatch, capsys):
 
 
 def test_arrays_and_files_and_the_clones_command_give_the_same(command, skipped_step, tmp_path):
-    scores = evaluate(images(60, 0), "real.npz", settings=PIXELS, floor="more.npz")
+    scores = evaluate(images(60, 0), "real.npz", settings=PIXELS)
     assert list(scores) == PIXELS["scores"] and all(s.se > 0 for s in scores.values())
     of_file = evaluate("fake.npz", "real.npz", settings=PIXELS)
     done(skipped_step("fake.npz", *WORDS, FEW, "--reference", "real.npz", "--out", "ours.json",
