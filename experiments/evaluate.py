@@ -136,6 +136,7 @@ class Evaluator(Evaluation):
     def _scored(self, subject: Subject, extracted: Extracted, samples: Samples, n: int) -> Record:
         manifest = subject.manifest
         labels = None if samples.labels is None else samples.labels[:n]
+        extracted = extracted._replace(text=self._text(subject, labels, n))
         known = Provenance(
             labels=labels,
             balanced=manifest is not None and manifest["config"]["label"] == "balanced",
@@ -144,7 +145,6 @@ class Evaluator(Evaluation):
             cell=manifest and origin(manifest),
             run=_run(manifest),
         )
-        extracted = extracted._replace(text=self._text(subject, labels, n))
         return self.scored(extracted, self.size(samples.images), known)
 
     def _agrees(self, subject: Subject) -> bool:
