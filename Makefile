@@ -12,7 +12,7 @@ SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
 OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test drill smoke download coco table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
+.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -71,6 +71,9 @@ download: .venv/installed ## fetch MODEL's checkpoint, reference batch and Incep
 coco: .venv/installed ## MS-COCO's 30,000 captions and reference images for Table 3 (7 GB to fetch)
 	$(PY) -m scripts.prepare_coco captions
 	$(PY) -m scripts.prepare_coco images
+
+reference: .venv/installed ## a reference of your real images: ARGS='DIR --out mine.npz metrics=dinov2'
+	$(PY) -m scripts.reference $(ARGS)
 
 table1: .venv/installed ## the paper's Table 1: ADM on ImageNet, or MODEL=digits (2 minutes on two cores)
 	$(PY) reproduce.py experiment=table1$(OWN) $(OF_MODEL) $(ARGS)

@@ -1,55 +1,104 @@
 """Score samples against a reference.
 
     python evaluate.py samples=runs/mix reference=digits
+    python evaluate.py samples=runs/mix reference=digits metrics.scores=[kid,is] num_samples=400
+    python evaluate.py samples=runs/mix metrics=pixels reference.images=runs/mix/samples.npz
 
 Works on a run's folder, any .npz with arr_0, or a folder of PNG, JPEG or WebP files; how well images fit their
-prompts is scored by metrics=clip reference=none.  Writes a JSON record
-and prints it with the real-vs-real floor, which is what a perfect sampler would score.  Under
+prompts is scored by metrics=clip reference=none.  Writes a JSON record and prints it with the real-vs-real floor,
+which is what a perfect sampler would score.  against=FOLDER scores a second set, too, and prints the difference
+with its own interval: samples of the same seed and labels are paired.  Under
 torchrun the processes share the images.
 
 The protocol gate: a sample batch that ADM's authors published is scored as they do, or not,
 
     python evaluate.py samples=downloads/admnet_imagenet256.npz reference=adm_imagenet256 metrics=adm
 
-and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.
+and the command ends with PASS, or with FAIL and exit status 1, or says why there is no verdict.  With
+metrics=dinov2 it is compared with what dgm-eval's authors published.
 """
+
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("evaluate", __doc__)
 
 import sys
 from pathlib import Path
 
 from eval.protocols import Judged
-from eval.words import print_record, print_verdict
+from eval.records import Record, score
+from eval.score import paired
+from eval.scoring import METRICS, Options
+from eval.table import gain
+from eval.words import decimals, print_record, print_verdict
 from experiments.config import Config, evaluator_of, plain, run_command, tracker_of
 from experiments.evaluate import Subject
 from experiments.workers import first_process
 
 
 def main(cfg: Config) -> None:
-    path = Path(cfg.samples)
     if cfg.labels not in ("auto", "off"):
         raise ValueError(f"unknown labels {cfg.labels!r}: choose auto or off")
+    path = Path(cfg.samples)
     tracker = tracker_of(cfg, path.parent.name)
-    beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
-    subject = Subject(
-        path,
-        out=Path(cfg.out or f"{beside}-{cfg.metrics.name}.json"),
-        num_samples=cfg.num_samples,
-        use_labels=cfg.labels == "auto",
-        prompts=cfg.prompts and Path(cfg.prompts),
-    )
-    record = evaluator_of(cfg).record(subject)
+    subject = subject_of(cfg, path, cfg.out)
+    evaluator = evaluator_of(cfg)
+    second = cfg.against and subject_of(cfg, Path(cfg.against), None)
+    record = evaluator.record(subject)
+    other = evaluator.record(second) if second else None
     if not first_process():
         return
     if record["cell"]:
         tracker.evaluated(record)
     print_record(record)
     print(f"record: {subject.out}")
+    if other:
+        print_record(other)
+        print_differences(record, other)
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
-    options = plain(cfg.metrics.options)
+    options = Options.of(plain(cfg.metrics.options))
     judged = Judged(path.stem, published, cfg.metrics.name, options, cfg.num_samples is None)
     if not print_verdict(record, judged):
         sys.exit(1)
 
 
+def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
+    """The samples at a path, and where their record goes: `out`, or beside them."""
+    beside = path / "evaluation" if path.is_dir() else path.with_suffix(".evaluation")
+    return Subject(
+        path,
+        out=Path(out or f"{beside}-{cfg.metrics.name}.json"),
+        num_samples=cfg.num_samples,
+        use_labels=cfg.labels == "auto",
+        prompts=cfg.prompts and Path(cfg.prompts),
+    )
+
+
+def print_differences(record: Record, other: Record) -> None:
+    """By how much the first set of samples is better than the second, and whether that is real.
+
+    Raises ValueError for sets of different sizes, on which scores depend.
+    """
+    sizes = record["n"], other["n"]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{sizes[0]} samples do not compare with {sizes[1]}: set num_samples={min(sizes)}"
+        )
+    both = [
+        (metric, ours, theirs)
+        for metric in record["scores"]
+        if (ours := score(record, metric)) and (theirs := score(other, metric))
+    ]
+    shared = all(paired(ours, theirs) for _, ours, theirs in both)
+    how = "paired: both are made from the same noise" if shared else "as if independent"
+    print(f"difference, positive where the first is better ({how})")
+    for metric, ours, theirs in both:
+        difference = gain(metric, ours, theirs)
+        places = decimals(metric)
+        words = f"{difference.value:+.{places}f} ± {difference.half:.{places}f}"
+        print(f"{METRICS[metric].title:<28}{words:>18}   {difference.words} the second")
+
+
 if __name__ == "__main__":
-    run_command(main, "evaluate")
+    run_command(main, "evaluate")  # as @hydra.main, by which the shell knows what it can complete

@@ -1,7 +1,8 @@
 """Regenerate a table or figure of the paper.
 
     python reproduce.py experiment=table1_small          # on digits, minutes on two cores
-    python reproduce.py experiment=table1 dry=true
+    python reproduce.py experiment=table1_small dry=true # what it would do and cost
+    python reproduce.py experiment=compare model=digits samplers=[ddim,mix,dpmpp] steps=[10,25] num_samples=500
 
 Samples what is missing, evaluates what is missing, and renders Markdown, CSV, LaTeX and PNG
 into out=DIR (default results/<model>/<experiment>), the paper's numbers beside ours where the
@@ -10,9 +11,16 @@ and what it would cost.  Under torchrun or srun the processes share the work; do
 how several commands share it.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("reproduce", __doc__)
+
 from experiments.config import Config, run_command
 from experiments.dry_run import dry_run
 from experiments.experiment import perform, stored_results
+from files.places import ROOT
+from report.paper import Paper
 from report.render import render
 
 
@@ -21,6 +29,8 @@ def main(cfg: Config) -> None:
         for line in dry_run(cfg):
             print(line, flush=True)
         return
+    if cfg.experiment.get("paper"):
+        Paper.load(ROOT / cfg.experiment.paper)  # refused now rather than after all sampling
     results = stored_results(cfg) if cfg.render_only else perform(cfg)
     if results is not None:
         print(render(*results))
@@ -28,4 +38,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, "reproduce")
+    run_command(main, "reproduce")  # as @hydra.main, by which the shell knows what it can complete

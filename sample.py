@@ -1,18 +1,25 @@
 """Sample a pretrained diffusion model.
 
     python sample.py model=digits sampler=mix steps=50 num_samples=500 out=runs/mix
+    python sample.py model=digits sampler=dpmpp spacing=log_snr steps=10 label=7 format=png
+    python sample.py -m sampler=ddim,mix steps=10,25     # all combinations, one after the other
 
 Writes samples.npz, grid.png and manifest.json into out=DIR (default: under runs/).  Running
 the same command again continues, or does nothing when all is there.  Under torchrun or srun the
 processes share the shards.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("sample", __doc__)
+
 from pathlib import Path
 
 from experiments.cells import Model
 from experiments.config import Config, load_backbone, plain, run_command, settings_of, tracker_of
 from experiments.generate import generate_all
-from experiments.workers import first_process, share
+from experiments.workers import first_process, say, share
 from files.whole import write_text
 
 
@@ -29,7 +36,7 @@ def main(cfg: Config) -> None:
         cfg.sampler.name, plain(cfg.sampler), cfg.steps, num_samples(cfg, backbone), cfg.out
     )
     if cfg.show_plan is True:
-        print(cell.plan)
+        say(str(cell.plan))
     elif cfg.show_plan and rank == 0:
         write_text(Path(cfg.show_plan), cell.plan.to_json())
         print(f"plan: {cfg.show_plan}")
@@ -57,4 +64,4 @@ def num_samples(cfg: Config, backbone: Model) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, "sample")
+    run_command(main, "sample")  # as @hydra.main, by which the shell knows what it can complete

@@ -1,8 +1,11 @@
 """Images -> features -> scores with errors -> records that compare.
 
 - `features`: what an extractor is; `extractors`: the networks that see the images, by name; `networks`:
-  how these are made of files; `classifiers`: those of the models here; `preprocessing`: sizes
-- `metrics`: FID, IS, KID, precision, recall... of features, each with its standard error
+  how these are made of files; `own`: of timm and of a user's functions; `classifiers`: those of the
+  models here; `preprocessing`: to which size images are brought, and to which numbers
+- `frechet`, `inception`, `kernel`, `manifold`, `agreement`: FID, IS, KID, precision, recall... of features, each with its error;
+  `enough`: of how many samples at least
+- `score`: a score with its error, and how it moves with its samples: differences are paired
 - `scoring`: `METRICS`, all of them by name; `evaluate` computes those that a protocol asks for
 - `reference`: the real images that samples are compared with
 - `records`: a score with its protocol as JSON, and the rule which records compare

@@ -13,6 +13,11 @@ def label_agreement(logits: Floats, labels: NDArray[np.int64]) -> Score:
     """
     if labels.shape != (len(logits),):
         raise ValueError(f"{len(logits)} samples but labels of shape {labels.shape}")
+    if labels.max() >= logits.shape[1]:
+        raise ValueError(
+            f"labels go up to {labels.max()}, and the classifier knows {logits.shape[1]} classes: these "
+            "are labels of something else, evaluate with labels=off"
+        )
     return proportion(logits.argmax(axis=1) == labels)
 
 

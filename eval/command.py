@@ -19,6 +19,7 @@ from eval.endings import Ending, one_line, reported
 from eval.library import Settings, evaluated, spelled
 from eval.protocols import PROTOCOLS, Judged, published_reference
 from eval.records import Record, check_replaceable, save_records
+from eval.scoring import Options
 from eval.words import print_record, print_verdict
 from files.whole import check_writable
 
@@ -146,7 +147,7 @@ def _judged(args: argparse.Namespace, record: Record) -> Judged:
     batch, home = args.samples.stem, published_reference(args.reference.name)
     published = (home[1].get("published") or {}).get(batch) if home else None
     whole = args.num_samples is None
-    return Judged(batch, published, record["protocol"], record["options"], whole)
+    return Judged(batch, published, record["protocol"], Options.of(record["options"]), whole)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,31 @@ from typing import NamedTuple
 from files.whole import printable
 from models.memory import ran_out
 
+# What helps where the system refuses a file.
+REMEDIES = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EFBIG, errno.EDQUOT),
+        "free some space and run the same command to continue",
+    ),
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM, errno.EROFS), "choose another {place} that you may write to"
+    ),
+    **dict.fromkeys(
+        (errno.EEXIST, errno.ENOTDIR),
+        "a file is where a folder should be, choose another {place}",
+    ),
+    errno.EISDIR: "a folder is where a file should be, move it away or name another",
+    errno.ENOENT: "that path is not there, correct it",
+    errno.ENAMETOOLONG: "choose a shorter {place}",
+    errno.ELOOP: "that link leads to itself, remove it",
+    errno.EPIPE: "who read the output has ended, let it go into a file",
+    errno.EMFILE: "raise the limit, `ulimit -n 4096`, and run the same command to continue",
+}
+
 
 def one_line(error: BaseException) -> str:
-    return printable(" ".join(str(error).split()))
+    said = str(error) or str(error.__cause__ or "") or type(error).__name__
+    return printable(" ".join(said.split()))
 
 
 class Ending(NamedTuple):
@@ -34,7 +56,7 @@ class Ending(NamedTuple):
 def reported(function: Callable[[], None], ending: Ending) -> None:
     """Call, and turn the errors that a user can mend into one line."""
     if sys.stderr is None:  # closed by whoever started this: what is said is lost, not the work
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     _speak_utf8()
     try:
         function()
@@ -79,12 +101,9 @@ def _failure(text: str) -> int:
 
 
 def _remedy(error: Exception, ending: Ending) -> str:
-    """What to do where a file or folder cannot be written."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-        return "; free some space and run the same command to continue"
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"; choose another {ending.place} that you may write to"
-    if code in (errno.EEXIST, errno.ENOTDIR):
-        return f"; a file is where a folder should be, choose another {ending.place}"
-    return ""
+    """What to do where the system refuses a file."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return ""
+    named = "correct that name, or move away what is there" if error.filename is not None else None
+    remedy = REMEDIES.get(error.errno, named)
+    return f"; {remedy.format(place=ending.place)}" if remedy else ""

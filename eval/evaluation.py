@@ -22,16 +22,29 @@ from eval.reference import (
     PublishedStatistics,
     Reference,
     build_reference,
+    floor_path,
+    is_reference,
     read_adm_statistics,
     size_words,
 )
 from eval.score import Score
 from eval.scoring import Options, check_metrics, check_size, real_floor
 from files.images import Samples
+from files.npz import read_npz
 from files.whole import Damaged, file_sha256
 
 # The rest of configs/metrics is the extractor's.
 SCORING = ("name", "extractor", "scores", "options")
+# Scores that need no features of real images, but their statistics or less.
+OF_STATISTICS = (
+    "is",
+    "is_infinity",
+    "fid",
+    "fid_infinity",
+    "sfid",
+    "diagonal_fid",
+    "label_agreement",
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +54,10 @@ class ReferenceSource:
     `images` and `floor` load the two disjoint sets; `batch` is the file of a published one, with
     the statistics of `statistics_n` images, and `remedy` says how to get it.  Features are stored
     in `folder`, if that is given, and with `store_floor` those of the floor, too: then tables need no
-    real images.  `preprocess` is how samples are brought to the images' size.  `floor_of` tells one
-    floor from another (`floor_digest`).
+    real images.  `file` is a reference of its own (scripts.reference), with one of the floor beside it
+    if there is one: then there are no images.  `preprocess` is how samples are brought to the images'
+    size.  `floor_of` tells one floor from another (`floor_digest`).  `shapes` are (N, H, W, C) of `images`
+    and of `floor`, where there is one.
     """
 
     name: str
@@ -53,13 +68,58 @@ class ReferenceSource:
     statistics_n: int | None
     folder: Path | None
     preprocess: Preprocessing | None
+    shapes: Callable[[], list[tuple[int, ...]]]
     store_floor: bool = False
     floor_of: str | None = None
+    file: Path | None = None
+
+    @property
+    def has_floor(self) -> bool:
+        return self.floor is not None or (self.file is not None and floor_path(self.file).is_file())
 
     @property
     def floor_name(self) -> str:
         """What the stored features of the floor are called."""
         return f"{self.name}_floor"
+
+
+def stored_source(name: str, path: Path) -> ReferenceSource:
+    """A reference that lies in a file of its own, with the floor beside it.
+
+    Samples are brought to the size of its images as these were.  Raises FileNotFoundError without the
+    file, ValueError for one that is no reference.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no reference at {path}: make it with `python -m scripts.reference IMAGES --out {path}`"
+        )
+    if not is_reference(path):
+        raise ValueError(
+            f"{path} is no reference: make one of it with `python -m scripts.reference {path} --out "
+            f"{path.with_suffix('.reference.npz')}`"
+        )
+    stated = read_npz(path, ("preprocess",)).get("preprocess")
+    way, _, size = stated.item().partition(" ") if stated is not None else ("", "", "")
+    floor = floor_path(path)
+    return ReferenceSource(
+        name=name,
+        images=lambda: _no_images(path),
+        floor=None,
+        batch=None,
+        remedy="",
+        statistics_n=None,
+        folder=None,
+        preprocess=Preprocessing(way, int(size)) if way else None,
+        shapes=list,
+        floor_of=file_sha256(floor)[:12] if floor.is_file() else None,
+        file=path,
+    )
+
+
+def _no_images(path: Path) -> Samples:
+    raise ValueError(
+        f"{path} holds features and no images: give these as reference=custom reference.images.path=..."
+    )
 
 
 def floor_digest(settings: Mapping[str, Any]) -> str:
@@ -138,6 +198,8 @@ class Evaluation:
         """
         if self.source is None:
             return None
+        if self.source.file:
+            return self._of_file(self.source.file)
         sha256 = file_sha256(self.batch) if self.batch else ""
         stored = self._stored_reference(self.source, self.source.name, sha256)
         if isinstance(stored, Reference):
@@ -155,6 +217,25 @@ class Evaluation:
             raise stored  # what was made here has other last bits, and compares with no record
         if folder and (self.batch or stored is not None):
             reference.save(folder)
+        return reference
+
+    def _of_file(self, path: Path) -> Reference:
+        """The reference in a file of its own.  Raises ValueError if it is of another extractor."""
+        reference = Reference.load(path)
+        theirs = (reference.extractor, reference.weights)
+        ours = (self.extractor.name, self.extractor.digest)
+        if theirs != ours:
+            raise ValueError(
+                f"{path} was made with the extractor {theirs[0]} ({theirs[1][:12]}), not {ours[0]} "
+                f"({ours[1][:12]}): give the metrics= and weights that it was made with, or make it "
+                "again (python -m scripts.reference)"
+            )
+        needing = [name for name in self.scores if name not in OF_STATISTICS]
+        if needing and not reference.n:
+            raise ValueError(
+                f"{path} holds statistics alone: leave {needing[0]} out of metrics.scores, or make "
+                "it of images (python -m scripts.reference)"
+            )
         return reference
 
     def _stored_reference(
@@ -180,8 +261,12 @@ class Evaluation:
     @cached_property
     def _real(self) -> tuple[Extracted, NDArray[np.int64] | None] | None:
         """Features and labels of the real images that are not in the reference."""
-        if self.source is None or self.source.floor is None:
+        if self.source is None or not self.source.has_floor:
             return None
+        if self.source.file:
+            held = self._of_file(floor_path(self.source.file))
+            return Extracted(held.features, held.logits, manifold=held.manifold), None
+        assert self.source.floor is not None
         if self.source.store_floor:
             stored = self._stored_reference(self.source, self.source.floor_name, "")
             if isinstance(stored, Reference):
@@ -203,11 +288,13 @@ class Evaluation:
     def _real_floor(self, n: int, balanced: bool) -> dict[str, Score]:
         assert self._real is not None and self.reference is not None
         real, labels = self._real
+        stored = self.source is not None and self.source.file is not None
         return real_floor(
             real,
             self.reference,
             n,
-            metrics=self.scores,
+            # Of spatial features a file holds the statistics alone.
+            metrics=[name for name in self.scores if not (stored and name == "sfid")],
             labels=labels if balanced else None,
             options=self.options,
             device=self.device,
@@ -218,6 +305,8 @@ class Evaluation:
     def check_reference(self) -> None:
         """Raise FileNotFoundError or ValueError if the reference's file is missing or unfit."""
         _ = self.batch, self.published
+        if self.source and self.source.file:
+            _ = self.reference
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
@@ -228,14 +317,9 @@ class Evaluation:
 
         Networks resize both to their own, and would score them without a word.
         """
-        here, there = self.size(images), self.reference.size if self.reference else ""
-        if there and here != there:
-            raise ValueError(
-                f"the samples in {path} are {here} pixels, the reference's images {there}: "
-                "no protocol compares these; give images of one size, or bring both to one "
-                "(reference=custom reference.preprocess=center_lanczos "
-                f"reference.size={here.partition(' ')[0]})"
-            )
+        there = self.reference.size if self.reference else ""
+        if there:
+            check_sizes(f"the samples in {path}", self.size(images), there)
 
     def size(self, images: Any) -> str:
         """Of the samples when they are scored: "256 x 256"."""
@@ -249,8 +333,9 @@ class Evaluation:
         preprocess = self.source.preprocess if self.source else None
         if preprocess:
             facts["preprocess"] = {"name": preprocess.name, "size": preprocess.size}
-        if isinstance(self.extractor, ClipExtractor):
-            facts["clip"] = self.extractor.facts
+        if self.extractor.facts:
+            is_clip = isinstance(self.extractor, ClipExtractor)
+            facts["clip" if is_clip else "network"] = self.extractor.facts
         facts |= more or {}
         return Protocol(self.name, self.extractor, self.reference, self.stated, facts)
 
@@ -279,3 +364,13 @@ class Evaluation:
         if record["floor"] and self.source and self.source.floor_of:
             record["floor_of"] = self.source.floor_of
         return record
+
+
+def check_sizes(samples: str, here: str, there: str) -> None:
+    """Raise ValueError unless samples and real images are of one size."""
+    if here != there:
+        raise ValueError(
+            f"{samples} are {here} pixels, the reference's images {there}: no protocol compares these; "
+            "give images of one size, or bring both to one (reference=custom "
+            f"reference.preprocess=center_lanczos reference.size={here.partition(' ')[0]})"
+        )

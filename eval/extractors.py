@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from eval import networks
 from eval.features import Extracted, Extractor, Images, pictures
 from eval.networks import CLEAN_MODES, File
+from eval.own import TIMM, TimmExtractor, function_extractor
+from eval.preprocessing import NetworkInput
 from models.weights import state_digest
 
 __all__ = ["Extracted", "Extractor", "Images"]  # of eval.features, for those who look here
@@ -133,6 +135,28 @@ class CleanExtractor(Extractor):
         return {"features": self.net(x)}
 
 
+class DinoExtractor(Extractor):
+    """DINOv2's ViT-L/14 as dgm-eval has it (Stein et al. 2023): its class token, 1024 numbers.
+
+    Images are stretched to 224 x 224 by Pillow's bicubic filter, and nothing is normalised afterwards.
+    Neither torch-fidelity's `dinov2-vit-l-14` (bilinear) nor EDM2's (not rounded) compares.  Without
+    `weights`, the published file of 1.2 GB is fetched once.  Raises as `InceptionExtractor`.
+    """
+
+    name = "dinov2"
+
+    def __init__(self, weights: File = None, device: str = "cpu"):
+        net, digest = networks.dinov2_network(weights)
+        self.net: Any = net.to(device)
+        self.num_features = self.net.num_features
+        self.input = NetworkInput(networks.DINOV2_SIZE)
+        self.facts = {"model": "dinov2_vitl14", **self.input.facts}
+        super().__init__(digest, device)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"features": self.net(self.input(pictures(x)).to(self.device))}
+
+
 class ClipExtractor(Extractor):
     """A CLIP model of open-clip-torch: features of images and of texts, each of length 1.
 
@@ -191,24 +215,60 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "inception": InceptionExtractor,
     "torch_fidelity": TorchFidelityExtractor,
     **{mode: partial(CleanExtractor, mode) for mode in CLEAN_MODES},
+    "dinov2": DinoExtractor,
     "clip": ClipExtractor,
 }
 
 
-def extractor_named(name: str, device: str = "cpu", **options: Any) -> Extractor:
-    """The extractor of that name with those of the options that it takes.
+# Every maker there is, for what options may be.
+MAKERS: tuple[Callable[..., Extractor], ...] = (
+    *EXTRACTORS.values(),
+    TimmExtractor,
+    function_extractor,
+)
+# Files of weights that a protocol names, and an extractor that is put in its place has no use for.
+LEFT_OUT = ("weights", "vgg16_weights")
 
-    An option that only others take is left out: metrics=torch_fidelity names VGG16's weights, and
-    metrics.extractor=inception has no use for them.  Raises ValueError for an unknown name or
-    option, and as the extractor does.
+
+def extractor_named(
+    name: str, device: str = "cpu", batch_size: int | None = None, **options: Any
+) -> Extractor:
+    """The extractor of that name, timm/NETWORK or MODULE:FUNCTION, with those of the options that it takes.
+
+    A file of weights that only others take is left out: metrics=torch_fidelity names VGG16's, and
+    metrics.extractor=inception has no use for them.  Raises ValueError for an unknown name or an
+    option that it does not take, and as the extractor does.
     """
-    if name not in EXTRACTORS:
-        raise ValueError(f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}")
-    taken = {key: _parameters(extractor) for key, extractor in EXTRACTORS.items()}
-    if unknown := sorted(set(options) - set().union(*taken.values())):
+    maker = _maker(name)
+    every = set().union(*map(_parameters, MAKERS))
+    if unknown := sorted(set(options) - every):
         raise ValueError(f"no extractor takes metrics.{unknown[0]}: remove it")
-    options = {key: value for key, value in options.items() if key in taken[name]}
-    return EXTRACTORS[name](device=device, **options)
+    taken = _parameters(maker)
+    options = {key: value for key, value in options.items() if value is not None or key in taken}
+    others = sorted(set(options) - taken - set(LEFT_OUT))
+    if others:
+        raise ValueError(
+            f"the extractor {name} takes no metrics.{others[0]}: leave it out, or choose another"
+        )
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise ValueError(f"metrics.batch_size must be an integer of at least 1, got {batch_size!r}")
+    extractor = maker(device=device, **{k: v for k, v in options.items() if k in taken})
+    if batch_size:
+        extractor.batch_size = batch_size
+    return extractor
+
+
+def _maker(name: str) -> Callable[..., Extractor]:
+    if name in EXTRACTORS:
+        return EXTRACTORS[name]
+    if name.startswith(TIMM):
+        return partial(TimmExtractor, name.removeprefix(TIMM))
+    if ":" in name:
+        return partial(function_extractor, name)
+    raise ValueError(
+        f"unknown extractor {name!r}: choose one of {', '.join(EXTRACTORS)}, timm/NETWORK or "
+        "MODULE:FUNCTION as metrics.extractor"
+    )
 
 
 def _parameters(extractor: Callable[..., Extractor]) -> set[str]:

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.enough import check_fid_size
+from eval.infinity import USUAL, Subsets, check_infinity_size, extrapolated, subset_sizes
 from eval.score import (
     Array,
     Floats,
@@ -117,7 +119,8 @@ def fid(
     _check_matrix(features)
     check_sizes(features.shape[1], len(reference.mean))
     if not allow_few:
-        check_fid_size(min(len(features), reference.n), features.shape[1])
+        check_fid_size(len(features), features.shape[1])
+        check_fid_size(reference.n, features.shape[1], "real images")
     x, b = torch.from_numpy(features).to(device), _on(device, reference)
     a, root = _moments(x), _root(b.cov)  # factored once for all resamples
     value = _distance(a, b, root)
@@ -131,6 +134,34 @@ def fid(
         for counts in resamples(len(features), bootstrap, seed, strata)
     ]
     return spread_score(value, Spread(first, np.array(second)))
+
+
+def fid_infinity(
+    features: Floats,
+    reference: Statistics,
+    whole: Score,
+    *,
+    subsets: Subsets = USUAL,
+    allow_few: bool = False,
+    device: str = "cpu",
+) -> Score:
+    """The Frechet distance in the limit of many samples (Chong & Forsyth 2020; `eval.infinity`).
+
+    `whole` is the `fid` of the same features [N, F].  Only the samples' bias goes: the reference's
+    stays.  Raises ValueError for too few samples unless `allow_few` (for a trial run).
+    """
+    n, size = features.shape
+    if not allow_few:
+        check_infinity_size("fid_infinity", n, size)
+    x, b = torch.from_numpy(features).to(device), _on(device, reference)
+    root = _root(b.cov)
+    influence = n * influences(_influence(x, _moments(x), b, root), subsets.strata)
+
+    def of(rows: NDArray[np.int64]) -> float:
+        return _distance(_moments(x[torch.from_numpy(rows).to(device)]), b, root)
+
+    sizes = subset_sizes(n, size, allow_few=allow_few)
+    return extrapolated(whole, of, influence, sizes, subsets)
 
 
 def diagonal_fid(
@@ -197,13 +228,6 @@ def _root(cov: Tensor) -> Tensor:
 
 def _check_matrix(features: Floats) -> None:
     if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"statistics need features [N, F] with N >= 2, got {features.shape}")
-
-
-def check_fid_size(n: int, size: int) -> None:
-    """Raise ValueError if n samples are too few for the FID of `size` features."""
-    if n <= size:
         raise ValueError(
-            f"FID with {size} features needs more than {size} samples, got {n}: sample more, "
-            "or, for a trial run, set metrics.options.allow_few=true"
+            f"statistics need features [N, F] of at least 2 images, got {list(features.shape)}: give more"
         )

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eval.enough import check_splits
+from eval.infinity import USUAL, Subsets, check_infinity_size, extrapolated, subset_sizes
 from eval.score import Array, Floats, Score, Spread, blocks, influences, spread_score
 
 
@@ -30,10 +32,7 @@ def inception_score(
     of its part.  Raises ValueError when both or impossible divisions are asked for.
     """
     n = len(logits)
-    if chunk_size is not None and splits != 1:
-        raise ValueError("the inception score takes either splits or chunk_size, not both")
-    if not 1 <= splits <= n or (chunk_size is not None and chunk_size < 1):
-        raise ValueError(f"cannot divide {n} samples into splits={splits}, chunk_size={chunk_size}")
+    check_splits(n, splits, chunk_size)
     order = np.arange(n)
     if shuffle_seed is not None:
         order = np.random.RandomState(shuffle_seed).permutation(n)
@@ -47,6 +46,22 @@ def inception_score(
         values.append(value)
         first[rows] = influences(derivatives, None if strata is None else strata[rows])
     return spread_score(float(np.mean(values)), Spread(first / len(values)))
+
+
+def is_infinity(logits: Floats, *, subsets: Subsets = USUAL, allow_few: bool = False) -> Score:
+    """The Inception score in the limit of many samples (Chong & Forsyth 2020; `eval.infinity`).
+
+    logits [N, K]; the score of all of a subset at once.  Raises ValueError for too few samples
+    unless `allow_few` (for a trial run).
+    """
+    n, classes = logits.shape
+    if not allow_few:
+        check_infinity_size("is_infinity", n, classes, "classes")
+    value, derivatives = _part(logits, np.arange(n))
+    first = influences(derivatives, subsets.strata)
+    sizes = subset_sizes(n, classes, allow_few=allow_few)
+    whole = spread_score(value, Spread(first))
+    return extrapolated(whole, lambda rows: _part(logits, rows)[0], n * first, sizes, subsets)
 
 
 def _part(logits: Floats, rows: NDArray[np.int64]) -> tuple[float, Array]:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eval.enough import check_kid_size
 from eval.neighbours import float32_products
 from eval.score import (
     Array,
@@ -65,17 +66,6 @@ def kid(
     x, y = (torch.from_numpy(z).to(device) for z in (features, reference_features))
     spread = _kid_spread(x, y, bootstrap, seed, strata)
     return spread_score(mean, replace(spread, own=float(std**2 / subsets)))
-
-
-def check_kid_size(n: int, subset_size: int, what: str = "samples") -> None:
-    """Raise ValueError if KID cannot draw its subsets from n samples or reference images."""
-    if subset_size < 2:
-        raise ValueError(f"KID draws subsets of at least 2, got subset_size={subset_size}")
-    if n < subset_size:
-        raise ValueError(
-            f"KID draws subsets of {subset_size}, got {n} {what}: sample more, or "
-            f"set metrics.options.kid_subset_size={max(n, 2)}"
-        )
 
 
 def _kid_spread(

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.evaluation import Evaluation, ReferenceSource, floor_digest
+from eval.evaluation import Evaluation, ReferenceSource, floor_digest, stored_source
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from eval.protocols import protocol_named, published_reference
 from eval.records import Record, score
+from eval.reference import floor_path, is_reference
 from eval.score import Score
 from files.images import Samples, load_samples
 from files.npz import array_names, array_shapes
@@ -127,6 +128,8 @@ def source_of(
 
     Raises FileNotFoundError without any.
     """
+    if path.is_file() and path.suffix == ".npz" and is_reference(path):
+        return _stored(path, floor, resize)
     published = published_reference(path.name)
     if not path.exists():
         where = f"fetch it from {published[1]['url']}" if published else "give an .npz or a folder"
@@ -148,8 +151,19 @@ def source_of(
         statistics_n=n,
         folder=downloads() / "references" if is_batch else None,
         preprocess=preprocess,
+        shapes=list,  # sizes are compared when the images are read
         floor_of=None if floor is None else floor_digest({"path": str(floor)}),
     )
+
+
+def _stored(path: Path, floor: Path | str | None, resize: str | None) -> ReferenceSource:
+    """A reference in a file of its own, which says both itself."""
+    if floor is not None or resize is not None:
+        raise ValueError(
+            f"{path} holds features, of images of one size, and its floor lies in "
+            f"{floor_path(path)}: leave floor and resize out"
+        )
+    return stored_source(path.stem, path)
 
 
 def preprocessing(resize: str | None) -> Preprocessing | None:

@@ -3,8 +3,9 @@
 The distances of N x M points cost 2 N M F operations, which float32 does at twice the speed of
 float64 or more.  It is only a filter here: every pair whose float32 bounds leave open on which
 side of a radius it lies is computed again in float64, as the sum of squared differences, whose
-relative error is below F 2^-52, and each decision that depends on it is made there.  (Only where
-so many pairs are left open that a tile costs less as a whole, products in float64 decide.)
+relative error is below F 2^-52, and each decision that depends on it is made there.  (Where so many pairs
+are left open that a tile costs less as a whole, products in float64 decide before, as far as their
+own bounds allow.)
 
 Bounds.  Let a, b be float64 points, u = 2^-24, and p = |a|^2, q = |b|^2.  A sum of F + 1 float32
 terms, in any order and with or without fused operations, errs by at most (F + 1) u / (1 - (F + 1) u)
@@ -62,53 +63,70 @@ def float32_products() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def covered(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Which points lie in a ball around a point of the other set: bool [N] and bool [M].
+class Memberships(NamedTuple):
+    """Which points of x [N, F] and of y [M, F] lie in whose balls."""
 
-    x [N, F], y [M, F] in float32 or float64, on one device.  A ball reaches to the k-th nearest
-    other point of its set, which belongs to it.  First result: the points of x in a ball of y;
-    second: those of y in a ball of x.
+    balls: Tensor  # int64 [N]: in how many balls of y a point of x lies
+    reached: Tensor  # bool [M]: whether the ball of a point of y holds a point of x
+    covered: Tensor  # bool [M]: whether a point of y lies in a ball of x
+    radii: Tensor  # float64 [M]: of y's balls, squared
+
+
+def memberships(x: Tensor, y: Tensor, k: int, ties: str = "in") -> Memberships:
+    """Who lies in whose balls, x and y in float32 or float64 and on one device.
+
+    A ball reaches to the k-th nearest other point of its set; points at that very distance are in it
+    or out of it, as `ties` says.
     """
     with torch.autocast(x.device.type, enabled=False), float32_products():
-        return _in_balls(x, y, _radii(x, k), _radii(y, k))
+        return _in_balls(x, y, _radii(x, k), _radii(y, k), ties)
 
 
-def _in_balls(x: Tensor, y: Tensor, x_radii: Tensor, y_radii: Tensor) -> tuple[Tensor, Tensor]:
-    """As `covered`, given the squared radii [N] and [M]; all distances are met once."""
+def _in_balls(x: Tensor, y: Tensor, x_radii: Tensor, y_radii: Tensor, ties: str) -> Memberships:
+    """As `memberships`, given the squared radii [N] and [M]; all distances are met once."""
     a, b = _rounded([x, y])
-    of_x = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    of_y = torch.zeros(len(y), dtype=torch.bool, device=x.device)
+    balls = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    reached, covered = torch.zeros(2, len(y), dtype=torch.bool, device=x.device)
     for rows in _tiles(len(x), len(y)):
         part = a.rows(rows)
         low = _lower_bounds(part, b)
         high = torch.add(low, part.slack[:, None]).add_(b.slack)
-        of_x[rows], near = _settled(low, high, y_radii * a.scale, of_x[rows])
-        _recheck(of_x[rows], x[rows], y, near, y_radii)
-        of_y, near = _settled(low.T, high.T, x_radii[rows] * a.scale, of_y)
-        _recheck(of_y, y, x[rows], near, x_radii[rows])
-    return of_x, of_y
+        inside = _decided(low, high, y_radii * a.scale)
+        _recheck(inside, x[rows], y, y_radii, ties)
+        balls[rows] = inside.known.sum(dim=1)
+        reached |= inside.known.any(dim=0)
+        inside = _decided(low.T, high.T, x_radii[rows] * a.scale)
+        inside.near.logical_and_(~covered[:, None])  # once is enough
+        _recheck(inside, y, x[rows], x_radii[rows], ties)
+        covered |= inside.known.any(dim=1)
+    return Memberships(balls, reached, covered, y_radii)
 
 
-def _settled(
-    low: Tensor, high: Tensor, radii: Tensor, inside: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Points that are inside for certain, and the pairs (point, centre) that may yet put one there.
+class _Inside(NamedTuple):
+    """bool [P, C]: which points are in which balls for certain, and which may yet be."""
 
-    low, high [P, C] bound distances, radii [C] are the centres'; inside [P] is what was known
-    before.
-    """
-    inside = inside | (high <= (radii * (1 - 1e-6)).float()).any(dim=1)
+    known: Tensor
+    near: Tensor
+
+
+def _decided(low: Tensor, high: Tensor, radii: Tensor) -> _Inside:
+    """What low, high [P, C], which bound distances, say of balls of radii [C]."""
+    known = high <= (radii * (1 - 1e-6)).float()
     near = low <= (radii * (1 + 1e-6)).float()
-    points, centres = (near & ~inside[:, None]).nonzero(as_tuple=True)
-    return inside, (points, centres)
+    return _Inside(known, near.logical_and_(~known))
 
 
-def _recheck(
-    inside: Tensor, points: Tensor, centres: Tensor, near: tuple[Tensor, Tensor], radii: Tensor
-) -> None:
-    """Enter into `inside` the points of the pairs that float64 finds inside."""
-    i, j = near
-    inside[i[_distances(points, centres, i, j) <= radii[j]]] = True
+def _recheck(inside: _Inside, points: Tensor, centres: Tensor, radii: Tensor, ties: str) -> None:
+    """Enter into `inside.known` the pairs of `inside.near` that float64 finds inside."""
+    i, j = inside.near.nonzero(as_tuple=True)
+    radii = radii[j]
+    if _dense(len(i), points, centres):
+        distances, noise = (tile[i, j] for tile in _products(points, centres))
+        tie = ((distances - radii).abs() <= 2 * noise) & (noise > 0)
+        distances[tie] = _distances(points, centres, i[tie], j[tie])
+    else:
+        distances = _distances(points, centres, i, j)
+    inside.known[i, j] = distances <= radii if ties == "in" else distances < radii
 
 
 # --- Radii ----------------------------------------------------------------------------
@@ -129,13 +147,25 @@ def _radii(x: Tensor, k: int) -> Tensor:
     crowded = (low[:, -1] <= limit).nonzero()[:, 0]
     for some in _tiles(len(crowded), n):
         rows = crowded[some]
-        low = _lower_bounds(a.rows(rows), a)
-        low[torch.arange(len(rows), device=device), rows] = torch.inf
-        i, j = (low <= limit[rows, None]).nonzero(as_tuple=True)
-        distances = torch.full(low.shape, torch.inf, dtype=torch.float64, device=device)
-        distances[i, j] = _distances(x[rows], x, i, j)
-        radii[rows] = _kth(distances, k)
+        radii[rows] = _crowded_radii(a, x, rows, limit[rows], k)
     return radii
+
+
+def _crowded_radii(a: Rounded, x: Tensor, rows: Tensor, limit: Tensor, k: int) -> Tensor:
+    """Those of some rows, out of all points whose lower bounds are within `limit`."""
+    itself = torch.arange(len(rows), device=x.device), rows
+    near = _lower_bounds(a.rows(rows), a) <= limit[:, None]
+    near[itself] = False
+    distances = torch.full(near.shape, torch.inf, dtype=torch.float64, device=x.device)
+    if _dense(int(near.sum()), x[rows], x):
+        products, noise = _products(x[rows], x)
+        products[itself] = torch.inf
+        near = products - noise <= _kth(products + noise, k)[:, None]
+        distances[near] = 0.0  # as is any pair without noise
+        near &= noise > 0
+    i, j = near.nonzero(as_tuple=True)
+    distances[i, j] = _distances(x[rows], x, i, j)
+    return _kth(distances, k)
 
 
 def _kth(distances: Tensor, k: int) -> Tensor:
@@ -173,19 +203,24 @@ def _nearest(a: Rounded, m: int) -> tuple[Tensor, Tensor]:
 
 
 class Parts(NamedTuple):
-    """Shares of y that parts of x cover: of the two halves [R, 2] and the four quarters [R, 4] that
-    each of R partitions makes of it."""
+    """Shares of y that have to do with parts of x: the two halves [R, 2] and the four quarters [R, 4]
+    that each of R partitions makes of it.
+
+    `halves` and `quarters` are of points of y in a ball of the part, `reached` of points whose own
+    ball holds a point of the half.
+    """
 
     halves: Tensor
     quarters: Tensor
+    reached: Tensor
 
 
-def parts_covering(x: Tensor, y: Tensor, k: int, quarter_of: Tensor) -> Parts:
-    """As the second result of `covered`, for parts of x alone; it serves standard errors only.
+def parts_covering(x: Tensor, y: Tensor, k: int, quarter_of: Tensor, radii: Tensor) -> Parts:
+    """As `covered` and `reached` of `memberships`, for parts of x alone; for standard errors only.
 
     `quarter_of` int64 [R, N] says of every partition to which quarter, 0 to 3, a point belongs (4:
-    to none); quarters 0 and 1 are a half, 2 and 3 the other.  Distances are those of float32.
-    A part's radii are found among the 32 k nearest points of x.
+    to none); quarters 0 and 1 are a half, 2 and 3 the other.  radii [M] are y's, squared.  Distances
+    are those of float32.  A part's radii are found among the 32 k nearest points of x.
     """
     with torch.autocast(x.device.type, enabled=False), float32_products():
         a, b = _rounded([x, y])
@@ -194,33 +229,48 @@ def parts_covering(x: Tensor, y: Tensor, k: int, quarter_of: Tensor) -> Parts:
             torch.stack([_radii_within(low, index, part, k) for part in parts])
             for parts in (quarter_of // 2, quarter_of)
         )
-        furthest = quarters.masked_fill(quarter_of == 4, -torch.inf).amax(dim=0)
-        return _covering(a, b, halves, quarters, quarter_of, furthest)
+        balls = _Balls(halves, quarters, (radii * b.scale).float())
+        return _covering(a, b, balls, quarter_of)
+
+
+class _Balls(NamedTuple):
+    """Radii [R, N] of x in both kinds of parts, and [M] of y."""
+
+    halves: Tensor
+    quarters: Tensor
+    of_y: Tensor
 
 
 def _radii_within(low: Tensor, index: Tensor, part: Tensor, k: int) -> Tensor:
     """[N]: distances to the k-th nearest point of the same part; at most the furthest in `low`."""
-    same = (part[index] == part[:, None]).cumsum(dim=1) >= k
-    first = torch.where(same.any(dim=1), same.int().argmax(dim=1), low.shape[1] - 1)
-    return low.gather(1, first[:, None])[:, 0]
+    small = part.to(torch.int8)  # bytes are gathered several times faster
+    found = (small.take(index) == small[:, None]).cumsum(dim=1, dtype=torch.int16)
+    before = (found < k).sum(dim=1).clamp(max=low.shape[1] - 1)
+    return low.gather(1, before[:, None])[:, 0]
 
 
-def _covering(
-    a: Rounded, b: Rounded, halves: Tensor, quarters: Tensor, quarter_of: Tensor, furthest: Tensor
-) -> Parts:
-    """The shares, given the radii [R, N] in both kinds of parts and the largest of each point."""
+def _covering(a: Rounded, b: Rounded, balls: _Balls, quarter_of: Tensor) -> Parts:
+    """The shares, given all radii."""
     count, m = len(quarter_of), len(b.points)
-    hits = [torch.zeros(count, p, m, dtype=torch.bool, device=b.low.device) for p in (3, 5)]
+    furthest = balls.quarters.masked_fill(quarter_of == 4, -torch.inf).amax(dim=0)
+    halves, quarters, reached = (
+        torch.zeros(count, parts + 1, m, dtype=torch.bool, device=b.low.device)
+        for parts in (2, 4, 2)
+    )
     for rows in _tiles(m, len(a.points)):
         low = _lower_bounds(b.rows(rows), a)
         j, i = (low <= furthest).nonzero(as_tuple=True)
-        distance = low[j, i]
+        distance, place = low[j, i], j + rows.start
+        near_j, near_i = (low <= balls.of_y[rows, None]).nonzero(as_tuple=True)
         for r, quarter in enumerate(quarter_of):
-            for kind, radii, part in ((0, halves, quarter // 2), (1, quarters, quarter)):
+            for hits, radii, part in (
+                (halves, balls.halves, quarter // 2),
+                (quarters, balls.quarters, quarter),
+            ):
                 inside = distance <= radii[r, i]
-                hits[kind][r, part[i[inside]], j[inside] + rows.start] = True
-    shares = [hit[:, :-1].double().mean(dim=2) for hit in hits]
-    return Parts(*shares)
+                hits[r, part[i[inside]], place[inside]] = True
+            reached[r, quarter[near_i] // 2, near_j + rows.start] = True
+    return Parts(*(hits[:, :-1].double().mean(dim=2) for hits in (halves, quarters, reached)))
 
 
 # --- Distances ------------------------------------------------------------------------
@@ -255,31 +305,38 @@ def _lower_bounds(a: Rounded, b: Rounded) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """float64 [P]: squared distances of the points a[i] and b[j]."""
-    if DENSE * len(i) > len(a) * len(b):
-        return _all_distances(a, b)[i, j]
-    size = max(1, BLOCK // a.shape[1])
+    """float64 [P]: squared distances of the points a[i] and b[j], as sums of squared differences.
+
+    Equal pairs have equal distances, whichever call computes them, so that ties are ties: all blocks
+    have one shape, on which the order of a sum may depend.
+    """
+    size, count = max(1, BLOCK // a.shape[1]), len(i)
+    i, j = (torch.nn.functional.pad(index, (0, -count % size)) for index in (i, j))
     pairs = zip(i.split(size), j.split(size), strict=True)
-    return torch.cat([(a[s].double() - b[t].double()).square().sum(1) for s, t in pairs])
+    sums = [(a[s].double() - b[t].double()).square().sum(1) for s, t in pairs]
+    return torch.cat(sums)[:count] if sums else torch.empty(0, dtype=torch.float64, device=a.device)
 
 
-def _all_distances(a: Tensor, b: Tensor) -> Tensor:
-    """float64 [len(a), len(b)] from products; what is not above its own rounding is 0.
+def _dense(pairs: int, a: Tensor, b: Tensor) -> bool:
+    """Whether a whole tile of products costs less than so many single distances."""
+    return DENSE * pairs > len(a) * len(b)
 
-    Points that are alike so keep their distance of 0, as by differences.  The centre is one of the
-    points, so that those of a lattice stay on one, where products round nothing and ties are ties.
+
+def _products(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """float64 [len(a), len(b)]: squared distances from products, and a bound of their error.
+
+    It is 0 of points that are both the centre, which is one of them: of sets that are all alike.
     """
     centre = a[0].double()
     left = a.double() - centre
     p = left.square().sum(1)[:, None]
-    columns = []
+    tiles, noises = [], []
     for rows in _blocks(b):
         right = b[rows].double() - centre
         q = right.square().sum(1)
-        tile = torch.addmm(q[None], left, right.T, alpha=-2).add_(p)
-        noise = (a.shape[1] + 16) * 2.0**-52
-        columns.append(tile.masked_fill_(tile <= noise * (p + q), 0.0))
-    return torch.cat(columns, dim=1)
+        tiles.append(torch.addmm(q[None], left, right.T, alpha=-2).add_(p))
+        noises.append((a.shape[1] + 16) * 2.0**-52 * (p + q))
+    return torch.cat(tiles, dim=1), torch.cat(noises, dim=1)
 
 
 def _blocks(x: Tensor) -> Iterator[slice]:

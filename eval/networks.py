@@ -1,4 +1,4 @@
-"""Networks of torch-fidelity, clean-fid and open-clip, made of files that cannot run code here.
+"""Networks of torch-fidelity, clean-fid, open-clip and timm, made of files that cannot run code here.
 
 Left to themselves these libraries unpickle or run what lies in torch.hub's cache or in /tmp, where
 anybody may have put it.  Here a published file lies in the folder of downloads, is opened once and
@@ -6,8 +6,10 @@ compared with its published hash; tensors are read from those very bytes, and To
 program, is run from nothing else.
 """
 
+import difflib
 import hashlib
 import io
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +24,15 @@ from torch import Tensor, nn
 
 from files.fetch import fetch
 from files.places import IS_CLONE, downloads
-from models.weights import reason, tensors_in
+from models.weights import (
+    Misfit,
+    check_fit,
+    read_weights,
+    reason,
+    shapes_of,
+    state_digest,
+    tensors_in,
+)
 
 File = Path | str | None
 
@@ -101,6 +111,14 @@ CLEAN_INCEPTION = Published(
     "inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
+DINOV2 = Published(
+    "dinov2",
+    "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+    "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
+)
+# ViT-L/14: the published one has no registers, and positions for 37 x 37 patches of 14 pixels (518).
+DINOV2_LAYOUT = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
+DINOV2_GRID, DINOV2_PATCH, DINOV2_SIZE = 37, 14, 224
 
 
 def torch_fidelity_network(
@@ -154,6 +172,109 @@ def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def dinov2_network(weights: File) -> tuple[Any, str]:
+    """DINOv2's ViT-L/14, images [B, 3, 224, 224] -> class token after the last norm [B, 1024]; its digest.
+
+    torch-fidelity has torch.hub fetch and run the network's code; here its layers are timm's, of the
+    same names.  The digest is of the file's tensors.  Raises ValueError for those that do not fit.
+    """
+    vit = timm_library().models.vision_transformer.VisionTransformer
+    with torch.device("meta"):
+        net = vit(DINOV2_SIZE, DINOV2_PATCH, num_classes=0, init_values=1.0, **DINOV2_LAYOUT)
+    path, tensors = DINOV2.tensors(weights)
+    tensors.pop("mask_token", None)  # of its training
+    shapes = shapes_of(net.state_dict())
+    shapes["pos_embed"] = [1, DINOV2_GRID**2 + 1, DINOV2_LAYOUT["embed_dim"]]
+    try:
+        check_fit(shapes, tensors, path)
+    except Misfit as error:
+        raise ValueError(f"{error.difference}: use {DINOV2.url}") from None
+    digest = state_digest(tensors)
+    positions = dinov2_positions(tensors.pop("pos_embed").float(), DINOV2_SIZE // DINOV2_PATCH)
+    state = {key: value.float() for key, value in tensors.items()}
+    net.load_state_dict({**state, "pos_embed": positions}, assign=True)
+    return net.eval().requires_grad_(False), digest
+
+
+def dinov2_positions(positions: Tensor, grid: int) -> Tensor:
+    """Position embeddings [1, 1 + G * G, D], class token first, for grid x grid patches.
+
+    As DINOv2's own `interpolate_pos_encoding`: bicubic without antialiasing, by the factor
+    (grid + 0.1) / G rather than to a size, which shifts the points.  timm and transformers do otherwise.
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    factor = (grid + 0.1) / side
+    patches = nn.functional.interpolate(patches, scale_factor=(factor, factor), mode="bicubic")
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+def timm_library() -> Any:
+    """timm, or ValueError with how to get it."""
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ValueError(f"this extractor needs {error.name}: pip install timm") from None
+    return timm
+
+
+def timm_network(model: str, weights: File) -> Any:
+    """A network of timm, images -> pooled features, with weights of a file or those of its hub.
+
+    timm's own loader may unpickle files, or leave tensors as they were drawn where a file lacks them:
+    here every one comes from the file, in timm's own layout; a classifier in it is left out.  Raises
+    ValueError for an unknown model or a file that does not fit, FileNotFoundError without the file.
+    """
+    timm = timm_library()
+    try:
+        if not timm.is_model(model):
+            raise RuntimeError(f"timm {timm.__version__} has no {model.partition('.')[0]}")
+        config = timm.models.get_pretrained_cfg(model, allow_unregistered=False)
+    except RuntimeError as error:
+        names = timm.list_models(pretrained=True) + timm.list_models()
+        near = difflib.get_close_matches(model, names, 3) or ["resnet50.a1_in1k"]
+        raise ValueError(
+            f"no network timm/{model} ({error}): give one of timm.list_models(pretrained=True), as "
+            f"timm/{' or timm/'.join(near)}"
+        ) from None
+    net = timm.create_model(model, pretrained=False, num_classes=0)
+    path = _timm_file(model, config) if weights is None else Path(weights)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: give metrics.weights=FILE.safetensors")
+    tensors = read_weights(path, "fetch it again")
+    heads = (
+        config.classifier if isinstance(config.classifier, tuple | list) else [config.classifier]
+    )
+    heads = [f"{head}." for head in heads if head]
+    expected = net.state_dict()
+    tensors = {
+        key: value
+        for key, value in tensors.items()
+        if key in expected or not key.startswith(tuple(heads))
+    }
+    try:
+        check_fit(shapes_of(expected), tensors, path)
+    except Misfit as error:
+        raise ValueError(
+            f"{error.difference}: give a file of timm/{model} in timm's own layout, as "
+            "model.safetensors of its hub is, or metrics.weights=null for that"
+        ) from None
+    net.load_state_dict(tensors)
+    return net.eval().requires_grad_(False)
+
+
+def _timm_file(model: str, config: Any) -> Path:
+    """model.safetensors of timm's hub, fetched once into the hub's own cache."""
+    from models.hub import hub_file
+
+    if not config.hf_hub_id:
+        raise FileNotFoundError(
+            f"timm's hub has no weights of timm/{model}: give metrics.weights=FILE.safetensors, or "
+            "one of timm.list_models(pretrained=True)"
+        )
+    return hub_file(config.hf_hub_id, "model.safetensors", None, "metrics.weights")
 
 
 def clip_model(model: str) -> str:

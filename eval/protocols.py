@@ -5,12 +5,13 @@ Read without Hydra: what stands in these files is the same for a command of the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 import yaml
 
+from eval.gate import GATES, changed_option
 from eval.scoring import Options
 from files.places import ROOT
 
@@ -74,12 +75,6 @@ def reference_with(batch: str) -> str | None:
     return None
 
 
-def changed_option(options: Mapping[str, Any], protocol: str, names: Sequence[str]) -> str | None:
-    """The first of the options that is not as configs/metrics/<protocol>.yaml states it."""
-    ours = stated("metrics", protocol)["options"]
-    return next((name for name in names if options.get(name) != ours[name]), None)
-
-
 @dataclass(frozen=True)
 class Judged:
     """A sample batch before the gate: its name, what is `published` of it, and how it was scored."""
@@ -87,7 +82,7 @@ class Judged:
     batch: str
     published: Mapping[str, Any] | None
     protocol: str
-    options: Mapping[str, Any]
+    options: Options
     whole: bool
 
     def obstacle(self) -> str | None:
@@ -95,13 +90,12 @@ class Judged:
         if not self.published:
             home = reference_with(self.batch)
             return home and f"this batch is judged with reference={home}"
-        if self.protocol != "adm":
-            return "it needs metrics=adm"
+        judged = [name for name in GATES if self.published["scores"].get(name)]
+        if not judged:
+            return f"no published score of {self.batch} is known here"
+        if self.protocol not in judged:
+            return "it needs " + " or ".join(f"metrics={name}" for name in judged)
         if not self.whole:
             return "it needs the whole batch, num_samples=null"
-        # Options on which scores depend, not only their errors.
-        if changed := changed_option(self.options, "adm", ("k", "is_chunk_size")):
-            return f"it needs metrics.options.{changed} as it stands in configs/metrics/adm.yaml"
-        if not self.published["scores"]:
-            return f"no published score of {self.batch} is known here"
-        return None
+        changed = changed_option(self.protocol, self.options)
+        return changed and f"it needs {changed}"

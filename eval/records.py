@@ -227,7 +227,7 @@ def check_results(out: Path) -> list[Record]:
             return records
         raise ValueError(f"{path} is no table's records: choose another out=DIR")
     there = [name for name in RESULTS if (out / name).exists()]
-    texts = [(out / name).read_text(errors="replace") for name in there if name.endswith(".md")]
+    texts = [(out / name).read_text("utf-8", "replace") for name in there if name.endswith(".md")]
     if there and not any(map(OURS.match, texts)):
         raise ValueError(
             f"{out} holds {', '.join(there)}, which were not made here: choose another out=DIR, or "

@@ -1,11 +1,26 @@
-"""Reference sets: what samples are compared with, in one content-addressed file each."""
+"""Reference sets: what samples are compared with, in one content-addressed file each.
+
+The file is an .npz, which NumPy reads without unpickling (float32 features, float64 statistics):
+
+    features [n, F]       of the real images; n is 0 where only statistics are known
+    mean [F], cov [F, F]  of the features (divided by n - 1), or of the larger set of statistics_n images
+    statistics_n          the number of images behind mean and cov
+    logits [n, K], manifold [n, M], labels [n], spatial_mean [S], spatial_cov [S, S]   where there are any
+    name, extractor       what it is called, and the extractor's name
+    weights               SHA-256 of the extractor's weights and of what else features depend on
+    source, size          SHA-256 of the file of images, if it was one; their size, "256 x 256"
+    preprocess            how images are brought to that size, "bicubic 256"; absent if they had it
+    digest                SHA-256 of extractor, weights and all arrays (`Reference.digest`)
+
+`python -m scripts.reference` writes one, of images, dgm-eval's features or statistics mu and sigma.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +28,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.features import Extractor, Images
+from eval.features import Extracted, Extractor, Images
 from eval.frechet import Statistics, statistics
-from files.npz import read_npz
+from files.npz import array_names, read_npz
 from files.whole import reading, write_atomic
 
-TEXTS = ("name", "extractor", "weights", "source", "size")  # what a file says besides its arrays
+# What a file says besides its arrays.
+TEXTS = ("name", "extractor", "weights", "source", "size", "preprocess")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,7 +47,8 @@ class Reference:
     an extractor has them; `labels` int64 [n] are the images', where these are to be drawn from by
     class (a floor).  `extractor` and `weights` are the extractor's name and the digest of
     its weights; `source` is the SHA-256 of the file that the images came in, if it was one; `size`
-    is that of the images, "256 x 256" (width x height), empty in files that did not yet say it.
+    is that of the images, "256 x 256" (width x height), empty in files that did not yet say it;
+    `preprocess` how they were brought to it, "bicubic 256", if they were.
     """
 
     name: str
@@ -45,6 +62,7 @@ class Reference:
     labels: NDArray[np.int64] | None = None
     source: str = ""
     size: str = ""
+    preprocess: str = ""
 
     @property
     def n(self) -> int:
@@ -70,10 +88,16 @@ class Reference:
     def save(self, folder: Path) -> Path:
         """Write `<name>-<extractor>-<digest>.npz` whole, through a temporary name."""
         path = self.path(folder)
+        self.write(path)
+        return path
+
+    def write(self, path: Path) -> None:
+        """Write it under any name."""
         texts = {key: getattr(self, key) for key in TEXTS}
+        if not self.preprocess:
+            del texts["preprocess"]
         arrays: dict[str, Any] = {"digest": self.digest, **texts, **self._arrays()}
         write_atomic(path, lambda p: np.savez(p, allow_pickle=False, **arrays))
-        return path
 
     @staticmethod
     def load(path: Path) -> Reference:
@@ -102,8 +126,16 @@ class Reference:
         return {key: array for key, array in arrays.items() if array is not None}
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"reference name {self.name!r} must do as part of a file name")
+        check_name(self.name)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError for a name that a file's cannot have in it."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(
+            f"reference name {name!r} must do as part of a file name: give one of letters, digits, _, . "
+            "and -"
+        )
 
 
 def build_reference(
@@ -120,6 +152,17 @@ def build_reference(
     `published` statistics, if given, take the place of those of the images.
     """
     seen = extractor(images)
+    made = reference_of(name, extractor, seen, published)
+    return replace(made, labels=labels, source=source, size=size_words(images.shape))
+
+
+def reference_of(
+    name: str,
+    extractor: Extractor,
+    seen: Extracted,
+    published: PublishedStatistics | None = None,
+) -> Reference:
+    """The reference made of what the extractor has seen."""
     spatial = None if seen.spatial is None else statistics(seen.spatial)
     whole = published or PublishedStatistics(statistics(seen.features), spatial)
     return Reference(
@@ -131,9 +174,6 @@ def build_reference(
         seen.logits,
         spatial=whole.spatial,
         manifold=seen.manifold,
-        labels=labels,
-        source=source,
-        size=size_words(images.shape),
     )
 
 
@@ -170,6 +210,56 @@ def read_adm_statistics(path: Path, n: int) -> PublishedStatistics:
         Statistics(arrays["mu"], arrays["sigma"], n),
         Statistics(arrays["mu_s"], arrays["sigma_s"], n),
     )
+
+
+def foreign_reference(
+    path: Path, name: str, extractor: Extractor, n: int | None = None
+) -> Reference | None:
+    """A reference of dgm-eval's features (`reps`) or of pytorch-fid's statistics (`mu`, `sigma`).
+
+    None where the file holds images (`arr_0`) or none of these.  That the extractor's network has made
+    them is taken on the file's word, and where that tells the network's name, it is compared; `n` is
+    the number of images behind statistics.  Raises ValueError, with the remedy, for what does not fit.
+    """
+    remedy = "restore it or make it again"
+    there = array_names(path, remedy)
+    if "arr_0" in there or not {"reps", "mu"} & set(there):
+        return None
+    arrays = read_npz(path, ("reps", "model", "mu", "sigma"), remedy)
+    with reading(path, remedy):
+        model = str(arrays["model"]) if "model" in arrays else extractor.name
+        features = arrays["reps"].astype(np.float32) if "reps" in arrays else None
+        whole = None
+        if features is None:
+            mean, cov = (arrays[key].astype(np.float64) for key in ("mu", "sigma"))
+            if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+                raise ValueError(f"mu {mean.shape} and sigma {cov.shape} do not fit")
+            features = np.empty((0, len(mean)), np.float32)
+            whole = Statistics(mean, cov, n or 0)
+        elif features.ndim != 2 or len(features) < 2 or not np.isfinite(features).all():
+            raise ValueError(f"reps is {list(features.shape)}, no features [N, F]")
+    width = extractor.num_features
+    if model != extractor.name or width not in (0, features.shape[1]):
+        raise ValueError(
+            f"{path} holds {features.shape[1]} features of {model}, not {width} of {extractor.name}: "
+            "give the metrics= that it was made for"
+        )
+    if whole and not n:
+        raise ValueError(
+            f"{path} holds statistics, but not of how many images: give --statistics-n N"
+        )
+    published = PublishedStatistics(whole, None) if whole else None
+    return reference_of(name, extractor, Extracted(features), published)
+
+
+def floor_path(path: Path) -> Path:
+    """Where the second set of real images lies, as a reference, beside the first: x.floor.npz."""
+    return path.with_suffix(".floor.npz")
+
+
+def is_reference(path: Path) -> bool:
+    """Whether the file is one of `Reference.write`, by the names of what it holds; `Damaged` if it is."""
+    return {"features", "statistics_n", "digest"} <= set(array_names(path))
 
 
 def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Reference:

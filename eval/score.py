@@ -233,16 +233,25 @@ def random_groups(
     With strata, groups are as many as the smallest stratum has rows at most, and each has
     nearly the same share of every stratum.
     """
-    order = rng.permutation(n)
     if strata is not None:
-        shuffled = strata[order]
-        rank = np.empty(n, np.int64)  # of a row within its stratum
-        for stratum in np.unique(strata):
-            rows = np.flatnonzero(shuffled == stratum)
-            rank[rows] = np.arange(len(rows))
-        order = order[np.argsort(rank, kind="stable")]
         groups = min(groups, int(np.unique(strata, return_counts=True)[1].min()))
+    order = shuffled(n, rng, strata)
     return np.array_split(order, min(groups, n))
+
+
+def shuffled(
+    n: int, rng: np.random.Generator, strata: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
+    """0..n-1 in random order; with strata (of nearly equal sizes), the first so many have as many of each."""
+    order = rng.permutation(n)
+    if strata is None:
+        return order
+    mixed = strata[order]
+    rank = np.empty(n, np.int64)  # of a row within its stratum
+    for stratum in np.unique(strata):
+        rows = np.flatnonzero(mixed == stratum)
+        rank[rows] = np.arange(len(rows))
+    return order[np.argsort(rank, kind="stable")]
 
 
 def deviation(values: Sequence[float] | Array) -> float:

@@ -15,15 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.agreement import clip_score, label_agreement
+from eval.enough import check_fid_size, check_kid_size, check_neighbours, check_splits
 from eval.extractors import Extracted
-from eval.frechet import Statistics, check_fid_size, diagonal_fid, fid
-from eval.inception import inception_score
-from eval.kernel import check_kid_size, kid
-from eval.manifold import precision_recall
+from eval.frechet import Statistics, diagonal_fid, fid, fid_infinity
+from eval.inception import inception_score, is_infinity
+from eval.infinity import Subsets, check_infinity_size
+from eval.kernel import kid
+from eval.manifold import Prdc, prdc
 from eval.reference import Reference
 from eval.score import Floats, Score
 
+COMPARES = (
+    "compares with real images: give a reference (reference=custom reference.images.path=DIR)"
+)
 USUAL = ("is", "fid", "kid", "precision", "recall")
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
 def _integer(default: int | None, least: int) -> Any:
@@ -38,7 +44,9 @@ def _choice(default: str | bool, *choices: str | bool) -> Any:
 class Options:
     """metrics.options of configs/metrics/*.yaml: what the metrics' own parameters are set to."""
 
-    k: int = _integer(3, least=1)  # neighbours for precision and recall
+    k: int = _integer(3, least=1)  # neighbours for precision, recall, density and coverage
+    ties: str = _choice("in", "in", "out")  # of precision and recall; out: prdc's and dgm-eval's
+    prdc_size: int | None = _integer(None, least=2)  # use so many of both sets at most
     kid_subset_size: int = _integer(1000, least=2)
     is_splits: int = _integer(1, least=1)
     is_chunk_size: int | None = _integer(None, least=1)
@@ -46,6 +54,7 @@ class Options:
     bootstrap: int = _integer(100, least=0)  # resampled sets for the standard errors
     seed: int = _integer(0, least=0)
     fid_se: str = _choice("bootstrap", "bootstrap", "delta")
+    infinity_shuffles: int = _integer(8, least=2)
     allow_few: bool = _choice(False, True, False)
 
     def __post_init__(self) -> None:
@@ -95,7 +104,7 @@ class Material:
     @property
     def real(self) -> Reference:
         if self.reference is None:
-            raise _Lacking("compares with real images: give a reference")
+            raise _Lacking(COMPARES)
         return self.reference
 
     def needed(self, part: Any) -> Any:
@@ -117,13 +126,31 @@ class Material:
         few, device = o.allow_few, self.device
         return fid(x, y, se=o.fid_se, allow_few=few, device=device, **self.resampling)
 
-    @cached_property  # one pass over all distances gives both
-    def precision_recall(self) -> tuple[Score, Score]:
-        x, y = self.samples, self.real
-        stated: dict[str, Any] = {"k": self.options.k, "device": self.device}
+    @cached_property  # fid_infinity needs it, too
+    def fid(self) -> Score:
+        return self.frechet(self.samples.features, self.real.statistics)
+
+    @property
+    def subsets(self) -> Subsets:
+        o = self.options
+        return Subsets(o.infinity_shuffles, o.seed, self.strata)
+
+    @cached_property  # one pass over all distances gives all four
+    def prdc(self) -> Prdc:
+        return self.strict if self.options.ties == "out" else self._prdc("in")
+
+    @cached_property
+    def strict(self) -> Prdc:
+        """With no points at a ball's very radius in it, as density and coverage are defined."""
+        return self._prdc("out")
+
+    def _prdc(self, ties: str) -> Prdc:
+        x, y, o = self.samples, self.real, self.options
+        stated: dict[str, Any] = {"k": o.k, "at_most": o.prdc_size, "seed": o.seed}
+        stated |= {"ties": ties, "strata": self.strata, "device": self.device}
         if x.manifold is None or y.manifold is None:
-            return precision_recall(x.features, y.features, **stated)
-        return precision_recall(x.manifold, y.manifold, **stated)
+            return prdc(x.features, y.features, **stated)
+        return prdc(x.manifold, y.manifold, **stated)
 
 
 def _inception_score(m: Material) -> Score:
@@ -141,6 +168,16 @@ def _diagonal_fid(m: Material) -> Score:
     return diagonal_fid(m.samples.features, m.real.statistics, m.strata)
 
 
+def _fid_infinity(m: Material) -> Score:
+    x, y, few = m.samples.features, m.real.statistics, m.options.allow_few
+    return fid_infinity(x, y, m.fid, subsets=m.subsets, allow_few=few, device=m.device)
+
+
+def _is_infinity(m: Material) -> Score:
+    logits = m.needed(m.samples.logits)
+    return is_infinity(logits, subsets=m.subsets, allow_few=m.options.allow_few)
+
+
 def _kid(m: Material) -> Score:
     x, y, size = m.samples.features, m.real.features, m.options.kid_subset_size
     return kid(x, y, subset_size=size, device=m.device, **m.resampling)
@@ -156,23 +193,31 @@ def _clip_score(m: Material) -> Score:
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is printed and made; `compute` is None where it is not made from features."""
+    """How a score is printed and made; `compute` is None where it is not made from features.
+
+    `compares`: with real images.
+    """
 
     title: str
     lower_is_better: bool
     decimals: int
     compute: Callable[[Material], Score] | None
+    compares: bool = False
 
 
 # In the order in which they are printed.
 METRICS: dict[str, Metric] = {
     "is": Metric("IS", False, 2, _inception_score),
-    "fid": Metric("FID", True, 2, lambda m: m.frechet(m.samples.features, m.real.statistics)),
-    "sfid": Metric("sFID", True, 2, lambda m: m.frechet(m.samples.spatial, m.real.spatial)),
-    "diagonal_fid": Metric("Diagonal FID", True, 2, _diagonal_fid),
-    "kid": Metric("KID", True, 4, _kid),
-    "precision": Metric("Precision", False, 3, lambda m: m.precision_recall[0]),
-    "recall": Metric("Recall", False, 3, lambda m: m.precision_recall[1]),
+    "is_infinity": Metric("IS-infinity", False, 2, _is_infinity),
+    "fid": Metric("FID", True, 2, lambda m: m.fid, True),
+    "fid_infinity": Metric("FID-infinity", True, 2, _fid_infinity, True),
+    "sfid": Metric("sFID", True, 2, lambda m: m.frechet(m.samples.spatial, m.real.spatial), True),
+    "diagonal_fid": Metric("Diagonal FID", True, 2, _diagonal_fid, True),
+    "kid": Metric("KID", True, 4, _kid, True),
+    "precision": Metric("Precision", False, 3, lambda m: m.prdc.precision, True),
+    "recall": Metric("Recall", False, 3, lambda m: m.prdc.recall, True),
+    "density": Metric("Density", False, 3, lambda m: m.strict.density, True),
+    "coverage": Metric("Coverage", False, 3, lambda m: m.strict.coverage, True),
     "label_agreement": Metric("Label agreement", False, 3, _label_agreement),
     "clip_score": Metric("CLIP score", False, 2, _clip_score),
     # VBench's, computed by itself from videos (eval/vbench.py)
@@ -190,12 +235,27 @@ def check_metrics(metrics: Sequence[str]) -> Sequence[str]:
     return metrics
 
 
+def check_compared(metrics: Sequence[str]) -> None:
+    """Raise ValueError if one of the metrics compares with real images, of which there are none."""
+    if name := next((name for name in metrics if METRICS[name].compares), None):
+        raise ValueError(f"{name} {COMPARES}, or leave {name} out of metrics.scores")
+
+
 def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:
     """Raise ValueError if n samples are too few for the metrics, before they are made."""
-    if "fid" in metrics and not options.allow_few:
-        check_fid_size(n, num_features)
+    if n < 2:
+        raise ValueError(f"scores and their errors need at least 2 samples, got {n}: sample more")
+    if not options.allow_few:
+        if {"fid", "fid_infinity"} & set(metrics):
+            check_fid_size(n, num_features)
+        if "fid_infinity" in metrics:
+            check_infinity_size("fid_infinity", n, num_features)
     if "kid" in metrics:
         check_kid_size(n, options.kid_subset_size)
+    if set(NEIGHBOURS) & set(metrics):
+        check_neighbours(n, options.k)
+    if "is" in metrics:
+        check_splits(n, options.is_splits, options.is_chunk_size)
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.records import Record, check_comparable, load_records, save_records, score
-from eval.score import Score, difference_se
+from eval.score import Score, difference_se, paired
 from eval.scoring import METRICS
 
 VERDICTS = ("better than", "worse than", "not told apart from")
@@ -139,6 +139,21 @@ class Table:
         gains = {row: gain(metric, scores[best], value) for row, value in scores.items()}
         return {best, *(row for row, g in gains.items() if g.value <= g.half)}
 
+    def paired_columns(self, metric: str) -> list[int]:
+        """The step counts, ascending, at which all rows share their noise and say how they move."""
+        columns = {
+            steps: list(self._scores(steps, metric, None).values()) for steps in self.columns
+        }
+        return [
+            steps
+            for steps, scores in sorted(columns.items())
+            if scores and all(paired(scores[0], other) for other in scores)
+        ]
+
+    def unpaired(self) -> Table:
+        """The same scores as if their noise were not shared: what pairing changes is seen beside it."""
+        return Table([{**r, "scores": _without_spreads(r["scores"])} for r in self.records])
+
     def _scores(self, steps: int, metric: str, rows: Iterable[str] | None) -> dict[str, Score]:
         wanted = self.rows if rows is None else rows
         values = {row: self.value(row, steps, metric) for row in wanted}
@@ -152,3 +167,7 @@ class Table:
             difference = gain(metric, *(self.score(row, steps, metric) for row in (a, b)))
             steps_by[difference.words].append(steps)
         return steps_by
+
+
+def _without_spreads(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {name: {k: v for k, v in s.items() if k != "spread"} for name, s in scores.items()}

@@ -75,6 +75,8 @@ def _entries(path: Path) -> dict[str, tuple[float, Any]]:
     """By dimension: the score, and what the file holds of single videos."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if any(type(v[0]) not in (int, float) for v in content.values()):
+            raise TypeError
         return {name: (float(v[0]), v[1] if len(v) > 1 else []) for name, v in content.items()}
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError):
         raise ValueError(

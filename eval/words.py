@@ -64,20 +64,25 @@ def print_verdict(record: Record, judged: Judged, spelled: Callable[[str], str] 
         print(f"protocol gate: no verdict: {spelled(obstacle)}")
     if obstacle or not judged.published:
         return True
-    return print_gate(record, judged.batch, judged.published["scores"])
+    scores = judged.published["scores"][judged.protocol]
+    return print_gate(record, judged.batch, scores) is not False
 
 
-def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool:
-    """Ours beside the published scores of that batch; whether all agree."""
+def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool | None:
+    """Ours beside the published scores of that batch; whether all agree that compare, if any do."""
     checks = gate(record, published)
     print(f"protocol gate: {batch} against its published scores")
     for check in checks:
-        verdict = "pass" if check.passed else "FAIL"
+        verdict = {True: "pass", False: "FAIL", None: f"no verdict: {check.obstacle}"}[check.passed]
         print(
             f"  {METRICS[check.metric].title:<12}{check.ours:10.4f}   published "
             f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}"
         )
-    passed = all(check.passed for check in checks)
+    verdicts = [check.passed for check in checks if check.passed is not None]
+    if not verdicts:
+        print("protocol gate: no verdict: none of these scores compares with this reference")
+        return None
+    passed = all(verdicts)
     remedy = "" if passed else ": do not trust scores made here before this is explained"
     print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")
     return passed

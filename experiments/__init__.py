@@ -6,6 +6,7 @@
 - `experiment`: an `Experiment` (columns x scorer x renderer), and one command's share of its work;
   `scorers`: images by a protocol, videos by `vbench`; `tune`: the search for Mix++'s window
 - `dry_run`: what it would cost; `progress`: how far it is; `tracking`: Weights & Biases
+- `help`: `--help` from the comments of configs/, which `choices` reads; `answers`: this and the shell's completion
 - `workers`: which of several processes this is; `devices`: what it computes on
 - `check/`: whether a machine is right, and how fast it is
 """

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from files.media import Images, Media
+from files.whole import check_regular
 from models.adm.cards import read_card
 from models.backbone import Backbone
 from models.variance import stored_x0_variance
-from sampling import Noise, Plan, SampleNoise, count_calls, sample_labels, scale_eps
+from sampling import Noise, Plan, SampleNoise, Schedule, count_calls, sample_labels, scale_eps
 from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
 from sampling.denoise import Denoised
@@ -195,7 +196,7 @@ class Settings:
             check_schedule(plan, schedule)
             return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest()}
         path = schedule.straight
-        T = schedule.T if path is None else int(path.unit)
+        T: float = schedule.T if path is None else int(path.unit) if path.flow else math.inf
         options = _options(name, stated, T)
         identity = dict(options)
         if path is not None:
@@ -274,6 +275,7 @@ def stored_plan(path: Any) -> Plan:
     remedy = "`python sample.py ... show_plan=FILE.json` writes one"
     if not isinstance(path, str):
         raise ValueError(f"sampler=plan needs sampler.path=FILE.json: {remedy}")
+    check_regular(path)
     try:
         return Plan.from_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -287,10 +289,10 @@ def _word(value: Any) -> str:
     return "_".join(map(_word, value)) if isinstance(value, list) else str(value)
 
 
-def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
+def _options(name: str, stated: Mapping[str, Any], T: float) -> dict[str, Any]:
     """The options of a sampler that are not null, as a command line may misstate them.
 
-    Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
+    T is infinite where a network is told sigma in the place of timesteps, and a cutoff is one.  Raises ValueError for one that the sampler does not have, even as null, and for a timestep beyond T:
     the builder takes any cutoff >= 0; in a command one beyond T is a slip.
     """
     kinds = {k: kind | None for k, kind in sampler_kinds(name, stated.get("scheduler")).items()}
@@ -299,10 +301,15 @@ def _options(name: str, stated: Mapping[str, Any], T: int) -> dict[str, Any]:
     options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
         if options.get(option) == PAPERS_CUTOFF and T != 1000:
+            has, same = f"has {T}", round(PAPERS_CUTOFF * min(T, 1000) / 1000)
+            words = f"{same} for the same share of them"
+            if math.isinf(T):
+                alpha, sigma = Schedule.linear().level(PAPERS_CUTOFF)
+                has, words = "is told sigma", f"{sigma / alpha:.2g} for the same sigma"
             raise ValueError(
-                f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model has {T}: "
-                f"say sampler.{option}={round(PAPERS_CUTOFF * T / 1000)} for the same share of them, "
-                f"in an experiment experiment.rows.NAME.{option}=... or samplers='[{{name:{name},{option}:...}}]'"
+                f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model {has}: say "
+                f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... or "
+                f"samplers='[{{name:{name},{option}:...}}]'"
             )
         if option in options and options[option] > T:
             raise ValueError(
@@ -319,7 +326,7 @@ def _identity(model: dict[str, Any], backbone: Model) -> dict[str, Any]:
     networks count (`sha256`), not the revision that they are from.  Of a card, which may be one's
     own and change, what it says beyond the weights counts.
     """
-    left_out = ("channels_last", "compile", "revision", "variant", "text_cache")
+    left_out = ("channels_last", "compile", "revision", "variant", "text_cache", "distilled")
     identity = {key: v for key, v in model.items() if key not in left_out}
     loader = identity["_target_"]
     for key, value in LATER_OPTIONS.get(loader, {}).items():

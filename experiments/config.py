@@ -19,40 +19,42 @@ from typing import Any, cast
 
 import hydra
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
-from eval.evaluation import ReferenceSource, floor_digest
+from eval.evaluation import ReferenceSource, floor_digest, stored_source
 from eval.preprocessing import PREPROCESSING, Preprocessing
+from experiments.answers import answer, command_line, register_models
 from experiments.cells import Model, Settings
+from experiments.choices import CONFIGS
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
 from experiments.evaluate import Evaluator
+from experiments.help import show_help
 from experiments.settings import (
+    COMMANDS,
     LOGGERS,
-    MISSING,
     Checker,
+    Group,
     callable_at,
     check_launcher,
     check_words,
-    factories,
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
-from files.images import Samples
+from experiments.trust import check_hydra, check_load, check_trust
+from experiments.workers import say
+from files.images import Samples, image_shape, load_samples
 from files.places import ROOT, downloads
 from files.prompts import listed_prompts, read_prompts
-from models.adm.cards import Card, card_names, read_card
 from models.weights import has_bf16
-from sampling.options import check_choice, check_options, check_types
+from sampling.options import check_choice, check_options
 
-CONFIGS = str(ROOT / "configs")
 Config = DictConfig  # what Hydra composes, for those that only read it
 # Settings that say who does the work, where, and how it is watched: they change no result.
 CIRCUMSTANCES = (
@@ -77,10 +79,12 @@ def run_command(main: Callable[[DictConfig], None], config: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of exiting
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, terminated)
+    doc = sys.modules[main.__module__].__doc__
+    reported(answer, config, doc)
     sys.argv[1:] = map(_quoted, sys.argv[1:])
-    reported(_check_command_line, config)
+    reported(_check_command_line, config, doc)
     wrapped = functools.wraps(main)(lambda cfg: _call_job(main, cfg))
-    reported(hydra.main(version_base="1.3", config_path=CONFIGS, config_name=config)(wrapped))
+    reported(hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config)(wrapped))
 
 
 def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConfig:
@@ -93,31 +97,48 @@ def composed(config: str, *overrides: str, with_hydra: bool = False) -> DictConf
     GlobalHydra.instance().clear()
     overrides = tuple(map(_quoted, overrides))
     check_words(config, typed(overrides))
-    with hydra.initialize_config_dir(CONFIGS, version_base="1.3"):
-        try:
-            cfg = hydra.compose(config, _forced(overrides), return_hydra_config=with_hydra)
-        except RecursionError:
-            raise ValueError(
-                "configs name each other in a circle: look at their defaults"
-            ) from None
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = _composed(config, _forced(overrides), with_hydra)
         groups = GlobalHydra.instance().config_loader().get_group_options
         own = [str(key) for key in cfg if key != "hydra"]
         settings = cast(dict[str, Any], plain(OmegaConf.masked_copy(cfg, own)))
-        _check_trust(settings["trusted"], overrides)
-        _check_load(settings.get("model"), settings["trusted"], overrides)
+        check_trust(settings["trusted"], overrides)
+        check_load(settings, overrides)
         Checker(config, settings, typed(overrides), groups).check()
-        return cfg
+    if with_hydra:
+        check_hydra(_unresolved(cfg.hydra), settings["trusted"], overrides)
+        _check_launcher(config, cfg.hydra, overrides)
+    return cfg
 
 
-def _check_command_line(config: str) -> None:
+def _composed(config: str, overrides: list[str], with_hydra: bool) -> DictConfig:
+    """What Hydra composes.  Whatever it stumbles over is a ValueError, but for errors of its own."""
+    try:
+        cfg = hydra.compose(config, overrides, return_hydra_config=with_hydra)
+    except RecursionError:
+        raise ValueError("configs name each other in a circle: look at their defaults") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"a config is no YAML ({error}): correct it there") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"a config is not UTF-8 text ({error}): save it as UTF-8") from None
+    except (AssertionError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Hydra cannot compose these settings ({error}): take away those of hydra.*, then others"
+        ) from None
+    for name, kind in COMMANDS[config].items():
+        node = cfg._get_node(name) if kind == Group else None
+        if isinstance(node, ListConfig | AnyNode):
+            raise ValueError(f"{name} must be settings with names: correct its file")
+    return cfg
+
+
+def _check_command_line(config: str, doc: str | None) -> None:
     """Refuse settings that are wrong before any work, in all jobs of a multirun.
 
     Every setting is put as Hydra's `++name=value`: what may be set is for `Checker` to say, not for
     the file that happens to name it.
     """
-    flags = get_args_parser()
-    flags.error = _refuse_flag  # type: ignore[assignment]
-    args = flags.parse_args()
+    args = command_line()
     words = list(args.overrides)
     left = iter(zip(words, _forced(words), strict=True))
     word, forced = next(left, (None, None))
@@ -125,20 +146,24 @@ def _check_command_line(config: str) -> None:
         if argument == word:
             sys.argv[i] = str(forced)
             word, forced = next(left, (None, None))
-    if args.help or args.hydra_help or args.info or args.shell_completion:
+    if args.hydra_help or args.info:
         return
     check_launcher(words, args.multirun)
     if flag := next((flag for flag in REFUSED_FLAGS if getattr(args, flag)), None):
         raise ValueError(
             f"leave --{flag.replace('_', '-')} out: --config-dir adds configs of your own"
         )
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise ValueError(f"--config-dir={args.config_dir} is no folder: correct its name")
     if args.config_dir and any(word.startswith("hydra.searchpath=") for word in words):
         raise ValueError("give --config-dir or hydra.searchpath, not both")
     if args.config_dir:
         words.append(f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]")
     for job in _jobs(words) if args.multirun else [words]:
-        cfg = composed(config, *job, with_hydra=True)
-        _check_hydra(cfg.hydra, cfg.trusted, job)
+        composed(config, *job, with_hydra=True)
+    if args.help:  # with a choice of the user's own configs
+        show_help(config, doc, words)
+        sys.exit(0)
 
 
 def _quoted(word: str) -> str:
@@ -148,10 +173,6 @@ def _quoted(word: str) -> str:
     if name.lstrip("+") != "model.flags" or value == "null" or value[:1] in ("'", '"'):
         return word
     return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
-
-
-def _refuse_flag(message: str) -> None:
-    raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
 
 
 def _forced(overrides: Sequence[str]) -> list[str]:
@@ -170,6 +191,8 @@ def _readable(key: str, value: str) -> str:
     Raises ValueError for a name or a value that is neither.
     """
     parser = OverridesParser.create()
+    if value.startswith("~/"):  # which no shell expands behind an equals sign
+        value = str(Path(value).expanduser())
     try:
         parser.parse_override(f"x={value}")
     except HydraException:
@@ -208,45 +231,29 @@ def _jobs(words: Sequence[str]) -> Iterator[list[str]]:
         yield from ([*first[:i], value, *first[i + 1 :]] for value in values[1:])
 
 
-def _check_trust(trusted: Any, overrides: Sequence[str]) -> None:
-    """Whom to trust is for the user to say: on the command line, or in configs/common.yaml."""
-    ours = yaml.safe_load(Path(CONFIGS, "common.yaml").read_text(encoding="utf-8"))["trusted"]
-    by_user = any(key.startswith("trusted") for key, _ in typed(overrides))
-    if trusted != ours and not by_user:
-        raise ValueError(
-            f"a config sets trusted={trusted}, which only the command line and configs/common.yaml "
-            "may: remove it there"
-        )
+def _check_launcher(config: str, composite: DictConfig, words: Sequence[str]) -> None:
+    """Refuse what a config from elsewhere says of the launcher: SLURM's shell runs it.
 
-
-def _check_load(model: Any, trusted: Sequence[str], overrides: Sequence[str]) -> None:
-    """Whose function `model=function` calls is for the user to say, as whom to trust."""
-    load = model.get("load") if isinstance(model, dict) else None
-    if load in (None, MISSING) or any(key == "model.load" for key, _ in typed(overrides)):
-        return
-    if (package := str(load).partition(":")[0].partition(".")[0]) not in trusted:
-        raise ValueError(
-            f"a config names the function {load}: give model.load={load} on the command line, or "
-            f"trusted=[{package}]"
-        )
-
-
-def _check_hydra(config: DictConfig, trusted: Sequence[str], words: Sequence[str]) -> None:
-    """Refuse code that a config smuggles into Hydra's own part, which runs it.
-
-    Launchers and sweepers are Hydra's plugins, and nothing else can stand there.
+    Not its `setup` alone: a line break in any option of sbatch, or in the folder or name of a job,
+    begins another line of that script.
     """
-    check_types("hydra.", {"verbose": plain(config.verbose)}, {"verbose": bool | str | list[str]})
-    announce = f"{Announce.__module__}.{Announce.__name__}"
-    for callback in plain(config.callbacks).values():
-        if callback["_target_"] != announce:
-            callable_at(callback["_target_"], trusted)
-    for logging in (config.job_logging, config.hydra_logging):
-        for factory in factories(plain(logging)):
-            callable_at(factory, ["logging", "colorlog", *trusted])
-    for part, name in ((config.job, "env_set"), (config.sweeper, "params")):
-        if part.get(name) and not any(f".{name}" in word for word in words):
-            raise ValueError(f"a config sets hydra's {name}, {part[name]}: remove it there")
+    if not any(key == "hydra.searchpath" for key, _ in typed(words)):
+        return
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    own = [w for w, k in zip(words, keys, strict=True) if "hydra" in k and k != "hydra.searchpath"]
+    remedy = "give it on the command line, or in configs/site and configs/hydra/launcher here"
+    try:
+        ours = composed(config, *own, with_hydra=True).hydra
+    except HydraException:
+        raise ValueError(f"the launcher is from elsewhere than configs/: {remedy}") from None
+    for key in ("launcher", "sweep", "run", "job.name"):
+        here, there = (_unresolved(OmegaConf.select(c, key)) for c in (ours, composite))
+        if here != there:
+            raise ValueError(f"a config from elsewhere changes hydra.{key}: {remedy}")
+
+
+def _unresolved(config: Any) -> Any:
+    return OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
 
 
 def _register() -> None:
@@ -269,23 +276,7 @@ def _register() -> None:
     opened = OmegaConf.create({"options": {}})
     OmegaConf.set_struct(opened.options, False)
     ConfigStore.instance().store(group="open", name="options", node=opened)
-    for card in _adm_models():
-        node = {
-            "defaults": [
-                "adm",
-                {"override /reference@_global_.reference": card.reference},
-                "_self_",
-            ],
-            "name": card.name,
-            "card": card.name,
-            "checkpoint": "${downloads}/" + card.file_name,
-            "precision": card.precision,
-        }
-        ConfigStore.instance().store(group="model", name=card.name, node=node)
-
-
-def _adm_models() -> list[Card]:
-    return [card for card in map(read_card, card_names()) if card.kind == "unet"]
+    register_models()
 
 
 def _call_job(main: Callable[[DictConfig], None], cfg: DictConfig) -> None:
@@ -352,21 +343,24 @@ def load_backbone(cfg: DictConfig, **more: Any) -> Model:
     signature = inspect.signature(loader).parameters
     takes = list(signature)
     if device.type == "cpu" and options.get("precision") == "fp16":
-        print("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
+        say("half precision is very slow on a CPU: model.precision=fp32 or bf16 is faster")
     elif options.get("precision") == "bf16" and not has_bf16(device):
-        print("bf16 is slow on this device: model.precision=fp32 is faster")
+        say("bf16 is slow on this device: model.precision=fp32 is faster")
     guidance = plain(cfg.guidance)
     if guidance.pop("name") != "none":
         if "guidance" not in takes:
             raise ValueError(f"model {name} has no classifier: use guidance=none")
         options["guidance"] = guidance
     can_do_without = "prompts" in takes and signature["prompts"].default is None
-    if "prompts" in takes and not (can_do_without and cfg.prompts is None):
+    if "prompts" in takes and not ("prompts" in more or (can_do_without and cfg.prompts is None)):
         options["prompts"] = prompts_of(cfg.prompts)
     elif cfg.prompts is not None and "prompts" not in takes:
         raise ValueError(f"model {name} takes no prompts: use model=sd21 or leave prompts=null")
     check_options(f"model {name}", options, takes)
-    return cast("Model", loader(**options, device=device))
+    backbone = cast("Model", loader(**options, device=device))
+    for note in getattr(backbone, "notes", ()):
+        say(note)
+    return backbone
 
 
 def takes_option(cfg: DictConfig, option: str) -> bool:
@@ -418,19 +412,26 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     config, trusted = cfg.reference, cfg.trusted
     if config.name == "none":
         return None
+    if "file" in config.keys():  # noqa: SIM118
+        if OmegaConf.is_missing(config, "file"):
+            raise ValueError("reference.file is missing: give the file as reference.file=...")
+        return stored_source(config.name, Path(config.file))
     batch = config.get("batch")
     remedy = config.get("remedy") or (
         f"fetch it with `python -m scripts.download {config.name}` or from {config.get('url')}"
     )
     folder = ROOT / config.folder if config.folder else None
-    if batch and _images(config).get("path") != batch:
-        folder = None  # other images than the batch's: their features stand for no file
+    if (batch and _images(config).get("path") != batch) or _has_other(config, "images"):
+        folder = None  # other images than those whose features lie there
     floor = config.floor
     if floor and floor.get("path", "given") is None:
         floor = None
+    for part in () if batch else filter(None, (_images(config), floor)):
+        if "path" in set(part) and not Path(part.path).exists():  # also where it is missing
+            raise FileNotFoundError(f"no images at {part.path}: give an .npz file or a folder")
     preprocess = None
     if config.get("preprocess"):
-        preprocess = Preprocessing(config.preprocess, config.size)
+        preprocess = Preprocessing(config.preprocess, config.get("size"))
     elif config.get("size"):
         ways = " or ".join(PREPROCESSING)
         raise ValueError(f"reference.size needs reference.preprocess: {ways}")
@@ -443,9 +444,23 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
         statistics_n=config.get("statistics_n"),
         folder=folder,
         preprocess=preprocess,
-        store_floor=bool(config.get("store_floor")),
+        shapes=lambda: [
+            _shape_of(part, trusted, preprocess) for part in (_images(config), floor) if part
+        ],
+        store_floor=bool(config.get("store_floor")) and not _has_other(config, "floor"),
         floor_of=floor_digest(plain(floor)) if floor else None,
     )
+
+
+def _has_other(config: DictConfig, part: str) -> bool:
+    """Whether a reference of configs/ is to have other `images`, or `floor`, than its file says."""
+    for path in Path(CONFIGS, "reference").glob("*.yaml"):
+        stated = cast(DictConfig, OmegaConf.load(path))
+        if "batch" in stated or stated._get_node("folder") != config.folder:
+            continue
+        if stated.name == config.name:
+            return bool(plain(stated[part]) != plain(config[part]))
+    return False
 
 
 def _images(config: DictConfig) -> DictConfig:
@@ -456,9 +471,23 @@ def _images(config: DictConfig) -> DictConfig:
     return OmegaConf.create({"_target_": "files.images.load_samples", "path": images})
 
 
+def _shape_of(
+    images: DictConfig, trusted: Sequence[str], preprocess: Preprocessing | None
+) -> tuple[int, ...]:
+    """(N, H, W, C) of the images that a part of configs/reference describes, of files by their beginnings."""
+    if images._target_ != f"{load_samples.__module__}.{load_samples.__name__}":
+        return images_of(images, trusted, preprocess).images.shape
+    if OmegaConf.is_missing(images, "path"):
+        raise ValueError(
+            "reference.images is missing: give reference.images=DIR, a folder or an .npz"
+        )
+    return image_shape(images.path, preprocess.image if preprocess else None)
+
+
 def function_of(config: DictConfig, trusted: Sequence[str]) -> Callable[..., Any]:
     """The function that a part of a config describes: its `_target_`, with the rest as arguments."""
-    arguments = cast(dict[str, Any], plain(config))
+    stated = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    arguments = cast(dict[str, Any], stated)
     return functools.partial(callable_at(arguments.pop("_target_"), trusted), **arguments)
 
 
@@ -495,11 +524,3 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
 
 
 # --- what stands in configs/ --------------------------------------------------------------------
-
-
-def options_of(group: str) -> list[str]:
-    """The names of configs/<group>, those of ADM's cards among the models."""
-    names = {path.stem for path in Path(CONFIGS, group).glob("*.yaml")}
-    if group == "model":
-        names |= {card.name for card in _adm_models()}
-    return sorted(names)

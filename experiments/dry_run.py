@@ -20,10 +20,11 @@ from experiments.check.machine import (
     read_machine,
     record_path,
 )
-from experiments.config import Config, load_backbone, settings_of, takes_option
+from experiments.config import Config, load_backbone, prompts_of, settings_of, takes_option
 from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
+from experiments.workers import say
 from files.places import ROOT
 from files.whole import Damaged
 from models.backbone import Backbone
@@ -36,33 +37,47 @@ CALIBRATION_SECONDS = 20.0  # a batch that would take longer is measured by one 
 def dry_run(cfg: Config) -> Iterator[str]:
     """The dry run of a config's experiment, line by line: all that is counted before any timing.
 
-    A model whose checkpoint is not there is timed with random weights, where its loader can.
+    Nothing is fetched.  A model whose checkpoint is not there is timed with random weights, where its
+    loader can, or counted alone; prompts that are not there count as others would.
     """
     experiment = Experiment.of(cfg)
-    backbone = _timed_backbone(cfg)
+    backbone = _timed_backbone(cfg, experiment)
     settings = settings_of(cfg, backbone, experiment.spacing, experiment.names)
     yield f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
     mode = mode_of(cfg.model, backbone.device)
     yield from report(experiment.columns(settings), backbone, mode)
 
 
-def _timed_backbone(cfg: Config) -> Model:
+def _timed_backbone(cfg: Config, experiment: Experiment) -> Model:
     """The network that is timed; what is looked for on the disk is that of the config."""
     changes: dict[str, Any] = {}
     if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
-        print("on a CPU half precision takes ages: calibrating with model.precision=fp32")
+        say("on a CPU half precision takes ages: calibrating with model.precision=fp32")
         changes["precision"] = "fp32"
     if takes_option(cfg, "encode"):
         changes["encode"] = False  # a large text encoder is not needed to measure speed
     if takes_option(cfg, "fetch"):
         changes["fetch"] = False  # nothing is downloaded in order to count
+    if takes_option(cfg, "prompts") and cfg.prompts is not None:
+        try:
+            prompts_of(cfg.prompts)
+        except FileNotFoundError as missing:
+            say(f"not yet: {missing}")
+            changes["prompts"] = _any_prompts(experiment)
     try:
         return load_backbone(cfg, **changes)
     except FileNotFoundError as missing:
         if not takes_option(cfg, "untrained"):
             raise
-        print(f"not yet: {missing}")
+        say(f"not yet: {missing}")
         return load_backbone(cfg, untrained=True, **changes)
+
+
+def _any_prompts(experiment: Experiment) -> list[str]:
+    """Prompts to count with, one a sample."""
+    sizes = experiment.num_samples
+    count = sizes if isinstance(sizes, int) else max(sizes)
+    return [f"prompt {i}" for i in range(count)]
 
 
 class Cost(NamedTuple):
@@ -165,11 +180,24 @@ def report(columns: Sequence[Column], backbone: Model, mode: str = "eager") -> I
         f"{cells} cells, {total.alone:,} image calls, {total.tree:,} as trees that share "
         f"beginnings ({saved:.0f}% saved), {total.missing:,} still to do"
     )
+    yield from _evaluations(backbone)
     yield from _disk(total, columns[0].cells[0].folder)
-    if isinstance(backbone, Backbone):
+    if isinstance(backbone, Backbone) and backbone.is_counted_only:
+        yield "time: not known before the model is there"
+    elif isinstance(backbone, Backbone):
         yield from _time(total, backbone, mode, columns[0].size.batch_size)
     else:
         yield "time: a pipeline that runs as a whole is not timed here; num_samples=1 tells"
+
+
+def _evaluations(model: Model) -> Iterator[str]:
+    """What a call is, where that is more than one evaluation of the network."""
+    if not isinstance(model, Backbone) and model.pipe is None:
+        yield "with guidance most pipelines evaluate the network twice a call: how often, it tells once it is here"
+        return
+    n = model.evaluations_per_call if isinstance(model, Backbone) else model.evaluations
+    if n > 1:
+        yield f"each call is {n} evaluations of the network, with and without condition (guidance)"
 
 
 def _line(column: Column, cost: Cost) -> str:

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -12,6 +13,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from eval import endings
 from sampling.options import closest
+
+GROUP = "Config group override must be"  # Hydra's ValueError for a group that is null
 
 
 def terminated(number: int, frame: object) -> None:
@@ -53,7 +56,9 @@ def _one_line(error: BaseException) -> str:
         more = f"; did you mean {group}={guess}?" if guess else ""
         return f"no {group} {name!r}: choose one of {', '.join(sorted(error.options))}{more}"
     text = endings.one_line(error)
-    return _mended(text) if isinstance(error, HydraException | OmegaConfBaseException) else text
+    if isinstance(error, HydraException | OmegaConfBaseException) or text.startswith(GROUP):
+        return _mended(text)
+    return text
 
 
 def _mended(text: str) -> str:
@@ -66,11 +71,25 @@ def _mended(text: str) -> str:
         )
     if found := re.match(r"Could not override '(hydra\.[^']*)'", text):
         level, _, name = found[1].rpartition(".")
-        known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
+        known = None
+        with suppress(
+            AttributeError, OmegaConfBaseException
+        ):  # where Hydra has a value, not a level
+            known = OmegaConf.select(OmegaConf.create({"hydra": HydraConf}), level)
         guess = closest(name, known) if isinstance(known, DictConfig) else None
         more = f"did you mean {level}.{guess}?" if guess else "--hydra-help tells where they are"
         return f"Hydra has no setting {found[1]}: {more}"
     if "Could not delete from config" in text:
         return f"{text.rstrip('.')}: leave that ~ out"
+    if found := re.match(r"Could not override '([^']*)'", text):
+        return f"there is no group {found[1]}: leave it out"
+    if found := re.match(r"Error merging override \+*([^=]*)=(.*)", text):
+        return f"{found[1]} cannot be {found[2]}: leave it out, or set what is in it"
+    if found := re.match(r"In '([^']*)': Could not load '([^']*)'", text):
+        return f"{found[1]} names {found[2]}, which is not there: correct its defaults"
+    if text.startswith(GROUP):
+        return "a group of configs is set to what is no name: write GROUP=NAME, as in model=digits"
+    missing = re.match(r"Interpolation key '([^']*)' not found", text)
+    more = f", or give {missing[1]}" if missing else ""
     text, _, key = text.partition(" full_key: ")
-    return f"{key.split()[0]}: {text}; correct it" if key else text
+    return f"{key.split()[0]}: {text}; correct it{more}" if key else text

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from eval.evaluation import Evaluation, Provenance
+from eval.evaluation import Evaluation, Provenance, ReferenceSource, check_sizes
 from eval.extractors import ClipExtractor
 from eval.features import Extracted
 from eval.records import (
@@ -21,10 +21,13 @@ from eval.records import (
     protocol,
     save_records,
 )
+from eval.reference import Reference, size_words
+from eval.scoring import check_compared
 from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
 from files.images import Samples, load_samples
+from files.media import Images, Media
 from files.prompts import read_prompts
 from files.whole import Damaged, check_writable, file_sha256
 
@@ -61,6 +64,39 @@ class Evaluator(Evaluation):
     Each leaves a record in a file; under torchrun the processes share the images.
     """
 
+    def check_media(self, media: Media) -> None:
+        """Raise FileNotFoundError or ValueError if there are no real images to compare such samples with,
+        or these are unfit, as far as the beginnings of files tell."""
+        if not isinstance(media, Images):
+            raise ValueError(
+                f"{self.name} scores images, and this model makes videos: set experiment.scorer=none "
+                "experiment.renderer=pictures for pictures of them, or experiment.scorer=videos for VBench"
+            )
+        if self.source is None:
+            check_compared(self.scores)
+            return
+        self.check_reference()
+        there, here = self._real_sizes(self.source), media.size[:2]
+        if all(here) and self.source.preprocess is None:
+            for size in filter(None, there):
+                check_sizes("the samples", size_words((1, *here)), size)
+
+    def _real_sizes(self, source: ReferenceSource) -> list[str]:
+        """Of the real images, by the stored reference or the files; old references do not tell."""
+        if source.file and self.reference:
+            return [self.reference.size]
+        if not self.batch:
+            stored = self._stored_reference(source, source.name, "")
+            if isinstance(stored, Reference):
+                return [stored.size]
+        shapes = source.shapes()
+        if shapes[0][0] < 2:
+            raise ValueError(
+                f"the reference {source.name} has {shapes[0][0]} image, and its statistics need 2 or more: "
+                "give more as reference.images=DIR"
+            )
+        return [size_words(shape) for shape in shapes]
+
     def record(self, subject: Subject) -> Record:
         """Evaluate the samples and store the record.
 
@@ -82,8 +118,13 @@ class Evaluator(Evaluation):
         samples = load_samples(subject.path, preprocess.image if preprocess else None)
         n = subject.num_samples or len(samples.images)
         if n > len(samples.images):
-            raise ValueError(f"{subject.path} has {len(samples.images)} samples, not {n}")
+            raise ValueError(
+                f"{subject.path} has {len(samples.images)} samples, not {n}: lower num_samples"
+            )
+        if subject.prompts and "clip_score" not in self.scores:
+            raise ValueError("prompts are for the CLIP score, metrics=clip: leave prompts=null")
         if first:  # refuse what is missing before the long work
+            self.check_size(n)
             self.check_images(subject.path, samples.images)
         extracted = self._extract(samples.images[:n])
         record = None
@@ -111,7 +152,7 @@ class Evaluator(Evaluation):
 
     def _has_other_floor(self, record: Record, n: int) -> bool:
         """Whether a new record would have a floor that this one lacks, or one of other images."""
-        if self.source is None or self.source.floor is None:
+        if self.source is None or not self.source.has_floor:
             return False
         if record["floor"] is None:
             return self._real is not None and n <= len(self._real[0].features)

@@ -26,13 +26,12 @@ from experiments.cells import (
     labels_of,
     predicts_variance,
 )
+from experiments.choices import CONFIGS, options_of
 from experiments.config import (
-    CONFIGS,
     Config,
     config_digest,
     evaluator_of,
     load_backbone,
-    options_of,
     plain,
     settings_of,
     tracker_of,
@@ -42,7 +41,7 @@ from experiments.generate import generate, generate_all
 from experiments.progress import write_plan
 from experiments.scorers import ImageScorer, Scorer, VideoScorer, placed
 from experiments.tracking import Tracker
-from experiments.workers import agree, connected, first_process, share, worker
+from experiments.workers import agree, connected, first_process, say, share, worker
 from models.backbone import Backbone
 from models.weights import has_bf16
 from sampling.options import check_choice
@@ -98,9 +97,13 @@ class Experiment:
             options["steps"] = [options["steps"]]
         if cfg.num_samples is not None:
             options["num_samples"] = plain(cfg.num_samples)
-        if cfg.get("samplers"):
-            options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         cutoffs = options.pop("cutoffs", None)
+        if cfg.get("samplers") is not None:
+            if cutoffs is not None or not cfg.samplers:
+                raise ValueError(
+                    "samplers names the rows of a table: give [ddim,mix,...], or leave it null"
+                )
+            options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
         if "tuning_samples" in options:
@@ -111,8 +114,7 @@ class Experiment:
             raise ValueError(
                 f"experiment.{absent[0]} is missing or empty: give experiment.{absent[0]}=..."
             )
-        if options["renderer"] in ("table", "cutoffs") and not options.get("metrics"):
-            raise ValueError("experiment.metrics must not be empty: name what the table shows")
+        _check_rendered(options, cutoffs)
         if len(set(options["steps"])) < len(options["steps"]):
             raise ValueError("experiment.steps names a step count twice: give each once")
         takes = [field.name for field in fields(Experiment)]
@@ -140,13 +142,27 @@ class Experiment:
                 if np.isfinite(plan.noise_high).any() and not predicts_variance(settings.backbone):
                     raise Unfit("the network predicts no variance")
             except Unfit as error:
-                if first_process():
-                    print(f"left out: {row}: {error}")
+                say(f"left out: {row}: {error}")
             else:
                 rows[row] = sampler
         if not rows:
             raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
         return rows
+
+
+def _check_rendered(options: Mapping[str, Any], cutoffs: Any) -> None:
+    """Raise ValueError for what could not be rendered when all samples are there."""
+    renderer = options["renderer"]
+    if renderer in ("table", "cutoffs") and not options.get("metrics"):
+        raise ValueError("experiment.metrics must not be empty: name what the table shows")
+    if renderer in ("table", "cutoffs") and options["scorer"] == "none":
+        raise ValueError(f"a {renderer} shows scores: set experiment.scorer=images or videos")
+    if renderer == "cutoffs" and cutoffs is None:
+        raise ValueError(
+            "its rows are cutoffs: give experiment.cutoffs=[100,200], or renderer=table"
+        )
+    if (frames := options.get("frames", 1)) < 1:
+        raise ValueError(f"experiment.frames must be at least 1, got {frames}")
 
 
 def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -215,8 +231,8 @@ class Work:
         self.rank, self.world = share(cfg.part, cfg.parts)
         self.backbone = load_backbone(cfg)
         asked = cfg.experiment.get("precision"), cfg.model.get("precision")
-        if asked == ("fp32", "fp32") and not has_bf16(self.backbone.device) and first_process():
-            print(f"bf16 would be slow on this device: sampling in fp32, into {self.out}")
+        if asked == ("fp32", "fp32") and not has_bf16(self.backbone.device):
+            say(f"bf16 would be slow on this device: sampling in fp32, into {self.out}")
         settings = settings_of(cfg, self.backbone, experiment.spacing, experiment.names)
         self.columns = experiment.columns(settings)
         self.scorer = scorer_of(cfg, experiment, self.columns)
@@ -239,6 +255,8 @@ class Work:
                 "only= is for stage=sample or stage=evaluate: for a table of fewer columns set "
                 "experiment.steps"
             )
+        if plain(self.cfg.only) == []:
+            raise ValueError("only=[] is no step count: name some, or leave only=null")
         only = [self.cfg.only] if isinstance(self.cfg.only, int) else plain(self.cfg.only)
         steps = [column.steps for column in self.columns]
         if unknown := [n for n in only if n not in steps]:

@@ -14,8 +14,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.extractors import EXTRACTORS
+from eval.extractors import MAKERS
 from eval.scoring import Options
+from files.whole import CONTROL
 from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
 from sampling.borrowed import sampler_kinds
@@ -47,7 +48,7 @@ SAMPLING: Kinds = {
 REPRODUCE: Kinds = {
     **{**EVERY, **SCORING, **SAMPLING, "experiment": Group},
     **{"steps": int | list[int] | None, "num_samples": int | list[int] | None},
-    "samplers": list[str | Group] | None,
+    **{"samplers": list[str | Group] | None, "out": Path},
     **{"dry": bool, "render_only": bool, "stage": str, "only": int | list[int] | None},
 }
 COMMANDS: dict[str, Kinds] = {
@@ -56,8 +57,8 @@ COMMANDS: dict[str, Kinds] = {
         **{"num_samples": int | None, "names": str, "format": str, "show_plan": bool | Path},
     },
     "evaluate": {
-        **{**EVERY, **SCORING, "logger": Group, "samples": Path, "num_samples": int | None},
-        **{"labels": str, "prompts": Path | None, "out": Path | None},
+        **{**EVERY, **SCORING, "logger": Group, "samples": Path, "against": Path | None},
+        **{"labels": str, "prompts": Path | None, "out": Path | None, "num_samples": int | None},
     },
     "reproduce": REPRODUCE,
     "tune": REPRODUCE,
@@ -85,7 +86,13 @@ TUNING: Kinds = {
 }
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
-    **{"images": Group | Path, "floor": Group | None, "held_out": Group, "folder": Path | None},
+    **{
+        "file": Path,
+        "images": Group | Path,
+        "floor": Group | None,
+        "held_out": Group,
+        "folder": Path | None,
+    },
     **{
         "statistics_n": int | None,
         "preprocess": str | None,
@@ -106,8 +113,8 @@ LOGGERS: dict[str, Kinds] = {
         **{"entity": str | None, "group": str | None, "dir": Path},
     },
 }
-# What commands and loaders give a loader besides the model's config.
-GIVEN = ("device", "guidance", "prompts")
+# What commands and loaders give a loader besides the model's config; the last three are a dry run's.
+GIVEN = ("device", "guidance", "prompts", "untrained", "fetch", "encode")
 # What a command can do without: ~experiment.rows.DDPM.
 MAY_GO = ("experiment.rows.", "experiment.rivals.", "metrics.options.", "hydra.callbacks.")
 Word = tuple[str, str]  # a setting of the command line, without + and ++, and its value
@@ -152,6 +159,14 @@ def check_words(command: str, words: Sequence[Word]) -> None:
             raise ValueError(
                 f"{command} has no setting {head}, which is one of {', '.join(theirs)}: leave it out"
             )
+
+
+def check_file_name(setting: str, name: str) -> None:
+    """Raise ValueError for a name that would put files elsewhere, or cannot be part of a file's."""
+    if not name or "/" in name or not name.isprintable() or name.strip(".") == "":
+        raise ValueError(
+            f"{setting} is part of a file's name, got {name!r}: give one of letters and digits"
+        )
 
 
 # --- the functions that configs name ------------------------------------------------------------
@@ -219,6 +234,8 @@ class Checker:
         for name, value in self.cfg.items():
             if part := getattr(self, name, None) if kinds.get(name) == Group else None:
                 part(value)
+            if kinds.get(name) == Group and value.get("name") is not None:
+                check_file_name(f"{name}.name", value["name"])
         for name in brought:
             getattr(self, name)(self.cfg[name])
 
@@ -232,6 +249,11 @@ class Checker:
             if key not in kinds:
                 raise ValueError(self.unknown(path, str(key), value, kinds))
         check_types(path, {k: v for k, v in values.items() if v != MISSING}, kinds)
+        name = str(values.get("name", "plain"))
+        if "/" in name or CONTROL.search(name) or name in ("", ".", ".."):
+            raise ValueError(
+                f"{path}name is part of a file's name: give one without / and line breaks"
+            )
 
     def call(self, path: str, config: Any, more: Kinds, given: Sequence[str] = ()) -> None:
         """Compare a level that describes the call of its `_target_`, but for what is `given`."""
@@ -274,27 +296,32 @@ class Checker:
         self.level(path, sampler, {"name": str, **nullable})
 
     def metrics(self, metrics: Mapping[str, Any]) -> None:
-        kinds: Kinds = {}
-        for extractor in EXTRACTORS.values():
+        kinds: Kinds = {"batch_size": int | None}
+        for extractor in MAKERS:
             kinds |= kinds_of(extractor)
-        kinds = {key: kind for key, kind in kinds.items() if key not in ("device", "mode")}
+        given = ("device", "mode", "network", "function")  # by the extractor's name
+        kinds = {key: kind for key, kind in kinds.items() if key not in given}
         self.level("metrics.", metrics, {**kinds, **METRICS}, list(METRICS))
         self.level("metrics.options.", metrics["options"], kinds_of(Options))
 
     def reference(self, reference: Mapping[str, Any]) -> None:
-        needed = (
-            ("name",) if reference.get("name") == "none" else ("name", "images", "floor", "folder")
-        )
+        needed: tuple[str, ...] = ("name", "images", "floor", "folder")
+        if reference.get("name") == "none" or "file" in reference:
+            needed = ("name",)
         self.level("reference.", reference, REFERENCE, needed)
-        if "/" in reference["name"]:
-            raise ValueError("reference.name is part of a file's name: give one without /")
         for part in ("images", "floor", "held_out"):
             described = reference.get(part)
             if part == "images" and isinstance(described, str):
                 continue  # a folder or a file
-            is_one = part == "floor" and described and "path" in described  # null: no floor
-            more: Kinds = {"path": Path | None} if is_one else {}
-            self.call(f"reference.{part}.", described, more, ("prepare",))
+            optional = (
+                part == "floor" and described and described.get("path", "") is None
+            )  # no floor
+            self.call(
+                f"reference.{part}.",
+                described,
+                {"path": Path | None} if optional else {},
+                ("prepare",),
+            )
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
         if "tuning_samples" in experiment:
@@ -303,6 +330,11 @@ class Checker:
             self.level("experiment.", experiment, EXPERIMENT)
         for part in ("rows", "rivals"):
             for row, sampler in (experiment.get(part) or {}).items():
+                if not isinstance(row, str) or not row.strip():
+                    raise ValueError(
+                        f"experiment.{part} has a row of the name {row!r}, which is no text: write it in "
+                        "quotes"
+                    )
                 self.sampler(sampler, f"experiment.{part}.{row}.")
 
     def training(self, training: Mapping[str, Any]) -> None:

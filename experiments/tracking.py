@@ -208,7 +208,7 @@ class WandbTracker(Tracker):
     def _told(self, job_type: str, identity: str, content: Any) -> bool:
         """Whether this very content was told before, perhaps by another process."""
         note = self._note(job_type, identity)
-        return note.is_file() and note.read_text() == _digest(content)
+        return note.is_file() and note.read_text("utf-8", "replace") == _digest(content)
 
     def _close(self, run: Any, job_type: str, identity: str, content: Any) -> None:
         run.finish()

@@ -117,7 +117,7 @@ def _evaluate(program: Path, info: Path, gpu: str, run: Path, dimension: str, so
 
 def _call(command: Sequence[str | Path], gpu: str, log: Path) -> bool:
     """Whether the command ended well; what it says goes into the log."""
-    with log.open("a") as file:
+    with log.open("ab") as file:
         env = {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
         words = [str(word) for word in command]
         return subprocess.run(words, stdout=file, stderr=file, env=env).returncode == 0

@@ -83,7 +83,13 @@ def connected() -> bool:
     if worker()[1] == 1 or "MASTER_ADDR" not in os.environ or "RANK" not in os.environ:
         return False
     if not dist.is_initialized():
-        dist.init_process_group("gloo", timeout=WAIT_FOR_OTHERS)
+        try:
+            dist.init_process_group("gloo", timeout=WAIT_FOR_OTHERS)
+        except ValueError as error:
+            raise ValueError(
+                f"MASTER_ADDR is set, but the processes cannot meet ({error}): start them with torchrun, "
+                "or `unset MASTER_ADDR`"
+            ) from None
         atexit.register(dist.destroy_process_group)
     return True
 
@@ -91,6 +97,12 @@ def connected() -> bool:
 def first_process() -> bool:
     """Of connected processes the first writes and tells; others are each for themselves."""
     return not connected() or worker()[0] == 0
+
+
+def say(text: str) -> None:
+    """Print at once, in the first of the processes that were started together."""
+    if worker()[0] == 0:
+        print(text, flush=True)
 
 
 def wait_for_all() -> None:

@@ -56,7 +56,11 @@ def fetch(
     else an OSError that says what to do: ConnectionError after `attempts`, FileNotFoundError (404,
     410), PermissionError (401, 403), ENOSPC.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:  # of brackets and ports
+        raise ValueError(f"{url!r} is no address ({error}): correct it") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"only http:// and https:// addresses can be fetched, got {url!r}")
     if parts.username or parts.password:
@@ -96,8 +100,11 @@ def _fetch_absent(url: str, path: Path, sha256: str | None, check: Check, attemp
 
 def _verify_part(path: Path, expected: str | None, check: Check) -> str:
     """Verify `<path>.part` under a name that ends as path does, on which some readers insist."""
+    pattern = rf"\.part-\d+-{re.escape(path.name)}"
+    for left in path.parent.iterdir():  # by killed processes: only one at a time verifies
+        if left.is_symlink() and re.fullmatch(pattern, left.name):
+            left.unlink(missing_ok=True)
     link = path.with_name(f".part-{os.getpid()}-{path.name}")
-    link.unlink(missing_ok=True)  # of a killed process with our number
     link.symlink_to(path.name + ".part")
     try:
         return _verify(link, expected, check)
@@ -173,10 +180,10 @@ def _lock(path: Path) -> Iterator[None]:
             return
 
 
-def _opened(lock: Path) -> IO[str]:
+def _opened(lock: Path) -> IO[bytes]:
     """The lock file, of which nothing is cut off; never what a link of its name points to."""
     try:
-        return open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
+        return open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "wb")
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
@@ -272,7 +279,7 @@ def _request(url: str, origin: Origin | None, size: int) -> HTTPResponse | HTTPE
         error.close()
         raise _refusal(url, error) from None
     except InvalidURL as error:
-        raise ValueError(f"{url!r} is no address: {error}") from None
+        raise ValueError(f"{url!r} is no address ({error}): correct it") from None
     except (OSError, HTTPException) as error:
         raise _cut(error) from None
 

@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from files.npz import array_names, map_npz, read_npz
+from files.npz import array_names, array_shapes, map_npz, read_npz
 from files.pictures import HELD, PictureFolder, Prepare
 from files.whole import write_atomic
+
+REMEDY = "remove it and sample again, or restore it"
 
 
 class Samples(NamedTuple):
@@ -27,45 +29,58 @@ def load_samples(path: Path | str, prepare: Prepare | None = None) -> Samples:
     more than a gigabyte are a `PictureFolder`, which is read batch by batch.  Raises
     FileNotFoundError or ValueError saying what was expected.
     """
-    path = Path(path)
+    path = _found(Path(path))
+    return Samples(_pictures(path, prepare), None) if path.is_dir() else _read_samples_npz(path)
+
+
+def image_shape(path: Path | str, prepare: Prepare | None = None) -> tuple[int, ...]:
+    """(N, H, W, C) of the images that `load_samples` would load, by the files' beginnings; it raises alike."""
+    path = _found(Path(path))
+    if path.is_dir():
+        return PictureFolder(path, prepare).shape
+    shape = array_shapes(path, REMEDY).get("arr_0", ())
+    return (*shape, 1) if len(shape) == 3 else shape or _read_samples_npz(path).images.shape
+
+
+def _found(path: Path) -> Path:
+    """The .npz file or the folder of pictures that is meant by a path."""
     if (path / "samples.npz").is_file():
         path = path / "samples.npz"
     if (path / "videos").is_dir():
         raise FileNotFoundError(f"{path} holds videos: score them with `python -m scripts.vbench`")
     if path.is_dir():
-        return Samples(_pictures(path, prepare), None)
-    if path.suffix.lower() != ".npz" or not path.is_file():
+        if (path / "manifest.json").is_file():  # its sheet of pictures is no sample
+            raise FileNotFoundError(
+                f"{path} is a run without samples.npz: run the command that sampled it again"
+            )
+    elif path.suffix.lower() != ".npz" or not path.is_file():
         raise FileNotFoundError(
             f"no samples at {path}: give an .npz file, a folder of pictures or a finished run"
         )
-    return _read_samples_npz(path)
+    return path
 
 
 def _pictures(folder: Path, prepare: Prepare | None) -> Any:
     """The pictures of a folder: an array, or what is read as one if that would be large."""
-    if (folder / "manifest.json").is_file():  # its sheet of pictures is no sample
-        raise FileNotFoundError(
-            f"{folder} is a run without samples.npz: run the command that sampled it again"
-        )
     pictures = PictureFolder(folder, prepare)
     return np.asarray(pictures) if pictures.nbytes <= HELD else pictures
 
 
 def _read_samples_npz(path: Path) -> Samples:
-    remedy = "remove it and sample again, or restore it"
-    images = map_npz(path, "arr_0", remedy)
+    images = map_npz(path, "arr_0", REMEDY)
     if images is None:
-        there = ", ".join(array_names(path, remedy)) or "nothing"
+        there = ", ".join(array_names(path, REMEDY)) or "nothing"
         raise ValueError(
             f"{path} has no arr_0 but {there}: save the images with np.savez(FILE, arr_0=images)"
         )
-    labels = read_npz(path, ("arr_1",), remedy).get("arr_1")
+    labels = read_npz(path, ("arr_1",), REMEDY).get("arr_1")
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+    is_image = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
+    if not is_image or 0 in images.shape:
         raise ValueError(
             f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
-            f"{images.shape}"
+            f"{list(images.shape)}: save the images so"
         )
     if labels is not None:
         labels = _checked_labels(path, labels, len(images))
@@ -73,7 +88,9 @@ def _read_samples_npz(path: Path) -> Samples:
 
 
 def _checked_labels(path: Path, labels: NDArray[Any], n: int) -> NDArray[np.int64]:
-    if labels.shape != (n,) or labels.dtype.kind not in "iu" or (labels < 0).any():
+    beyond = np.iinfo(np.int64).max  # of uint64 there are larger ones
+    is_label = labels.shape == (n,) and labels.dtype.kind in "iu"
+    if not is_label or (labels < 0).any() or (labels > beyond).any():
         raise ValueError(
             f"{path}: arr_1 must be labels of the {n} images, integers of at least 0, got "
             f"{labels.dtype} {list(labels.shape)}: correct it, or leave arr_1 out"

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from files.whole import check_space, reading
+from files.whole import Unreadable, check_space, reading
 
 RESTORE = "restore it or make it again"
 CHUNK = 1 << 20
@@ -144,7 +144,9 @@ def _check_size(info: zipfile.ZipInfo, archive: zipfile.ZipFile) -> None:
     """ValueError for a member that says more than the file can hold, before memory is asked for it."""
     ratio = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: DEFLATED}.get(info.compress_type)
     if ratio is None:
-        raise ValueError(f"{info.filename} is compressed in an unknown way")
+        raise Unreadable(
+            f"has {info.filename} compressed in a way of its own: save it with np.savez_compressed"
+        )
     assert archive.fp is not None
     length = os.fstat(archive.fp.fileno()).st_size
     if info.compress_size > length or info.file_size > ratio * info.compress_size:
@@ -181,7 +183,9 @@ def _header(member: IO[bytes], info: zipfile.ZipInfo) -> tuple[tuple[int, ...], 
     except MemoryError:  # the parser's own word for brackets without end
         raise ValueError(f"{info.filename} has an unreadable header") from None
     if dtype.hasobject:
-        raise ValueError(f"{info.filename} holds Python objects, which are never unpickled")
+        raise Unreadable(
+            f"holds Python objects ({info.filename}), which are never unpickled: save plain arrays"
+        )
     if any(n < 0 for n in shape):
         raise ValueError(f"{info.filename} has a negative length")
     if member.tell() + math.prod(shape) * dtype.itemsize != info.file_size:

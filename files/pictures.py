@@ -9,13 +9,14 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from pathlib import Path, PurePath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from files.whole import Damaged, check_regular
 
 Pixels = NDArray[np.uint8]
 Prepare = Callable[[Image.Image], Image.Image]
@@ -26,12 +27,24 @@ PHOTOGRAPH = ("JPEG", "PNG", "WEBP")
 READ = {".png": ("PNG",), **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".webp"), PHOTOGRAPH)}
 # Pictures of other kinds, which are not read.
 OTHER = re.compile(
-    r"\.(apng|avif|bmp|dds|eps|exr|gif|hei[cf]|hdr|ico|j2k|jp2|jxl|p[bgpn]m|pcx|psd|svg|tga|tiff?)"
+    r"\.(apng|arw|avif|bmp|cr[23]|dds|dng|eps|exr|gif|hei[cf]|hdr|ico|j2k|jp2|jxl|nef|orf|p[bgpn]m|pcx"
+    r"|psd|raf|svg|tga|tiff?)"
 )
 HELD = 2**30  # bytes: more than this is decoded batch by batch
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 GREY = ("1", "L", "LA")
 LARGEST = 2**27  # pixels of one picture
+ORIENTATION = 0x112  # EXIF's tag, and what undoes its values
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+ON_THEIR_SIDE = [TURNS[value] for value in (5, 6, 7, 8)]
 
 
 class Look(NamedTuple):
@@ -45,7 +58,10 @@ class Look(NamedTuple):
 
 def is_leftover(name: str | PurePath) -> bool:
     """Whether a file is hidden, or what a system left: ._x.jpg of macOS, thumbnails, checkpoints."""
-    return any(part.startswith((".", "__MACOSX", "@eaDir")) for part in PurePath(name).parts)
+    return any(
+        part.startswith((".", "__MACOSX", "@eaDir")) or part.lower() in ("thumbs.db", "desktop.ini")
+        for part in PurePath(name).parts
+    )
 
 
 def natural(name: str | PurePath) -> tuple[Any, ...]:
@@ -60,8 +76,11 @@ def natural(name: str | PurePath) -> tuple[Any, ...]:
 def list_pictures(folder: Path) -> list[Path]:
     """The pictures in a folder and those below it, in natural order.
 
-    Raises FileNotFoundError without any, ValueError if there are some of a kind that is not read.
+    Says how many files are no pictures.  Raises FileNotFoundError without any picture and for a run's
+    folder, ValueError if there are pictures of a kind that is not read.
     """
+    from tqdm import tqdm
+
     paths = sorted(_files(folder), key=lambda path: natural(path.relative_to(folder)))
     other = [path for path in paths if OTHER.fullmatch(path.suffix.lower())]
     pictures = [path for path in paths if path.suffix.lower() in READ]
@@ -71,7 +90,11 @@ def list_pictures(folder: Path) -> list[Path]:
             f"is not read, such as {other[0].name}: make them PNG, or move them elsewhere"
         )
     if not pictures:
-        raise FileNotFoundError(f"no PNG, JPEG or WebP files and no samples.npz in {folder}")
+        raise FileNotFoundError(
+            f"no PNG, JPEG or WebP files and no samples.npz in {folder}: give the folder that has them"
+        )
+    if rest := [path.name for path in paths if path not in set(pictures)]:
+        tqdm.write(f"{folder}: left out {len(rest)} files that are no pictures, as {rest[0]!r}")
     return pictures
 
 
@@ -84,6 +107,15 @@ def _files(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(here)
+        if "manifest.json" in names and {"shards", "grid.png"} & {*folders, *names}:
+            # Its sheet of pictures is no sample.
+            if where != str(folder):
+                raise ValueError(
+                    f"{where} is a run, among pictures: give one run, or move it elsewhere"
+                )
+            raise FileNotFoundError(
+                f"{where} is a run without samples.npz: run the command that sampled it again"
+            )
         folders[:] = [name for name in folders if not is_leftover(name)]
         yield from (Path(where, name) for name in names if not is_leftover(name))
 
@@ -106,11 +138,13 @@ class PictureFolder:
         looks = [look(f) for f in tqdm(self.files, desc="looking", leave=False, delay=2)]
         self._refuse([seen.trouble for seen in looks])
         self.grey = all(seen.grey for seen in looks)
+        blank = Image.new("L", (looks[0].width, looks[0].height))
+        self.shape: tuple[int, ...] = (len(looks), *self._pixels(blank).shape)
         if prepare is None:
             self._check_sizes([(seen.height, seen.width) for seen in looks])
 
     def _refuse(self, troubles: Sequence[str]) -> None:
-        """ValueError, with the number of files that are in trouble, if any is."""
+        """ValueError, with the number of files that are in trouble, if any is; one for each of `files`."""
         if not (count := sum(map(bool, troubles))):
             return
         first, trouble = next(pair for pair in zip(self.files, troubles, strict=True) if pair[1])
@@ -131,10 +165,6 @@ class PictureFolder:
                 "reference.preprocess=center_lanczos reference.size=256)"
             )
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.files), *self._pixels(self.files[0]).shape)
-
     @property
     def nbytes(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
@@ -153,13 +183,17 @@ class PictureFolder:
         from tqdm import tqdm
 
         pixels = np.empty(self.shape, np.uint8)
+        troubles = []
         for i, path in enumerate(tqdm(self.files, desc="reading", leave=False, delay=2)):
-            pixels[i] = self._pixels(path)
+            image, trouble = _read(path)
+            if image is not None and not trouble:
+                pixels[i] = self._pixels(image)
+            troubles.append(trouble)
+        self._refuse(troubles)
         return pixels if dtype is None else pixels.astype(dtype, copy=False)
 
-    def _pixels(self, path: Path) -> Pixels:
-        """uint8 [H, W, C].  Raises ValueError for a file that is damaged behind its beginning."""
-        picture = read_picture(path)
+    def _pixels(self, picture: Image.Image) -> Pixels:
+        """uint8 [H, W, C]."""
         if not self.grey:
             picture = picture.convert("RGB")
         pixels = np.asarray(self.prepare(picture) if self.prepare else picture)
@@ -168,27 +202,48 @@ class PictureFolder:
 
 def look(path: Path) -> Look:
     """What the beginning of a picture says; the whole where it has an alpha channel."""
-    try:
-        with path.open("rb") as file:
-            image, trouble = _opened(file, path.suffix, whole=False)
-    except (_Unreadable, OSError) as error:
-        return Look(trouble=str(error))
-    return Look(*image.size, image.mode in GREY, trouble)
+    image, trouble = _read(path, whole=False)
+    if image is None:
+        return Look(trouble=trouble)
+    width, height = image.size if _turn(image) not in ON_THEIR_SIDE else image.size[::-1]
+    return Look(width, height, image.mode in GREY, trouble)
 
 
 def read_picture(path: Any, content: bytes | None = None) -> Image.Image:
     """The whole picture in mode L or RGB; `content` are its bytes where it lies in an archive.
 
-    Raises ValueError for one that is damaged or cannot be read rightly.
+    It is turned as its EXIF data says, as viewers show it.  Raises ValueError for one that is damaged
+    or cannot be read rightly.
     """
-    try:
-        with path.open("rb") if content is None else io.BytesIO(content) as file:
-            image, trouble = _opened(file, path.suffix, whole=True)
-    except _Unreadable as error:
-        trouble = str(error)
-    if trouble:
+    image, trouble = _read(path, content)
+    if trouble or image is None:
         raise ValueError(f"{path} {trouble}")
     return image
+
+
+def _read(
+    path: Any, content: bytes | None = None, whole: bool = True
+) -> tuple[Image.Image | None, str]:
+    """(a picture, why it cannot be read rightly if so), as `_opened`; None if it is damaged."""
+    try:
+        if content is None:
+            check_regular(path)
+        with path.open("rb") if content is None else io.BytesIO(content) as file:
+            return _opened(file, path.suffix, whole)
+    except _Unreadable as error:
+        return None, str(error)
+    except Damaged:
+        return None, "is a pipe or a device: remove it"
+    except OSError as error:
+        return None, f"cannot be opened ({error.strerror}): remove it"
+
+
+def _turn(image: Image.Image) -> Any:
+    """How the camera was held, as Pillow's way to turn the picture back; None if that is unknown."""
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1)) if "exif" in image.info else None
+    except Exception:  # what damaged EXIF data raises; pictures are whole without
+        return None
 
 
 class _Unreadable(Exception):
@@ -207,7 +262,9 @@ def _opened(file: IO[bytes], suffix: str, whole: bool) -> tuple[Image.Image, str
                 trouble = _trouble(image, depth)
                 if trouble or not whole:
                     return image, trouble
-                return image.convert("L" if image.mode in GREY else "RGB"), ""
+                turn = _turn(image)
+                pixels = image.convert("L" if image.mode in GREY else "RGB")
+                return (pixels if turn is None else pixels.transpose(turn)), ""
     except UnidentifiedImageError:
         raise _Unreadable(f"is damaged or no {' or '.join(kinds)} file: remove it") from None
     except Exception as error:  # what a damaged file raises is up to its decoder
@@ -227,6 +284,8 @@ def _trouble(image: Image.Image, depth: bytes) -> str:
         return "has 16 bits a channel: save it with 8"
     if image.mode not in MODES:
         return f"has mode {image.mode}: only pictures of 8 bits a channel are read"
+    if image.mode == "P" and image.palette is None:  # Pillow would take shades of its own
+        return "has lost its palette: remove it or make it again"
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         return "is an animation: save its frames as pictures of their own"
     has_alpha = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info

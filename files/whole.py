@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -41,6 +42,23 @@ class Damaged(ValueError):
     """The content of a file is not what was written there."""
 
 
+class Unreadable(ValueError):
+    """A whole file holds what is not read here: how a sentence goes on that begins with its name."""
+
+
+def check_regular(path: Path | str) -> None:
+    """Raise `Damaged` for a pipe, a device or a socket.
+
+    They wait or go on for ever when they are read, and are gone when a file takes their name.
+    """
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if kind not in (stat.S_IFREG, stat.S_IFDIR):
+        raise Damaged(f"{path} is a pipe or a device: give a file, or another name")
+
+
 @contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
     """Whatever a reader raises in here is damage of the file: `Damaged`, one line that ends in a remedy.
@@ -49,11 +67,12 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     a file is not there, or may not be read, stays the OSError that it is; so does too little memory.
     """
     try:
+        check_regular(path)
         yield
-    except Damaged:
+    except (Damaged, MemoryError):
         raise
-    except MemoryError:
-        raise
+    except Unreadable as error:
+        raise Damaged(f"{path} {error}") from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno in NO_DAMAGE:
             raise
@@ -72,7 +91,9 @@ def write_atomic(path: Path, write: Callable[[Path], object], *, durable: bool =
     new one.  The temporary name keeps the suffix, on which some writers insist, and is like no
     other's, on this machine or on others that share the folder.  `write` may be called again, up to
     5 times.  Without `durable` only power can undo it: for many small files that are looked at again.
+    Raises `Damaged` where `path` is a pipe or a device, which would be gone.
     """
+    check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{PARTIAL}{uuid4().hex[:8]}-{path.name}")
     try:
@@ -135,24 +156,28 @@ def write_json(path: Path, content: Any) -> None:
     with suppress(OSError, Damaged):
         if _canonical(read_json(path, "write it anew")) == _canonical(content):
             return
-    sealed = [_sealed(c) for c in content] if isinstance(content, list) else _sealed(content)
-    write_text(path, json.dumps(sealed, indent=1) + "\n")
+    whole = [sealed(c) for c in content] if isinstance(content, list) else sealed(content)
+    write_text(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read_json(path: Path, remedy: str) -> Any:
     """What `write_json` wrote, or any other JSON.  Raises OSError, or `Damaged` with the remedy."""
     with reading(path, remedy):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters, which could be written nowhere
+            json.dumps(content, ensure_ascii=False).encode()
         if isinstance(content, list):
-            return [_unsealed(entry) for entry in content]
-        return _unsealed(content)
+            return [unsealed(entry) for entry in content]
+        return unsealed(content)
 
 
-def _sealed(content: dict[str, Any]) -> dict[str, Any]:
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The object with a checksum of all that it says as its last entry."""
     return {**content, CHECKSUM: _digest(content)}
 
 
-def _unsealed(content: Any) -> Any:
+def unsealed(content: Any) -> Any:
     """The object without its checksum.  ValueError if that is another, or its name is damaged."""
     if not isinstance(content, dict) or not content:
         return content
@@ -222,7 +247,7 @@ def recorded_sha256(path: Path) -> str | None:
     """
     record = path.with_name(path.name + ".sha256")
     try:
-        text = record.read_text(errors="replace")
+        text = record.read_text("utf-8", "replace")
     except FileNotFoundError:
         return None
     if not (match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *][^\n]+\n?", text)):

@@ -27,6 +27,13 @@ class Guidance(Protocol):
     def gradient(self, labels: Tensor) -> Gradient: ...
 
 
+class Absent:
+    """In place of a network without learned variance that is not here: for counting, never for pixels."""
+
+    def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, None]:
+        return torch.zeros_like(x), None
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A pretrained diffusion model on its `device`, ready to sample.
@@ -43,7 +50,7 @@ class Backbone:
     network or by `guidance`.  A text model has `prompts`, and its labels are their indices;
     `embed` turns labels int64 [B] into what the network takes as condition, once a batch.
 
-    `limit` is how x0 is limited where `clip` is not to [-1, 1].
+    `limit` is how x0 is limited where `clip` is not to [-1, 1].  `notes` are for the user, one line each.
 
     `evaluations_per_call` is 2 where a call evaluates the network with and without condition.
     `memory` estimates the bytes that sampling a batch of that size takes on the device; `room` and
@@ -70,6 +77,12 @@ class Backbone:
     room: Room = field(default_factory=lambda: Room(REMEDY))
     decoding: Room = field(default_factory=lambda: Room(REMEDY))
     limit: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_counted_only(self) -> bool:
+        """Whether there is no network, but what can be counted without one."""
+        return isinstance(self.network, Absent)
 
     def schedule_at(self, steps: int | None) -> Schedule:
         """The path of a run of so many steps: the same for all."""

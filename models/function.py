@@ -5,11 +5,8 @@ a sample.
 """
 
 import hashlib
-import importlib
 import inspect
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from files.media import Images
 from models.backbone import Backbone, to_uint8
+from models.imports import imported, theirs
 from sampling import Schedule
 from sampling.options import check_options
 
@@ -42,9 +40,11 @@ def load(
     `checkpoint` is a name for tables, no more.  Raises ValueError or FileNotFoundError, with the
     remedy, for what cannot be imported, called so or sampled.
     """
-    function = imported(load)
+    function = imported(load, "model.load", RETURNS)
     given = {"device": torch.device(device), "precision": precision}
-    made = function(**_arguments(load, function, dict(options or {}), given))
+    words = _arguments(load, function, dict(options or {}), given)
+    with theirs(load):
+        made = function(**words)
     said = json.dumps([load, dict(options or {}), version], sort_keys=True, default=str)
     identity = hashlib.sha256(said.encode()).hexdigest()
     if not isinstance(made, Backbone):
@@ -72,50 +72,6 @@ def _arguments(
     return words
 
 
-def imported(path: str) -> Callable[..., Any]:
-    """The function of MODULE:FUNCTION, from the current directory or wherever Python looks.
-
-    The directory comes last, so that nothing in it takes the place of an installed module or of ours.
-    """
-    name, colon, attribute = str(path).partition(":")
-    if not colon or not name or not attribute.isidentifier():
-        raise ValueError(
-            f"model.load={path} names no function: write MODULE:FUNCTION, as my_package.my_module:load"
-        )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()
-    try:
-        module = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise _not_found(name, error) from None
-    function = getattr(module, attribute, None)
-    if not callable(function):
-        raise ValueError(
-            f"model.load={path}: {module.__file__} has no function {attribute}: write one that "
-            f"can {RETURNS}"
-        )
-    return function
-
-
-def _not_found(name: str, error: ModuleNotFoundError) -> FileNotFoundError:
-    missing = error.name or name
-    if not f"{name}.".startswith(f"{missing}."):
-        return FileNotFoundError(
-            f"the module {name} of model.load needs {missing}: install it first"
-        )
-    top = sys.modules.get(name.partition(".")[0])
-    if top is not None and missing != top.__name__:
-        return FileNotFoundError(
-            f"there is no module {missing} in {os.path.dirname(top.__file__ or '')}: if yours is "
-            f"elsewhere, give its package another name than {top.__name__}"
-        )
-    return FileNotFoundError(
-        f"there is no module {missing} in {os.getcwd()} or where Python looks: run the command in the "
-        "folder that has it, or name that folder in PYTHONPATH"
-    )
-
-
 def _of_denoiser(load: str, made: Any, sha256: str, device: torch.device | str) -> Backbone:
     """A Backbone of (denoiser, schedule, shape), or of (denoiser, schedule, shape, num_classes)."""
     if not isinstance(made, tuple | list) or len(made) not in (3, 4):
@@ -141,6 +97,7 @@ def _of_denoiser(load: str, made: Any, sha256: str, device: torch.device | str) 
         raise ValueError(
             f"the number of classes of {load} is {num_classes!r}: return a positive integer or None"
         )
+    _check_called(load, denoiser, num_classes is not None)
     return Backbone(
         network=FunctionNetwork(denoiser, num_classes is not None, load),
         schedule=schedule,
@@ -155,6 +112,25 @@ def _of_denoiser(load: str, made: Any, sha256: str, device: torch.device | str) 
     )
 
 
+def _check_called(load: str, denoiser: Callable[..., Any], conditional: bool) -> None:
+    """Raise ValueError for a denoiser that takes other arguments than it is given."""
+    try:
+        signature = inspect.signature(denoiser)
+        signature.bind(*"xty"[: 2 + conditional])
+    except TypeError:
+        given = "(x_t, t, labels)" if conditional else "(x_t, t)"
+        more = (
+            "take these"
+            if conditional
+            else "take these, or return the number of classes as a fourth"
+        )
+        raise ValueError(
+            f"the denoiser of {load} is called with {given} and takes {signature}: let it {more}"
+        ) from None
+    except ValueError:  # of a builtin nobody knows
+        return
+
+
 class FunctionNetwork:
     """A denoiser (x_t, t) -> (x0, v), or with labels (x_t, t, y), as a `Network` that predicts x0."""
 
@@ -162,7 +138,9 @@ class FunctionNetwork:
         self.denoiser, self.conditional, self.name = denoiser, conditional, name
 
     def __call__(self, x: Tensor, t: float, condition: Any) -> tuple[Tensor, Tensor | None]:
-        seen = self.denoiser(x, t, condition) if self.conditional else self.denoiser(x, t)
+        told = (x.clone(), t, condition)  # what it does to x_t in place is its own business
+        with theirs(f"the denoiser of {self.name}"):
+            seen = self.denoiser(*told[: 2 + self.conditional])
         if not isinstance(seen, tuple) or len(seen) not in (2, 3):
             raise ValueError(
                 f"the denoiser of {self.name} has returned a {type(seen).__name__}: return (x0, v), "
@@ -173,11 +151,25 @@ class FunctionNetwork:
             raise ValueError(
                 f"the denoiser of {self.name} has returned a gradient: return a Backbone with guidance"
             )
-        for name, tensor in (("x0", x0), ("v", v)):
-            if getattr(tensor, "shape", None) != x.shape and (name, tensor) != ("v", None):
-                shape = list(getattr(tensor, "shape", []))
-                raise ValueError(
-                    f"{name} of {self.name}'s denoiser has the shape {shape}, not x_t's "
-                    f"{list(x.shape)}: return (x0, v), both in x_t's shape, or v = None"
-                )
-        return x0, v
+        return self._checked("x0", x0, x), None if v is None else self._checked("v", v, x)
+
+    def _checked(self, name: str, tensor: Any, x: Tensor) -> Tensor:
+        """A tensor of floating point in the shape of x, in its precision.  ValueError for another."""
+        shape = list(getattr(tensor, "shape", []))
+        if shape != list(x.shape):
+            raise ValueError(
+                f"{name} of {self.name}'s denoiser has the shape {shape}, not x_t's {list(x.shape)}: "
+                "return (x0, v), both in x_t's shape, or v = None"
+            )
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"{name} of {self.name}'s denoiser is a {kind}: return a torch.Tensor of floating point, as "
+                "x_t is"
+            )
+        if tensor.device != x.device:
+            raise ValueError(
+                f"{name} of {self.name}'s denoiser is on {tensor.device}, x_t on {x.device}: let {self.name} "
+                "take `device`, and put the network there"
+            )
+        return tensor

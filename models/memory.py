@@ -17,6 +17,8 @@ WORDS = (
     "can't allocate memory",  # torch on a CPU: Linux, macOS
     "cannot allocate memory",
     "not enough memory",  # torch on a CPU: Windows
+    "size calculation overflowed",  # torch, of more than any machine has
+    "multiplication overflow",
     "unable to allocate",  # NumPy
     "failed to allocate",
     "alloc_failed",  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,31 +71,54 @@ def load_pipeline(
     """
     import diffusers
 
-    check_pipeline_id(id)
-    place = {"revision": revision, "local_files_only": not fetch}
-    with remedied(id, "model.id", hint=hint):
-        index = diffusers.DiffusionPipeline.load_config(id, **place)
-    if not isinstance(index, Mapping):
-        raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
-    name = index.get("_class_name")
-    if not isinstance(name, str) or name not in names:
+    name, index = pipeline_index(id, revision, fetch, hint)
+    if name not in names:
         raise ValueError(
-            f"{id} is a {name}: only {' and '.join(names)} can be sampled here; any other "
-            "pipeline takes our schedulers instead (see README, Use it in your own pipeline)"
+            f"{id} is a {name}: only {' and '.join(names)} can be sampled here; say model=diffusers, which "
+            "runs any pipeline"
         )
+    place = {"revision": revision, "local_files_only": not fetch}
     _check_parts(id, index)
+    _check_variant(id, variant)
+    # Parts that the pipeline was saved without, as SD3 without T5, diffusers wants to be told.
+    more: dict[str, Any] = {part: None for part, stated in index.items() if stated == [None, None]}
     # The checker would replace images, silently, by black ones.
-    more = {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
-    logging.getLogger("diffusers").addFilter(_not_about_the_safety_checker)
+    more |= {"safety_checker": None} if name == "StableDiffusionPipeline" else {}
     source = {**place, "variant": variant, "dtype": dtype}
-    classes = _classes(index) if any_network else None
+    classes = _classes(id, index) if any_network else None
     parts = [part for part in (classes or NETWORKS) if part in index]
     more |= {part: load_network(id, part, index, source, hint, classes) for part in parts}
     with remedied(id, "model.id", hint=hint):
-        return getattr(diffusers, name).from_pretrained(id, **source, **more)
+        pipe = getattr(diffusers, name).from_pretrained(id, **source, **more)
+    _check_tokenizers(id, pipe)
+    return pipe
 
 
-def _classes(index: Mapping[str, Any]) -> dict[str, Any]:
+def pipeline_index(
+    id: str, revision: str | None, fetch: bool = True, hint: str = ""
+) -> tuple[str, Mapping[str, Any]]:
+    """(class, model_index.json) of a pipeline; raises as `load_pipeline`, and for one with its own code."""
+    import diffusers
+
+    check_pipeline_id(id)
+    with remedied(id, "model.id", hint=hint):
+        index = diffusers.DiffusionPipeline.load_config(
+            id, revision=revision, local_files_only=not fetch
+        )
+    if not isinstance(index, Mapping):
+        raise ValueError(f"the model_index.json of {id} is no list of parts: copy it again")
+    name = index.get("_class_name")
+    if isinstance(name, Sequence) and not isinstance(name, str):
+        raise ValueError(
+            f"{id} is a {name} by code of its own, which is never run: give a pipeline of diffusers' "
+            "as model.id=..., or load it by a function of yours, model=function"
+        )
+    if not isinstance(name, str):
+        raise ValueError(f"the model_index.json of {id} names no pipeline: copy it again")
+    return name, index
+
+
+def _classes(id: str, index: Mapping[str, Any]) -> dict[str, Any]:
     """The classes of a pipeline's networks, by part: those of the installed libraries alone."""
     import diffusers
     import transformers
@@ -103,6 +128,11 @@ def _classes(index: Mapping[str, Any]) -> dict[str, Any]:
     for part, stated in index.items():
         if isinstance(stated, Sequence) and len(stated) == 2 and stated[0] in libraries:
             one = getattr(libraries[stated[0]], str(stated[1]), None)
+            if one is None:
+                raise ValueError(
+                    f"{id}'s {part} is a {stated[1]}, which this version of {stated[0]} does not have: pip "
+                    f"install -U {stated[0]}, or give another pipeline as model.id=..."
+                )
             if isinstance(one, type) and issubclass(one, torch.nn.Module):
                 found[part] = one
     return found
@@ -134,7 +164,7 @@ def load_network(
     if not isinstance(stated, str) or stated not in classes:
         raise ValueError(f"{id}'s {name} is a {stated}: only {', '.join(classes)} are sampled here")
     how = {"subfolder": name, **source, "output_loading_info": True}
-    with remedied(id, "model.id", f"the {name} of ", hint=hint):
+    with _all_in_one(classes[stated], how), remedied(id, "model.id", f"the {name} of ", hint=hint):
         try:
             network, info = classes[stated].from_pretrained(id, **how)
         except OSError:
@@ -144,6 +174,26 @@ def load_network(
             network, info = classes[stated].from_pretrained(id, **{**how, "variant": None})
     check_filled(info["missing_keys"], id, "model.id", f"the {name} of ")
     return network
+
+
+@contextmanager
+def _all_in_one(network: Any, how: Mapping[str, Any]) -> Iterator[None]:
+    """Without accelerate diffusers loads no network that keeps parts in float32, as Wan's, where all is
+    to be float32, neither: here it does, while the class does not say so."""
+    kept = getattr(network, "_keep_in_fp32_modules", None)
+    if not kept or find_spec("accelerate"):
+        yield
+        return
+    if how["dtype"] != torch.float32:
+        raise ValueError(
+            f"a {network.__name__} keeps parts in float32, which diffusers does with accelerate: pip "
+            "install accelerate, or set model.precision=fp32"
+        )
+    network._keep_in_fp32_modules = None
+    try:
+        yield
+    finally:
+        network._keep_in_fp32_modules = kept
 
 
 def _check_parts(id: str, index: Mapping[str, Any]) -> None:
@@ -157,8 +207,21 @@ def _check_parts(id: str, index: Mapping[str, Any]) -> None:
             )
 
 
-def _not_about_the_safety_checker(record: logging.LogRecord) -> bool:
-    return "safety checker" not in record.getMessage()
+def _check_variant(id: str, variant: str | None) -> None:
+    """Raise ValueError for a folder without any file of the variant."""
+    if variant is not None and Path(id).is_dir() and not any(Path(id).rglob(f"*.{variant}.*")):
+        raise ValueError(f"{id} has no files of model.variant={variant}: set model.variant=null")
+
+
+def _check_tokenizers(id: str, pipe: Any) -> None:
+    """Raise FileNotFoundError for one without words, which transformers makes where its files are not."""
+    for name in TOKENIZERS:
+        tokenizer = getattr(pipe, name, None)
+        if tokenizer is not None and not {*tokenizer.get_vocab()} - {*tokenizer.all_special_tokens}:
+            raise FileNotFoundError(
+                f"the {name} of {id} is not complete (it knows no words): copy or download it again, or "
+                "give another folder as model.id=..."
+            )
 
 
 def is_flow(config: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from safetensors.torch import load as safetensors_in
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from files.whole import Damaged, check_regular
 from sampling.options import check_choice
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -82,6 +83,7 @@ def tensors_in(content: bytes, path: Path, remedy: str = "restore it") -> dict[s
 
 
 def _read(path: Path) -> Any:
+    check_regular(path)
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
@@ -100,15 +102,22 @@ def _unpickled(source: Path | io.BytesIO, **more: Any) -> Any:
 def _tensors(read: Callable[[], Any], path: Path, remedy: str) -> dict[str, Tensor]:
     try:
         weights = read()
-    except OSError:
+    except (OSError, Damaged):
         raise
     except Exception as error:  # a damaged pickle can raise anything
         raise ValueError(
             f"{path} is damaged or no checkpoint ({reason(error)}): {remedy}"
         ) from None
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{path} does not hold a dictionary of tensors: {remedy}")
+    if not isinstance(weights, dict) or not all(map(_is_plain, weights.values())):
+        raise ValueError(f"{path} does not hold a dictionary of plain tensors: {remedy}")
     return weights
+
+
+def _is_plain(weight: Any) -> bool:
+    """Whether that is a tensor of real numbers, all of which are there."""
+    if not isinstance(weight, Tensor) or weight.layout != torch.strided or weight.is_nested:
+        return False
+    return not (weight.is_meta or weight.is_quantized or weight.is_complex())
 
 
 def reason(error: Exception) -> str:

@@ -46,7 +46,7 @@ def markdown(title: str, table: Table, metrics: Sequence[str], paper: Paper | No
 def cutoffs_markdown(title: str, table: Table, metrics: Sequence[str], paper: Paper | None) -> str:
     """A Markdown file of scores against Mix's cutoff; the table's rows are cutoffs."""
     about = ""
-    if paper:
+    if paper and "optimal_cutoffs" in paper.data:
         other = "" if paper.is_of(table.records[0]) else ", another data set"
         low, high = paper["optimal_cutoffs"]
         about = (
@@ -65,7 +65,7 @@ def _scored(
     pairs = zip(heads, grids, strict=True)
     return [
         f"# {printable(title)}",
-        protocol_sentence(record),
+        protocol_sentence(table),
         about,
         *(part for pair in pairs for part in pair),
     ]

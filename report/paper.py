@@ -19,14 +19,23 @@ class Paper:
 
     @staticmethod
     def load(path: Path) -> Paper:
-        return Paper(yaml.safe_load(path.read_text(encoding="utf-8")))
+        """Raises ValueError for a file that is none."""
+        try:
+            paper = Paper(yaml.safe_load(path.read_text(encoding="utf-8")))
+            _ = paper["source"], paper["dataset"], paper.has("fid")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise ValueError(
+                f"experiment.paper: {path} has no numbers of a paper ({error}): write them as in "
+                "results/paper/table1.yaml, or set experiment.paper=null"
+            ) from None
+        return paper
 
     def __getitem__(self, key: str) -> Any:
         return self.data[key]
 
     def value(self, row: str, steps: int | None, metric: str) -> float | None:
         """The number of a row as printed, there or in our tables, or None."""
-        for entry in self["rows"]:
+        for entry in self.data.get("rows", ()):
             if row in (entry["name"], entry.get("ours")):
                 for cell in entry["cells"]:
                     # Table 4 does not state its steps (null).
@@ -35,7 +44,7 @@ class Paper:
         return None
 
     def has(self, metric: str) -> bool:
-        return any(metric in cell for row in self["rows"] for cell in row["cells"])
+        return any(metric in cell for row in self.data.get("rows", ()) for cell in row["cells"])
 
     def is_of(self, record: Record) -> bool:
         """Whether the record is of the paper's model, made and scored as the paper's numbers.

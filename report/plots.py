@@ -136,7 +136,7 @@ def plot_cutoffs(
             side.fill_between(t, y - half, y + half, color=colour, alpha=0.2, lw=0)
             side.set_ylabel(in_figure(metric_title(metric, extractor)), color=colour, fontsize=8)
             side.tick_params(labelsize=7)
-        if paper:
+        if paper and "optimal_cutoffs" in paper.data:
             ax.axvspan(*paper["optimal_cutoffs"], color="k", alpha=0.06, lw=0)
         ax.set_title(f"{steps} steps (N={table.n(steps)})", fontsize=9)
         ax.set_xlabel(CUTOFF_LABEL, fontsize=8)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.records import Record
+from eval.scoring import METRICS
 from eval.table import Row, Table, cutoff, gain
 from eval.words import format_score
 from models.digits.data import load_images, to_model_range
 from report.formats import bold, grid, score_grid
 from report.paper import Paper
-from report.words import listed, scored_sentence
+from report.words import differences_sentence, listed, scored_sentence
 from sampling import Plan, Schedule, ddim, mix, skipped, timesteps
 from sampling.borrowed import sampler_at
 from sampling.gaussian import gaussian_frechet
@@ -226,6 +227,7 @@ def text(study: Study, theory: Theory) -> str:
         **_on_mixpp(study),
         **_tables(study),
         **_differences(study),
+        **_on_pairing(study),
         **_on_discretisation(study, theory),
         **_on_errors(study, theory),
         **_dial(study, 25),
@@ -344,6 +346,70 @@ def _differences(study: Study) -> Slots:
     return slots
 
 
+PAIRS = [
+    ("Mix", "DDIM"),
+    ("Mix", "DDPM"),
+    ("Mix", "Skipped-Step"),
+    ("Skipped-Step", "DDIM"),
+    ("DPM-Solver++(2M)", "DDIM"),
+]
+WIDTHS = {"Mix and DDIM": ("Mix", "DDIM"), "Mix and Skipped-Step": ("Mix", "Skipped-Step")}
+
+
+def _on_pairing(study: Study) -> Slots:
+    """What changes by judging differences by the noise that samplers share."""
+    changed, count = [], 0
+    for name, table in (("even", study.even), ("log-SNR", study.log_snr)):
+        alone = table.unpaired()
+        steps = table.paired_columns("fid")
+        pairs = [pair for pair in PAIRS if set(pair) <= set(table.rows)]
+        count += len(steps) * len(pairs)
+        for (ours, theirs), s in product(pairs, steps):
+            verdicts = [
+                gain("fid", *(t.score(row, s, "fid") for row in (ours, theirs))).words
+                for t in (alone, table)
+            ]
+            if verdicts[0] != verdicts[1]:
+                changed.append(
+                    f"- {name}, {s} steps: {ours} is {verdicts[1]} {theirs}, "
+                    f"which was {verdicts[0]}."
+                )
+    return {
+        "pairing": differences_sentence(study.even, "fid"),
+        "pairing_log_snr": differences_sentence(study.log_snr, "fid"),
+        "compared": count,
+        "changed": len(changed),
+        "changes": "\n".join(changed),
+        "widths": _widths(study.even),
+    }
+
+
+def _widths(table: Table) -> str:
+    """How wide paired intervals are, as shares of those that take both samplers for independent."""
+    alone, steps = table.unpaired(), table.paired_columns("fid")
+    metrics = [
+        m for m in ("fid", "is", "kid", "precision", "recall") if m in table.records[0]["scores"]
+    ]
+
+    def share(pair: tuple[str, str], metric: str, s: int) -> float:
+        halves = [
+            gain(metric, *(t.score(row, s, metric) for row in pair)).half for t in (table, alone)
+        ]
+        return halves[0] / halves[1]
+
+    rows = [
+        [
+            name,
+            *(
+                f"{np.median([share(pair, m, s) for s in steps]):.2f}" if steps else "-"
+                for m in metrics
+            ),
+        ]
+        for name, pair in WIDTHS.items()
+    ]
+    return grid(["Median share", *(METRICS[m].title for m in metrics)], rows)
+
+
 def _on_discretisation(study: Study, theory: Theory) -> Slots:
     """The closed form beside the measurement; and the digits without a network."""
     pixels, steps = study.pixels, sorted(study.pixels.columns)
@@ -459,4 +525,5 @@ def _on_natural_cutoffs(table: Table) -> Slots:
         "natural_table": score_grid(table, "fid"),
         "natural_words": "\n".join(words),
         "natural_inside": listed(inside, "none of these"),
+        "natural_pairing": differences_sentence(table, "fid"),
     }

@@ -10,6 +10,7 @@ from eval.table import Table, gain
 from eval.words import format_score, reference_words
 from files.whole import write_text
 from report.formats import document, grid
+from report.words import differences_sentence
 
 
 def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mapping[str, Any]) -> str:
@@ -23,8 +24,8 @@ def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mappin
     about = (
         "Mix++: SDE-DPM-Solver++ for lo <= t < hi, DPM-Solver++ elsewhere (orders of both given); "
         f"spacing {settings['spacing']}.  Protocol {record['protocol']}, extractor "
-        f"{record['extractor']}, {reference_words(record)}.  ± is half the 95% interval; all candidates "
-        "see the same noise, so their differences are known better than that."
+        f"{record['extractor']}, {reference_words(record)}.  ± is half the 95% interval.  "
+        f"{differences_sentence(results[0].confirmed, settings['metric'])}"
     )
     parts = [f"# {title}", about, *(part for r in results for part in _section(r, settings))]
     text = document(parts)

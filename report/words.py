@@ -5,6 +5,7 @@ from typing import Any
 
 from eval.records import Record
 from eval.scoring import METRICS
+from eval.table import Table
 from eval.words import reference_words
 from files.whole import printable
 
@@ -19,8 +20,22 @@ def listed(items: Sequence[Any], empty: str = "no") -> str:
     return ", ".join(map(str, items)) or empty
 
 
-def protocol_sentence(record: Record) -> str:
+def differences_sentence(table: Table, metric: str) -> str:
+    """How it is decided which rows of a column differ, in words."""
+    steps, columns = table.paired_columns(metric), sorted(table.columns)
+    if not steps:
+        return "Differences take samplers for independent."
+    rest = "" if steps == columns else f" at {listed(steps)} steps, elsewhere as if independent"
+    return (
+        "Differences are judged by their own intervals, from the noise that samplers share"
+        f"{rest}: these are narrower than two ± make them."
+    )
+
+
+def protocol_sentence(table: Table) -> str:
     """What the numbers are and how a table shows them, in words."""
+    record = table.records[0]
+    metric = next(iter(record["scores"]))
     floor = (
         " *Real* is the real-vs-real floor: as many real images in place of samples, which is what "
         "a perfect sampler would score. FID and recall depend on N: across columns of different "
@@ -29,7 +44,8 @@ def protocol_sentence(record: Record) -> str:
     return (
         f"{scored_sentence(record)} "
         "± is the half width of the 95% interval. **Bold**: the best of its column and all that "
-        f"cannot be told from it.{floor if record['floor'] else ''}"
+        f"cannot be told from it. {differences_sentence(table, metric)}"
+        f"{floor if record['floor'] else ''}"
     )
 
 

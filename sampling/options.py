@@ -138,7 +138,8 @@ def fits(value: Any, kind: Any) -> bool:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return any(fits(value, part) for part in inner)
+        is_null = value == "" and Path in inner and NoneType in inner  # as a shell's unset variable
+        return is_null or any(fits(value, part) for part in inner)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin in LISTS or kind in LISTS:
@@ -152,7 +153,7 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (bool, str):
         return isinstance(value, kind)
     if kind is Path:
-        return isinstance(value, str | Path)
+        return isinstance(value, str | Path) and value != ""
     if kind is int:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if kind is float:

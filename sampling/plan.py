@@ -392,12 +392,12 @@ def scale_eps(plan: Plan, k: float, b: float, *, limited: bool = False) -> Plan:
 
     x0 becomes x0 / scale + (1 - 1 / scale) x_t / alpha, a rewrite of coefficients.  Where the
     network's x0 is `limited`, eps is scaled before: the column `eps_scale` tells the denoiser.
-    Raises ValueError where the scale is not positive and finite, or alpha is 0.
+    Raises ValueError where the scale is not in 0.001..1000, or alpha is 0.
     """
     scale = np.where(plan.calls, b + k * plan.t, 1.0)
-    if not ((scale > 0) & (scale < np.inf)).all():
+    if not ((scale >= 1e-3) & (scale <= 1e3)).all():  # beyond, float32 overflows
         raise ValueError(
-            f"eps_scale must be positive at every timestep, got k t + b with k = {k:g}, b = {b:g}: "
+            f"eps_scale must be positive at every timestep, 0.001 to 1000, got k t + b with k = {k:g}, b = {b:g}: "
             "1.004 or [0, 1.004] is usual"
         )
     if (scale == 1).all():

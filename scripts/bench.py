@@ -38,7 +38,7 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from eval.frechet import fid, frechet_distance
 from eval.frechet import statistics as statistics_of
-from eval.manifold import precision_recall
+from eval.manifold import prdc
 from eval.score import Floats
 from experiments.cells import Cell, Size
 from experiments.config import parser
@@ -389,7 +389,7 @@ def evaluation(references: int) -> None:
     print(f"  they differ by {abs(ours - theirs) / theirs:.1e} relative; {score.value:.6f} above")
     balls(x[:10_000], y[: references // 5])
     start = time.perf_counter()
-    precision, recall = precision_recall(x, y)
+    precision, recall, *_ = prdc(x, y)
     print(
         f"precision and recall against {references:,}: {time.perf_counter() - start:.0f} s, "
         f"{precision.value:.4f} and {recall.value:.4f}; peak memory of all this "
@@ -401,7 +401,7 @@ def balls(x: Floats, y: Floats) -> None:
     """Precision and recall with the float32 filter against all products in float64."""
     sides = {
         "float64 products": lambda: float64_shares(torch.from_numpy(x), torch.from_numpy(y)),
-        "float32 filter (ours)": lambda: [score.value for score in precision_recall(x, y)],
+        "float32 filter (ours)": lambda: [score.value for score in prdc(x, y)[:2]],
     }
     shares = [call() for call in sides.values()]
     seconds = interleaved(sides, rounds=3)
@@ -438,8 +438,9 @@ def peak_gib() -> float:
 def main() -> None:
     command = parser(__doc__)
     what = ("busy", "loop", "coupling", "step", "table", "generation", "evaluation")
-    command.add_argument("what", nargs="?", choices=what, help="default: all")
-    command.add_argument("references", nargs="?", type=int, default=10_000)
+    command.add_argument("what", nargs="?", choices=what, help="what to measure (all)")
+    text = "of evaluation: how many real images (10000)"
+    command.add_argument("references", nargs="?", type=int, default=10_000, help=text)
     args = command.parse_args()
     if args.what in (None, "busy"):
         busy()

@@ -11,7 +11,6 @@ the tables take at these speeds.  All of it goes to results/machines/<device>.js
 not there is named.  The exit status is 1 if a check failed.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from experiments.check.hours import hours, sentence
 from experiments.check.machine import MACHINES, Machine, Speed
 from experiments.check.outcome import Finding, Outcome, Skip, lacking, one_line, perform
 from experiments.check.throughput import Bench, Budget, steps_of
+from experiments.config import parser
 from experiments.devices import pick_device
 from models.digits import load
 from models.weights import PRECISIONS
@@ -125,13 +125,13 @@ def check(device: torch.device, short: bool, out: Path | None, minutes: float) -
 
 
 def main() -> int:
-    command = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    command = parser(__doc__)
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1 (auto)")
+    command.add_argument("--short", action="store_true", help="check correctness, and one speed")
+    command.add_argument("--out", type=Path, help=f"the folder of the record ({MACHINES})")
+    command.add_argument(
+        "--minutes", type=float, help="how long all of it may take (3; on a GPU 8)"
     )
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:1")
-    command.add_argument("--short", action="store_true", help="correctness and one speed")
-    command.add_argument("--out", type=Path, help=f"the record's folder (default: {MACHINES})")
-    command.add_argument("--minutes", type=float, help="for all of it (default: 3; on a GPU 8)")
     args = command.parse_args()
     try:
         device = pick_device(args.device)

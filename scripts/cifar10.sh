@@ -5,8 +5,8 @@
 #   STEPS=50 N=200 BATCH=100 TRAINING='training.unet.batch=16 training.classifier_recipe.epochs=1' \
 #     bash scripts/cifar10.sh   # a rehearsal
 #
-# SOURCE=jpeg takes the images of cifar10-jpeg.npz in the downloads folder; without it torchvision
-# fetches the originals.  Weights and references end in OUT, tables and figures in RESULTS.
+# SOURCE=jpeg takes the images of cifar10-jpeg.npz in the downloads folder; without it the
+# originals are fetched.  Weights and references end in OUT, tables and figures in RESULTS.
 # TRAINING and SAMPLING are more settings for the two commands, such as compile=true; PARTS
 # processes evaluate at once.  What is done already is not done again.
 set -euo pipefail

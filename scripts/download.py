@@ -1,4 +1,5 @@
-"""Fetch published checkpoints, reference batches, sample batches and Inception's weights.
+"""Fetch published checkpoints, reference batches, sample batches and the weights of
+Inception and other networks that score images.
 
     make download MODEL=adm_imagenet
     make download MODEL=sd21
@@ -22,7 +23,8 @@ import yaml
 
 from eval import networks
 from eval.reference import read_adm_statistics
-from experiments.config import CONFIGS, Config, composed, options_of, parser
+from experiments.choices import CONFIGS, options_of
+from experiments.config import Config, composed, parser
 from experiments.endings import reported
 from files.fetch import fetch
 from files.images import load_samples
@@ -76,7 +78,7 @@ class HubFiles:
 
 
 Source = Asset | HubPipeline | HubFiles
-NETWORKS = ("inception", "vgg16", "clean_inception")  # that score images
+NETWORKS = ("inception", "vgg16", "clean_inception", "dinov2")  # that score images
 
 
 def named_assets(name: str) -> list[Source]:
@@ -169,7 +171,9 @@ def _configs(group: str) -> dict[str, Any]:
 
 def main() -> None:
     command = parser(__doc__)
-    text = f"a model, card, reference or batch, {', '.join(NETWORKS)}"
+    text = (
+        f"a model, card, reference or batch, {', '.join(NETWORKS)}; or settings, as model.id=NAME"
+    )
     command.add_argument("names", nargs="+", metavar="NAME", help=text)
     words = command.parse_args().names
     assets = [asset for word in words if "=" not in word for asset in named_assets(word)]

@@ -269,19 +269,26 @@ def main() -> None:
     command_line = parser(__doc__)
     commands = command_line.add_subparsers(required=True, metavar="captions | images")
     captions = commands.add_parser("captions", help="draw the captions to sample")
-    captions.add_argument("--annotations", type=Path, help="zip, folder or json; else fetched")
-    captions.add_argument("--list", type=Path, help="a published list of captions in CSV")
-    captions.add_argument("--count", type=int, default=30000)
-    captions.add_argument("--seed", type=int, default=0)
+    captions.add_argument(
+        "--annotations", type=Path, help="their zip, folder or json; else fetched"
+    )
+    captions.add_argument(
+        "--list", type=Path, help="a published list of captions in CSV, in place of a draw"
+    )
+    captions.add_argument("--count", type=int, default=30000, help="how many (30000)")
+    captions.add_argument("--seed", type=int, default=0, help="of the draw (0)")
     captions.set_defaults(run=prepare_captions)
     images = commands.add_parser("images", help="prepare the images to compare with")
     images.add_argument("--images", type=Path, help="val2014.zip or its folder; else fetched")
-    images.add_argument("--preprocess", choices=sorted(PREPROCESSING), default="center_lanczos")
+    text = "how images are brought to 256 pixels (center_lanczos)"
+    ways, usual = sorted(PREPROCESSING), "center_lanczos"
+    images.add_argument("--preprocess", choices=ways, default=usual, help=text)
     text = "compute what these tables compare with now"
     images.add_argument("--statistics", nargs="*", default=[], metavar="EXPERIMENT", help=text)
     images.set_defaults(run=prepare_images)
     for command in (captions, images):
-        command.add_argument("--out", type=Path, default=downloads() / "coco")
+        text = "the folder of what is made (downloads/coco)"
+        command.add_argument("--out", type=Path, default=downloads() / "coco", help=text)
     args = command_line.parse_args()
     args.run(args)
 

@@ -4,20 +4,20 @@ python -m scripts.report
 python -m scripts.report --results runs/mine --out mine.html
 """
 
-import argparse
 from pathlib import Path
 
+from experiments.config import parser
 from experiments.endings import reported
 from files.places import ROOT
 from report.page import write_page
 
 
 def main() -> None:
-    plain = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    parser.add_argument("--out", type=Path, help="default: report.html in that folder")
-    args = parser.parse_args()
+    command = parser(__doc__)
+    text = "the folder of results (results)"
+    command.add_argument("--results", type=Path, default=ROOT / "results", help=text)
+    command.add_argument("--out", type=Path, help="the page (report.html in that folder)")
+    args = command.parse_args()
     out = args.out or args.results / "report.html"
     size = write_page(args.results, out)
     print(f"written: {out} ({size / 1e6:.1f} MB)")

@@ -3,7 +3,7 @@
     python -m scripts.slurm experiment=table1 parts=8             # make slurm-table1 ARGS=parts=8
     python -m scripts.slurm experiment=table1_small --dry  # what would be submitted
 
-Takes the settings of reproduce.py; configs/site/default.yaml says what to ask of the cluster.
+Takes the settings of reproduce.py (python reproduce.py --help); --dry submits nothing.  configs/site/default.yaml says what to ask of the cluster.
 Each step count is sampled by an array of `parts` jobs; when it is complete, it is evaluated; when
 all are, the table is rendered.  A job that is pre-empted or runs out of time goes on by itself.
 What is done is not submitted again, so the same command continues after a failure.

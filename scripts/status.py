@@ -20,9 +20,7 @@ from files.whole import Damaged
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument(
-        "--runs", type=Path, default=Path(), help="the folder above runs/ (default: here)"
-    )
+    options.add_argument("--runs", type=Path, default=Path(), help="the folder above runs/ (here)")
     options.add_argument("--verify", action="store_true", help="read every byte of the samples")
     words = options.parse_args()
     os.chdir(words.runs)

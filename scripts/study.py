@@ -3,6 +3,7 @@
 python -m scripts.study
 """
 
+from experiments.config import parser
 from experiments.endings import reported
 from files.places import ROOT
 from files.whole import write_text
@@ -11,6 +12,7 @@ from report.study_figures import draw
 
 
 def main() -> None:
+    parser(__doc__).parse_args()
     results = ROOT / "results"
     figures = results / "digits" / "study"
     study, theory = Study.load(results), Theory.of_digits()

@@ -8,6 +8,11 @@
 configs/training says how each is trained.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("train", __doc__)
+
 from pathlib import Path
 from typing import Any
 

@@ -7,6 +7,11 @@ Takes the settings of reproduce.py, and of configs/experiment/tune.yaml.  Writes
 records.json into out=DIR, with the line that samples with what was found.
 """
 
+from experiments.answers import answer
+
+if __name__ == "__main__":  # before torch is imported, which takes seconds
+    answer("tune", __doc__)
+
 from pathlib import Path
 
 from experiments.config import Config, plain, run_command

@@ -18,13 +18,21 @@ from models.variance import measure_x0_variance, save_x0_variance
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("overrides", nargs="*", help="model=..., as for reproduce.py")
-    command.add_argument("--images", type=int, default=1000)
-    command.add_argument("--every", type=int, default=5, help="timesteps between measured ones")
+    command.add_argument("overrides", nargs="*", help="settings, model=..., as of reproduce.py")
+    command.add_argument("--images", type=int, default=1000, help="how many real images (1000)")
+    command.add_argument(
+        "--every", type=int, default=5, help="timesteps from a measured one to the next (5)"
+    )
     args = command.parse_args()
     cfg = composed("reproduce", *args.overrides)
     backbone = network_of(load_backbone(cfg))
-    real = images_of(cfg.reference.get("held_out") or cfg.reference.images, cfg.trusted)
+    images = cfg.reference.get("held_out") or cfg.reference.get("images")
+    if images is None:
+        raise ValueError(
+            f"reference={cfg.reference.name} has no images: give them as reference=custom "
+            "reference.images.path=..."
+        )
+    real = images_of(images, cfg.trusted)
     channels, height, width = backbone.shape
     if real.images.shape[1:] != (height, width, channels):
         raise ValueError(
@@ -39,12 +47,12 @@ def main() -> None:
                 "reference=custom with an .npz that has arr_1"
             )
         labels = torch.from_numpy(real.labels[: args.images])
-    images = np.array(real.images[: args.images])
-    x_0 = torch.from_numpy(images).float().permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = np.array(real.images[: args.images])
+    x_0 = torch.from_numpy(pixels).float().permute(0, 3, 1, 2) / 127.5 - 1
     T = backbone.schedule.T
     timesteps = sorted({*range(0, T, args.every), T - 1})
     errors = measure_x0_variance(backbone, x_0, labels, timesteps, batch_size=cfg.batch_size)
-    print(f"written: {save_x0_variance(backbone, timesteps, list(errors), len(images))}")
+    print(f"written: {save_x0_variance(backbone, timesteps, list(errors), len(pixels))}")
 
 
 if __name__ == "__main__":

@@ -115,29 +115,35 @@ def main() -> None:
     command_line = parser(__doc__)
     commands = command_line.add_subparsers(required=True, metavar="setup | prompts | run | score")
     home = downloads() / "vbench"
+    of_env = "the folder of VBench's environment (downloads/vbench/env)"
 
     def add(call: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(call.__name__, help=text)
         command.set_defaults(call=call)
-        command.add_argument("--env", type=Path, default=home / "env")
+        command.add_argument("--env", type=Path, default=home / "env", help=of_env)
         return command
 
     command = add(setup, "make VBench's environment")
-    command.add_argument("--python", help=f"default: {' or '.join(PYTHONS)}")
-    command.add_argument("--dry", action="store_true", help="print the commands only")
+    command.add_argument("--python", help=f"its Python ({' or '.join(PYTHONS)})")
+    command.add_argument("--dry", action="store_true", help="only print the commands")
     command = add(prompts, "write the prompt suite")
-    command.add_argument("--out", type=Path, default=home)
-    command.add_argument("--info", type=Path, help=f"default: {INFO} of the environment")
+    text = "the folder of the prompts (downloads/vbench)"
+    command.add_argument("--out", type=Path, default=home, help=text)
+    command.add_argument("--info", type=Path, help=f"the file {INFO} (that of the environment)")
     command = add(run, "run VBench on what has no result yet")
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of videos")
     text = "for each RUN one of flickering.txt, 25 videos a prompt"
     command.add_argument("--flickering", type=Path, nargs="+", metavar="RUN2", help=text)
-    command.add_argument("--gpus", help="such as 0,1,2,3; default: those of this process, or 0")
-    command.add_argument("--dimensions", nargs="*", help="default: all 16")
-    command.add_argument("--info", type=Path, default=home / INFO, help="as prompts left it")
+    command.add_argument("--gpus", help="such as 0,1,2,3 (those of this process, or 0)")
+    command.add_argument("--dimensions", nargs="*", help="which of the 16 (all)")
+    command.add_argument(
+        "--info", type=Path, default=home / INFO, help=f"the file {INFO} (as prompts left it)"
+    )
     command = add(score, "print the scores")
-    command.add_argument("run", type=Path)
-    command.add_argument("--partial", action="store_true", help="whatever there is, without total")
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of videos")
+    command.add_argument(
+        "--partial", action="store_true", help="print what there is, without total"
+    )
     args = command_line.parse_args()
     args.call(args)
 

@@ -39,7 +39,8 @@ import evaluate
 import reproduce
 import sample
 from eval.scoring import Options
-from experiments.config import composed, options_of, run_command
+from experiments.choices import options_of
+from experiments.config import composed, run_command
 from files.places import ROOT
 from models.adm.networks import Options as Network
 from sampling.samplers import SAMPLERS

@@ -189,14 +189,18 @@ def test_the_protocol_gate(command, get, settings, tmp_path):
     record = json.loads((tmp_path / "admnet_standin.evaluation-adm.json").read_text())
     recall = record["scores"]["recall"]["value"]
     for shift, status, verdict in ((0.008, 0, "PASS"), (0.012, 1, "FAIL")):
-        published = f"{{admnet_standin: {{url: here, scores: {{recall: {recall + shift}}}}}}}"
+        published = (
+            f"{{admnet_standin: {{url: here, scores: {{adm: {{recall: {recall + shift}}}}}}}}}"
+        )
         published = f"+reference.published={published}"
         exit_status, out, err = command(evaluate, *words, published)
         assert (exit_status, f"protocol gate: {verdict}" in out) == (status, True), err
     # Part of a batch, or other settings, is no test of this one, and the command says so.
     for word, reason in (
         ("num_samples=4", "the whole batch"),
-        ("metrics.options.is_chunk_size=3", "metrics.options.is_chunk_size"),
+        ("metrics.options.is_chunk_size=3", "metrics.options.is_chunk_size=5000"),
+        ("metrics.options.ties=out", "metrics.options.ties=in"),
+        ("metrics.name=torch_fidelity", "metrics=adm"),
     ):
         status, out, _ = command(evaluate, *words, published, word, "out=part.json")
         assert (status, f"no verdict: it needs {reason}" in out) == (0, True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from experiments import experiment
 from experiments.cells import Settings
 from experiments.config import composed, load_backbone, pick_device, settings_of
 from experiments.folder import read_manifest
+from files.whole import write_text
 from models.adm.backbone import load
+from models.weights import read_weights
 
 SMALL = ["model.checkpoint=unet-1000", "batch_size=40"]
 
@@ -169,7 +173,7 @@ EVALUATION_MISTAKES = {
     "samples=cut.npz": "cut.npz is damaged (",
     "samples=sixteen": "has 16 bits a channel: save it with 8",
     "samples=truncated": "0.png is damaged",
-    f"{MINE} metrics.scores=[fid,ssim]": "unknown metric ssim: choose among is, fid",
+    f"{MINE} metrics.scores=[fid,ssim]": "unknown metric ssim: choose among is, is_infinity, fid",
     f"{MINE} num_samples=60": "FID with 64 features needs more than 64 samples",
     f"{MINE} num_samples=91": "has 90 samples, not 91",
     f"{MINE} num_samples=0": "num_samples must be an integer of at least 1",
@@ -359,3 +363,54 @@ def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, une
         settings = Settings(model, backbone, "even", seed=0, label=None)
         digests.add(settings.cell("DDIM", {"name": "ddim"}, 2, 4).digest)
     assert len(digests) == 2
+
+
+def test_the_difference_of_two_sets_is_paired_if_they_share_their_noise(command, tmp_path):
+    for name, seed in (("mix", 0), ("ddim", 0), ("other", 1)):
+        sampler = "mix" if name == "other" else name
+        more = (f"sampler={sampler}", f"seed={seed}", f"out={name}")
+        done(command(sample, "model=digits", "steps=3", "num_samples=80", *more))
+    args = ("samples=mix", "reference=digits", "metrics.scores=[fid,is]")
+    out = done(command(evaluate, *args, "against=ddim"))
+    assert "positive where the first is better (paired: both are made from the same noise)" in out
+    assert re.search(
+        r"\nIS +[+-]\d+\.\d+ ± \d+\.\d+ +(better than|worse than|not told .*) the second", out
+    )
+    for other in ("other", "ddim/samples.npz"):
+        assert "better (as if independent)" in done(command(evaluate, *args, f"against={other}"))
+    done(command(sample, "model=digits", "sampler=mix", "steps=3", "num_samples=70", "out=fewer"))
+    refused(
+        command(evaluate, *args, "against=fewer"),
+        "80 samples do not compare with 70: set num_samples=70",
+    )
+    done(command(evaluate, *args, "against=fewer", "num_samples=70"))
+
+
+REFUSED_BY_THE_SYSTEM = {
+    "a folder for a file": (
+        lambda: write_text(Path("folder"), "x"),
+        "a folder is where a file should be, move it away or name another",
+    ),
+    "weights that are a folder": (
+        lambda: read_weights(Path("folder")),
+        "a folder is where a file should be, move it away or name another",
+    ),
+    "a file for a folder": (
+        lambda: write_text(Path("file/x"), "x"),
+        "a file is where a folder should be, choose another out=DIR",
+    ),
+    "below nothing": (lambda: Path("nowhere/x").write_bytes(b""), "is not there, correct it"),
+    "a long name": (lambda: write_text(Path("n" * 300), "x"), "choose a shorter out="),
+    "a circle of links": (lambda: Path("loop").read_bytes(), "leads to itself, remove it"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_BY_THE_SYSTEM)
+def test_what_the_system_refuses_has_a_remedy(script, tmp_path, monkeypatch, case):
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    call, remedy = REFUSED_BY_THE_SYSTEM[case]
+    status, _, err = script(call)
+    assert status == 2 and len(err.splitlines()) == 1 and err.strip().endswith(remedy), err

@@ -17,7 +17,8 @@ import yaml
 from conftest import ROOT
 
 from experiments import config as configuration
-from experiments.config import composed, options_of, plain
+from experiments.choices import options_of
+from experiments.config import composed, plain
 from sampling import SAMPLERS, Schedule, timesteps
 from sampling.borrowed import BORROWED
 

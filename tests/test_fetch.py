@@ -397,6 +397,16 @@ def test_a_complete_part_is_not_downloaded_again(server, path, replies):
     assert server.sent == len(CONTENT)
 
 
+def test_links_that_killed_processes_left_are_removed(server, path):
+    """Who was killed while it verified leaves the name under which it did."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(f".part-999999-{NAME}").symlink_to(f"{NAME}.part")
+    mine = path.with_name(f".part-1-{NAME}.txt")
+    mine.touch()
+    assert fetch(server.url, path) == DIGEST
+    assert names(path) == {NAME, f"{NAME}.sha256", mine.name}
+
+
 @pytest.mark.parametrize("sidecar", ["another url", "absent", "damaged", "not an object"])
 def test_a_part_of_unknown_origin_is_not_adopted(server, path, capsys, sidecar):
     leave_part(server, path)
@@ -580,7 +590,9 @@ def test_records_of_sha256sum_are_read(path, text):
 def test_mistyped_words_are_found_before_the_download(server, path):
     for url in ("file:///etc/passwd", "ftp://host/x", "weights.pt", "http:///x"):
         refused(ValueError, "only http", url, path)
-    refused(ValueError, "no address", "http://127.0.0.1/a file", path)
+    for url in ("a file", "[::1", ":99999/x", ":abc/x"):
+        url = f"http://127.0.0.1/{url}" if url[0] == "a" else f"http://{url}"
+        refused(ValueError, "no address .*: correct it", url, path)
     refused(ValueError, "64 hexadecimal digits", server.url, path, sha256="abc")
     assert server.ranges == []
 

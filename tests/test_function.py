@@ -185,6 +185,63 @@ def test_wrong_uses_end_in_one_line(command, tmp_path, mine):
     refused(command(sample, "model=function", *FAST), "model.load is missing: give model.load=...")
 
 
+THEIRS = """
+import numpy as np, torch
+from sampling import Schedule
+
+def load(does="nothing"):
+    if does == "fails": raise KeyError("weights")
+    if does == "has no file": torch.load("nothing.pt")
+    schedule = Schedule.edm([10.0, 5.0, 1.0, 0.1]) if does == "edm" else Schedule.linear()
+    x0 = {
+        "numpy": lambda x: x.numpy(), "int": lambda x: x.int(), "complex": lambda x: x + 1j,
+        "half": lambda x: (x * 0).half(), "in place": lambda x: x.zero_(), "divides": lambda x: 1 / 0,
+        "matrix": lambda x: torch.zeros(2, 3) @ torch.zeros(2, 3), "not finite": lambda x: x / 0,
+    }.get(does, lambda x: x * 0)
+    takes = {"x alone": lambda x: (x, None), "labels": lambda x, t, y: (x, None)}
+    return takes.get(does, lambda x, t: (x0(x), None)), schedule, (3, 8, 8)
+"""
+RAISED = {
+    "fails": "their:load has raised KeyError: 'weights' (",
+    "has no file": "their.py:7): mend it there; TRACEBACK=1 before the command",
+    "divides": "the denoiser of their:load has raised ZeroDivisionError: division by zero (",
+    "matrix": "mat1 and mat2 shapes cannot be multiplied",
+    "numpy": "x0 of their:load's denoiser is a ndarray: return a torch.Tensor of floating point",
+    "int": "is a torch.int32: return a torch.Tensor of floating point",
+    "complex": "is a torch.complex64: return",
+    "x alone": "is called with (x_t, t) and takes (x): let it take these",
+    "labels": "takes (x, t, y): let it take these, or return the number of classes as a fourth",
+    "not finite": "are not finite",
+    "edm": "this model is told sigma: say sampler.cutoff=1.2 for the same sigma",
+}
+
+
+def test_what_a_users_own_code_raises_is_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "their.py").write_text(THEIRS)
+    settings = ["model=function", "steps=3", "num_samples=2"]
+    for does, said in RAISED.items():
+        words = [*settings, "model.load=their:load", f"model.options.does={does}"]
+        refused(command(sample, *words, "out=wrong"), said)
+    done(command(sample, *words, "sampler.cutoff=1.2", "out=edm"))  # as the line says
+    for does in ("nothing", "half", "in place"):  # each of these is right
+        words = [*settings, "model.load=their:load", f"model.options.does={does}", f"out={does}"]
+        done(command(sample, *words))
+    images = [
+        np.load(tmp_path / out / "samples.npz")["arr_0"] for out in ("nothing", "half", "in place")
+    ]
+    assert np.array_equal(images[0], images[1]) and np.array_equal(images[0], images[2])
+    (tmp_path / "cut.py").write_text("def load(:")
+    refused(command(sample, *settings, "model.load=cut:load"), "has raised SyntaxError")
+    (tmp_path / "early.py").write_text("raise ValueError('at import')")
+    refused(
+        command(sample, *settings, "model.load=early:load"), "has raised ValueError: at import ("
+    )
+    path = tmp_path / "their.py"
+    said = f"in the folder {tmp_path} write model.load=their:load"
+    refused(command(sample, *settings, f"model.load={path}:load"), said)
+
+
 def test_a_module_here_takes_no_other_ones_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))

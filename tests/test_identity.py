@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -97,12 +99,13 @@ def test_another_tokenizer_is_another_config(command, mine):
     done(command(sample, *of_sd(folder)))
     edit(folder / "tokenizer/tokenizer_config.json", added_later=True)  # the same tokens
     done(command(sample, *of_sd(folder)))
-    for path in (folder / "tokenizer").iterdir():
-        if path.name in ("merges.txt", "tokenizer.json"):
-            path.unlink()
-    if (folder / "tokenizer/vocab.json").exists():
-        (folder / "tokenizer/merges.txt").write_text("#version: 0.2\n")
+    path = folder / "tokenizer/tokenizer.json"
+    words = json.loads(path.read_text())
+    words["model"]["merges"] = []
+    path.write_text(json.dumps(words))
     refused(command(sample, *of_sd(folder)), "prompts.tokens is")
+    path.unlink()  # of which transformers makes a tokenizer without words
+    refused(command(sample, *of_sd(folder)), "the tokenizer of")
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "text_encoder_2"])
@@ -285,6 +288,39 @@ def test_damaged_features_are_made_again(command, mine, tmp_path, damage):
         file.write_bytes(content if damage == "flipped" else whole[:-9])
     done(command(sample, *of_opensora(parts, tmp_path / "text")))
     assert file.read_bytes() == whole
+
+
+def test_every_bit_of_what_features_say_of_themselves_is_checked(tmp_path, monkeypatch):
+    """Another encoder's hash or other tokens would be another folder, or let an old one go on."""
+    cache = text.TextCache(tmp_path, "t5")
+    tokens = SimpleNamespace(
+        input_ids=torch.tensor([[3, 14, 1, 0]]), attention_mask=torch.tensor([[1, 1, 1, 0]])
+    )
+    tokens.to = lambda device: tokens
+    features = torch.linspace(-1, 1, 12).reshape(1, 4, 3)
+    encoder = Mock(return_value=SimpleNamespace(last_hidden_state=features))
+    monkeypatch.setattr(text, "load_t5", lambda name: (lambda *_, **__: tokens, encoder))
+    monkeypatch.setattr(text, "encoder_digest", lambda encoder: "0f" * 32)
+    cache.fill(["a cat"])
+    path, right = cache.path("a cat"), cache.digest(["a cat"])
+    whole = path.read_bytes()
+    noticed = 0
+    for bit in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(content)
+        try:
+            assert cache.digest(["a cat"]) == right
+            y, mask = cache.batch(["a cat"])
+            assert torch.equal(y[0, 0, :3], features[0, :3]) and mask.sum() == 3
+        except ValueError as error:
+            noticed += "lost or damaged" in str(error)
+    assert noticed > 7 * len(whole)
+    # As written before there was a checksum: read, and not encoded again.
+    facts = {"encoder": "0f" * 32, "tokens": "[3, 14, 1]"}
+    facts["sha256"] = text.state_digest({"y": features[0, :3].contiguous()})
+    save_file({"y": features[0, :3].contiguous()}, path, {"facts": json.dumps(facts)})
+    assert cache.digest(["a cat"]) == right
 
 
 def test_parts_with_a_weight_missing_are_refused(command, mine, tmp_path):

@@ -15,7 +15,8 @@ from conftest import ROOT, done, refused
 
 import sample
 from experiments.cells import Settings
-from experiments.config import composed, load_backbone, options_of, settings_of
+from experiments.choices import options_of
+from experiments.config import composed, load_backbone, settings_of
 from experiments.folder import read_manifest
 from experiments.generate import generate
 from models.backbone import ImageNetwork

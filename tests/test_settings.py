@@ -86,6 +86,9 @@ VALUES = {
     "batch_size=null": "batch_size must be an integer, got None",
     "label=seven": "label must be an integer or balanced or null, got 'seven'",
     "sampler={name:ddim}": "",
+    "model.name=../x": "model.name is part of a file's name",
+    "model.name=..": "model.name is part of a file's name",
+    "model.name='a\nb'": "model.name is part of a file's name",
     "model.clip=yes": "model.clip must be true or false, got 'yes'",
     "device=meta": "device=meta is not available here",
     "names=prmpt": "unknown names 'prmpt'",
@@ -94,10 +97,21 @@ VALUES = {
     "steps": "'steps' is no setting: write NAME=VALUE",
     "~steps": "~steps takes away what is needed",
     "seed=${sed}": "seed: Interpolation key 'sed' not found",
+    "site=other": "there is no group site: leave it out",
+    "sampler@model=mix": "there is no group sampler@model: leave it out",
+    "guidance=null": "a group of configs is set to what is no name: write GROUP=NAME",
+    "hydra.mode=FOO": "hydra.mode cannot be FOO: leave it out",
+    "hydra.sweeper.params.seed=1": "Hydra cannot compose these settings",
+    "hydra.job_logging.handlers.console.class=logging.Handler": "Hydra has no setting hydra.job_logging",
+    "--config-dir=nowhere": "--config-dir=nowhere is no folder: correct its name",
+    "model.name=../elsewhere": "model.name is part of a file's name",
+    "downloads=": "downloads must be a path, got ''",
+    "sampler.eps_scale=1e-300": "eps_scale must be positive at every timestep, 0.001 to 1000",
+    "out=" + "n" * 300: "correct that name, or move away what is there",
     "hydra/launcher=slurm": "hydra/launcher=slurm is for a multirun: add -m",
     "--config-path=conf": "leave --config-path out: --config-dir adds configs of your own",
     "--experimental-rerun=x.pickle": "leave --experimental-rerun out",
-    "--dry": "unrecognized arguments: --dry: settings are NAME=VALUE",
+    "--dry": "unrecognized arguments: --dry: settings are NAME=VALUE, after all flags",
 }
 
 
@@ -154,12 +168,86 @@ def test_options_that_no_file_names_need_no_plus(command):
         ),
         (["reference.name=/tmp/x"], "reference.name is part of a file's name"),
         (["metrics.weight=x"], "did you mean metrics.weights=x?"),
+        (["metrics.name=../x"], "metrics.name is part of a file's name"),
+        (["experiment.name=a/b"], "experiment.name is part of a file's name"),
+        (["experiment.rows=[mix]"], "experiment.rows cannot be [mix]"),
+        (["experiment.scorer=none"], "a table shows scores: set experiment.scorer=images"),
+        (["experiment.renderer=cutoffs"], "its rows are cutoffs: give experiment.cutoffs="),
+        (["experiment.paper=nowhere.yaml"], "has no numbers of a paper"),
+        (["experiment.paper=configs/common.yaml"], "has no numbers of a paper"),
+        (["experiment.frames=0"], "experiment.frames must be at least 1, got 0"),
+        (["experiment.cutoffs=[100]", "samplers=[ddim]"], "samplers names the rows of a table"),
+        (["samplers=[]"], "samplers names the rows of a table"),
+        (["only=[]", "stage=sample"], "only=[] is no step count"),
+        (["out=null"], "out must be a path, got None"),
+        (["metrics.options.is_splits=1000"], "lower metrics.options.is_splits"),
+        (["reference.floor.path=mine"], "there is no setting reference.floor.path"),
+        (["reference.preprocess=foo"], "unknown preprocessing 'foo'"),
+        (["reference=custom"], "reference.images.path is missing"),
+        (["reference=custom", "reference.images.path=nowhere"], "no images at nowhere: give"),
     ],
 )
 def test_levels_of_an_experiment(command, tmp_path, words, said):
-    table = ["experiment=table1_small", "model.precision=fp32", "num_samples=70"]
+    table = [
+        "experiment=table1_small",
+        "model.precision=fp32",
+        "num_samples=500",
+        "experiment.steps=[2]",
+    ]
     refused(command(reproduce, *table, *words), said)
     assert not list(tmp_path.glob("**/*.npz"))
+
+
+EXPERIMENT = """{{name: mine, title: Mine, scorer: images, renderer: table, steps: [2], num_samples: 70,
+spacing: even, label: null, paper: null, metrics: [fid], rows: {{{row}: {{name: ddim}}}}{more}}}"""
+EXPERIMENTS = {
+    "a key twice": (EXPERIMENT.format(row="A", more=", title: B"), "found duplicate key title"),
+    "no YAML": ("a: [1\n b: {", "a config is no YAML (while parsing"),
+    "a tab": ("name:\tx\n", "a config is no YAML (while scanning"),
+    "code": (EXPERIMENT.format(row="A", more=", names: !!python/name:os.system"), "is no YAML"),
+    "UTF-16": (EXPERIMENT.format(row="A", more="").encode("utf-16"), "is not UTF-8 text"),
+    "Latin-1": ("name: \xe9".encode("latin-1"), "a config is not UTF-8 text"),
+    "a list": ("[1, 2]", "experiment must be settings with names"),
+    "another's default": (
+        "defaults: [nope]",
+        "experiment/mine names experiment/nope, which is not",
+    ),
+    "no label": ("name: mine", "not found; correct it, or give experiment.label"),
+    "a number as row": (EXPERIMENT.format(row=5, more=""), "row of the name 5, which is no text"),
+    "truth as row": (EXPERIMENT.format(row="yes", more=""), "row of the name True"),
+    "null as row": (EXPERIMENT.format(row="null", more=""), "Incompatible key type 'NoneType'"),
+    "a typo": (EXPERIMENT.format(row="A", more=", frams: 2"), "did you mean experiment.frames?"),
+}
+
+
+@pytest.mark.parametrize("case", EXPERIMENTS)
+def test_a_file_of_ones_own_that_is_no_experiment_is_one_line(command, tmp_path, case):
+    text, said = EXPERIMENTS[case]
+    path = tmp_path / "own/experiment/mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(command(reproduce, "--config-dir=own", "experiment=mine", "model=digits"), said)
+
+
+def test_a_home_behind_an_equals_sign_is_ones_own(command, tmp_path, monkeypatch):
+    """No shell expands ~ there, and a folder of that name is dangerous to remove."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    done(command(sample, *DIGITS, "out=~/mine"))
+    assert (tmp_path / "home/mine/samples.npz").is_file() and not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "known"),
+    [("seed", True), ("reference.images.split=floor", False), ("reference.images=.", False)],
+)
+def test_stored_features_stand_for_the_images_that_they_were_made_of(word, known):
+    cfg = composed("evaluate", "samples=S", *([word] if "=" in word else []))
+    assert (reference_source(cfg).folder is not None) == known
+    other = composed(
+        "evaluate", "samples=S", "reference=cifar10", "reference.floor.source=original"
+    )
+    assert not reference_source(other).store_floor
+    assert reference_source(composed("evaluate", "samples=S", "reference=cifar10")).store_floor
 
 
 def test_one_step_count_needs_no_list(command):
@@ -231,6 +319,39 @@ def test_a_config_from_elsewhere_runs_no_code(command, evil, tmp_path, name):
         status, _, err = command(evaluate, *words, *more)
         assert status == 2 and len(err.strip().splitlines()) == 1, err
         assert not evil.exists() and not list(tmp_path.glob("**/CODE_RAN"))
+
+
+# What a config from elsewhere may want SLURM's shell to run.
+SHELL_LINES = {
+    "setup": "launcher: {setup: [touch CODE_RAN]}",
+    "sbatch": "launcher: {additional_parameters: {task-prolog: CODE_RAN}}",
+    "option": 'launcher: {partition: "x\\ntouch CODE_RAN"}',
+    "folder": 'sweep: {dir: "x\\ntouch CODE_RAN"}',
+    "name": 'job: {name: "x\\ntouch CODE_RAN"}',
+    "setup@hydra.launcher": "setup: [touch CODE_RAN]",
+    "launcher": "defaults: [slurm, _self_]\nsetup: [touch CODE_RAN]",
+}
+
+
+@pytest.mark.parametrize("case", SHELL_LINES)
+def test_what_slurm_runs_is_of_the_users_own(tmp_path, case):
+    """With configs from elsewhere in reach, the command line and configs/ alone say it."""
+    slurm, text = ["hydra/launcher=slurm"], SHELL_LINES[case]
+    if case == "launcher":
+        path, words = "hydra/launcher/theirs.yaml", ["hydra/launcher=theirs"]
+    elif "@" in case:
+        path, words = "site/theirs.yaml", [*slurm, "site@hydra.launcher=theirs"]
+    else:
+        path, words = "model/theirs.yaml", [*slurm, "model=theirs"]
+        text = f"# @package _global_\ndefaults: [digits@model]\nhydra: {{{text}}}"
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(f"{text}\n")
+    there = f"hydra.searchpath=[file://{tmp_path}]"
+    with pytest.raises(ValueError, match=r"from elsewhere .* configs/site and configs/hydra"):
+        composed("sample", there, *words, with_hydra=True)
+    mine = ["hydra.launcher.setup=[module load cuda]", "hydra.launcher.partition=p"]
+    cfg = composed("sample", there, *slurm, *mine, "seed=3", with_hydra=True)
+    assert cfg.hydra.launcher.setup == ["module load cuda"] and cfg.seed == 3
 
 
 def test_a_model_of_a_package_that_the_user_trusts(command, evil, tmp_path):

@@ -1,4 +1,4 @@
-"""Every shell line of README and docs, in order, at a small size: it works, or ends in one honest line.
+"""Every shell line of README, docs and help texts, in order, at a small size: it works, or ends in one honest line.
 
 What needs published weights, a cluster or a network ends in the line that says what is missing and
 how to get it.
@@ -6,6 +6,7 @@ how to get it.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import logging
 import os
@@ -27,6 +28,8 @@ from scripts import check, train, tune
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {"sample.py": sample, "evaluate.py": evaluate, "reproduce.py": reproduce}
+# Their docstrings are the examples of --help.
+HELP = [ROOT / name for name in COMMANDS]
 OF_HYDRA = {"scripts.train": train, "scripts.tune": tune}
 STARTS = (
     r"(OMP_NUM_THREADS=\d+ )?(python|\.venv/bin/python|make|torchrun|srun|wandb|pip|skipped-step) "
@@ -52,6 +55,8 @@ SMALL = {
     r"experiment=table1_small .*logger=wandb": [*SMALL_TABLE, "logger.mode=disabled", "out=w"],
     r"scripts\.slurm": [],
     r"experiment=table1_small": SMALL_TABLE,
+    r"experiment=compare model=digits": [CHECKPOINT, *FEW, "steps=[2]", "num_samples=70"],
+    r"^sample.py -m sampler": [CHECKPOINT, "steps=2,3", "num_samples=4"],
     r"^sample.py model=digits": [CHECKPOINT, "steps=2"],
     r"^sample.py sampler=restart": [CHECKPOINT],
     r"^sample.py sampler=plan": [CHECKPOINT, "num_samples=4"],
@@ -85,11 +90,13 @@ ENDS = {
 
 def shell_lines(page: Path) -> list[str]:
     """Those in indented blocks that start with a command, without their comments."""
-    lines = re.findall(rf"^    ({STARTS}.*)$", page.read_text(encoding="utf-8"), re.M)
+    text = page.read_text(encoding="utf-8")
+    text = text if page.suffix == ".md" else str(ast.get_docstring(ast.parse(text)))
+    lines = re.findall(rf"^    ({STARTS}.*)$", text, re.M)
     return [shlex.join(shlex.split(line[0], comments=True)) for line in lines]
 
 
-LINES = [(page.name, line) for page in PAGES for line in shell_lines(page)]
+LINES = [(page.name, line) for page in (*PAGES, *HELP) for line in shell_lines(page)]
 
 
 def recipe(line: str) -> list[list[str]]:
@@ -171,6 +178,11 @@ def test_a_shell_line_works_or_says_what_is_missing(run, page, line):
         assert said.startswith("error: ") and err.count("error: ") == 1
         assert ends in said
         return  # make ends, too
+
+
+def test_every_help_text_has_three_examples():
+    for page in HELP:
+        assert len(shell_lines(page)) >= 3, page
 
 
 def test_there_are_such_lines_and_every_target_that_is_named_exists():

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FEW, ROOT, alone, shards
+import torch
+from conftest import FEW, ROOT, alone, done, shards
 
 import evaluate
 import reproduce
 import sample
 from experiments import workers
+from models.adm.flags import read_flags
+from models.adm.networks import UNet
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
 SAMPLE = ["sampler=mix", "sampler.cutoff=500", "steps=8", "num_samples=130", "shard_size=10"]
@@ -135,6 +138,17 @@ def test_who_i_am(monkeypatch):
     assert workers.gather(7) == [7] and workers.agree(7) == 7
 
 
+def test_processes_that_cannot_meet_are_one_line(monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+    for port in ("", "x"):
+        monkeypatch.setenv("MASTER_PORT", port)
+        with pytest.raises(
+            ValueError, match=r"cannot meet \(.*start them with torchrun, or `unset"
+        ):
+            workers.connected()
+
+
 @pytest.mark.parametrize(("parts", "world"), [(1, 1), (3, 1), (1, 4), (5, 8)])
 def test_parts_and_ranks_share_without_overlap(monkeypatch, parts, world):
     monkeypatch.setenv("WORLD_SIZE", str(world))
@@ -151,3 +165,20 @@ def test_parts_and_ranks_share_without_overlap(monkeypatch, parts, world):
 def test_parts_that_make_no_sense(part, parts):
     with pytest.raises(ValueError, match="part"):
         workers.share(part, parts)
+
+
+@pytest.mark.parametrize(("rank", "times"), [("0", 1), ("1", 0)])
+def test_what_all_processes_would_say_is_said_by_the_first(
+    command, tmp_path, monkeypatch, rank, times
+):
+    flags = "--image_size 16 --num_channels 32 --num_res_blocks 1 --channel_mult 1,2 --lr 1"
+    flags += " --attention_resolutions 8"
+    torch.manual_seed(0)
+    torch.save(UNet(**read_flags(flags).network).state_dict(), tmp_path / "mine.pt")
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ["model=adm", "model.checkpoint=mine.pt", f"model.flags={flags}", "sampler=ddim"]
+    words += ["model.precision=bf16", "steps=2", "num_samples=2", "shard_size=1", "out=a"]
+    out = done(command(sample, *words, "show_plan=true"))
+    for said in ("model.flags: not followed", "model.flags: a network without", "x0_previous"):
+        assert out.count(said) == times, said

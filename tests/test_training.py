@@ -6,9 +6,11 @@ import io
 import json
 import math
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -20,6 +22,8 @@ from conftest import GOLDEN, ROOT
 from PIL import Image
 
 from experiments.config import composed, load_backbone
+from files.whole import file_sha256
+from models.cifar10 import data as cifar10
 from models.cifar10.data import JPEG_FILE
 from models.cifar10.data import load_images as load_cifar10
 from models.cifar10.networks import shifted
@@ -182,33 +186,91 @@ def test_the_rehearsal_of_cifar10_goes_from_images_to_figures(tmp_path):
 
 
 def test_images_of_both_sources_split_alike(tmp_path, monkeypatch):
-    """Of torchvision's files without the download, and of a file of JPEGs."""
-    import torchvision.datasets
-
-    def stored(root, train, download):
-        assert download and root == str(tmp_path / "cifar10")
-        n = 200 if train else 20
-        data = np.repeat(np.arange(n, dtype=np.uint8), 32 * 32 * 3).reshape(n, 32, 32, 3)
-        return SimpleNamespace(data=data, targets=(np.arange(n) // 2 % 10).tolist())
-
+    """Of an archive as it is published, and of a file of JPEGs."""
     monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"training.images.source=original"):
         load_cifar10("train", "jpeg")
     toy_cifar10(tmp_path / "cifar10" / JPEG_FILE, per_class=20)
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", stored)
+    archive = tmp_path / "cifar10" / "cifar-10-python.tar.gz"
+    monkeypatch.setattr(cifar10, "SHA256", published(archive, batches()))
     for source in ("original", "jpeg"):
         (real, y), (floor, z) = (load_cifar10(split, source) for split in ("reference", "floor"))
         assert real.shape == floor.shape == (100, 32, 32, 3)
         assert y.tolist() == z.tolist() == [*range(10)] * 10
         assert not {image.tobytes() for image in real} & {image.tobytes() for image in floor}
         assert len(load_cifar10("held_out", source)[0]) == 20
+    images, labels = load_cifar10("train", "original")
+    assert images.dtype == np.uint8 and labels.dtype == np.int64
+    assert images[7, 3, 4].tolist() == [7, 8, 9] and labels[:4].tolist() == [0, 0, 1, 1]
     for split, source in (("test", "jpeg"), ("train", "png")):
         with pytest.raises(ValueError, match="choose one of"):
             load_cifar10(split, source)
-    unreachable = Mock(side_effect=RuntimeError("Error downloading cifar-10-python.tar.gz"))
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", unreachable)
+    archive.unlink()
+    monkeypatch.setattr(cifar10, "fetch", Mock(side_effect=ConnectionError("no network")))
     with pytest.raises(FileNotFoundError, match=r"put cifar-10-python.tar.gz of https"):
         load_cifar10("train")
+
+
+class Python2:
+    """An array as Python 2 pickled it: its bytes are text, which is read as Latin-1."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __reduce__(self):
+        a = self.array
+        rebuild, (kind, shape, _), _ = a.__reduce__()
+        state = (1, a.shape, a.dtype, False, a.tobytes().decode("latin1"))
+        return rebuild, (kind, shape, "b"), state
+
+
+def batches():
+    """By name: 200 images of CIFAR-10's training set and 20 others, i-th of the colour i, i + 1, i + 2."""
+    colours = np.arange(200, dtype=np.uint8)[:, None] + np.arange(3, dtype=np.uint8)
+    rows = np.repeat(colours, 32 * 32, axis=1)
+    labels = np.arange(200) // 2 % 10
+    parts = {f"data_batch_{i + 1}": slice(40 * i, 40 * i + 40) for i in range(5)}
+    parts["test_batch"] = slice(20)
+    return {
+        name: {"data": Python2(rows[part]), "labels": labels[part].tolist()}
+        for name, part in parts.items()
+    }
+
+
+def published(path: Path, entries: dict) -> str:
+    """Write them as the archive is; returns its hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, entry in entries.items():
+            content = pickle.dumps(entry, protocol=2)
+            info = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file_sha256(path)
+
+
+class Marking:
+    """A pickle that leaves a mark where it is loaded."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
+
+
+def test_no_code_of_an_archive_is_run(tmp_path, monkeypatch):
+    """Neither of another than the published one, nor of one that took its place meanwhile."""
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path))
+    archive, mark = tmp_path / "cifar10" / "cifar-10-python.tar.gz", tmp_path / "mark"
+    theirs = published(archive, {**batches(), "data_batch_3": Marking(mark)})
+    with pytest.raises(ValueError, match=r"damaged or another file: remove it"):
+        load_cifar10("train")
+    monkeypatch.setattr(cifar10, "SHA256", theirs)
+    with pytest.raises(ValueError, match=r"mkdir, which is no array\): remove it"):
+        load_cifar10("train")
+    assert not mark.exists()
+    assert len(load_cifar10("held_out")[0]) == 20
 
 
 def toy_cifar10(path: Path, per_class: int) -> None:
@@ -233,7 +295,7 @@ def toy_cifar10(path: Path, per_class: int) -> None:
 
 def test_golden_folder_is_small():
     """The tests' reference tensors stay some megabytes: a clone must stay quick."""
-    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 13 * 2**20
+    assert sum(p.stat().st_size for p in GOLDEN.iterdir()) < 16 * 2**20
     assert np.load(GOLDEN / "to_uint8.npz")["float_in"].shape == (64,)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.cells import stored_plan
 from files.images import export_png, load_samples, save_grid
-from files.npz import write_npz
-from files.whole import Damaged, reading, remove_partial, write_atomic, write_text
+from files.npz import read_npz, write_npz
+from files.whole import Damaged, read_json, reading, remove_partial, write_atomic, write_text
+from models.weights import read_weights
 
 
 def test_a_writer_whose_half_written_file_was_removed_writes_it_again(tmp_path):
@@ -62,6 +64,27 @@ def test_whatever_a_reader_raises_is_damage_in_one_line(tmp_path):
     for error in (MemoryError(), OSError(errno.ENOMEM, "a"), KeyboardInterrupt()):
         with pytest.raises(type(error)), reading(tmp_path / "a", "go"):
             raise error
+
+
+@pytest.mark.parametrize("where", ["pipe", "link"])
+def test_a_pipe_or_device_is_neither_read_nor_replaced(tmp_path, where):
+    """Read, they wait or go on for ever; a rename onto /dev/null takes it from the whole machine."""
+    pipe, path = tmp_path / "pipe", tmp_path / where
+    os.mkfifo(pipe)
+    if path != pipe:
+        path.symlink_to(pipe)
+    words = pytest.raises(Damaged, match=r"is a pipe or a device: give a file, or another name$")
+    with words:
+        write_text(path, "whole")
+    with words:
+        read_json(path, "go")
+    with words:
+        read_npz(path)
+    with words:
+        read_weights(path)
+    with words:
+        stored_plan(str(path))
+    assert pipe.is_fifo() and path.exists()
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
@@ -113,6 +136,7 @@ def test_png_export_is_lossless_and_named_by_id(tmp_path):
 def test_a_folder_of_pngs_is_held_once(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
     export_png(tmp_path, images)
+    load_samples(tmp_path / "png")  # what PIL imports at its first picture is not counted
     tracemalloc.start()
     read = load_samples(tmp_path / "png").images
     peak = tracemalloc.get_traced_memory()[1]

@@ -10,6 +10,9 @@ import sentencepiece
 import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
+    AutoencoderKLLTXVideo,
+    AutoencoderKLMochi,
+    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
@@ -17,10 +20,17 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
+    MochiPipeline,
+    MochiTransformer3DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from tiny_pipelines import (
     TRANSFORMER,
@@ -35,6 +45,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 8}
@@ -141,5 +153,72 @@ def video(folder: Path) -> Path:
     ).eval()
     words, encoder = t5(folder / "t5")
     pipe = CogVideoXPipeline(words, encoder, decoder, net, scheduler)
+    pipe.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def wan(folder: Path) -> Path:
+    """Wan 2.1: UniPC with flow sigmas, at whole timesteps."""
+    torch.manual_seed(0)
+    options = {"num_layers": 1, "in_channels": 4, "out_channels": 4, "ffn_dim": 16, "freq_dim": 16}
+    options |= {"text_dim": 12, "num_attention_heads": 2, "attention_head_dim": 12}
+    net = WanTransformer3DModel(**options).eval()
+    scheduler = UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=3.0
+    )
+    decoder = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).eval()
+    words, _ = t5(folder / "t5")
+    config = UMT5Config(vocab_size=64, d_model=12, d_kv=6, d_ff=16, num_layers=1, num_heads=2)
+    pipe = WanPipeline(words, UMT5EncoderModel(config).eval(), decoder, scheduler, net)
+    pipe.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def ltx(folder: Path) -> Path:
+    """LTX-Video 0.9: shifted by the number of tokens, and stretched to end at 0.1."""
+    torch.manual_seed(0)
+    options = {"in_channels": 4, "out_channels": 4, "cross_attention_dim": 16, "num_layers": 1}
+    net = LTXVideoTransformer3DModel(**options, caption_channels=12, **HEADS).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        shift_terminal=0.1,
+    )
+    decoder = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4),
+        decoder_block_out_channels=(4, 4, 4, 4),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+    ).eval()
+    words, encoder = t5(folder / "t5")
+    pipe = LTXPipeline(scheduler, decoder, encoder, words, net)
+    pipe.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"
+
+
+def mochi(folder: Path) -> Path:
+    """Mochi counts the other way: its sigmas rise from 0 to 1."""
+    torch.manual_seed(0)
+    options = {"num_layers": 2, "pooled_projection_dim": 8, "in_channels": 12, "out_channels": None}
+    options |= {"text_embed_dim": 16, "time_embed_dim": 4, "max_sequence_length": 16}
+    net = MochiTransformer3DModel(**options, qk_norm="rms_norm", **HEADS).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
+    decoder = AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=12,
+        layers_per_block=(1, 1, 1, 1, 1),
+    ).eval()
+    words, encoder = t5(folder / "t5", 16)
+    pipe = MochiPipeline(scheduler, decoder, encoder, words, net)
     pipe.save_pretrained(folder / "pipeline")
     return folder / "pipeline"

@@ -107,7 +107,9 @@ def device_name(device: torch.device) -> str:
 def cpu_name() -> str:
     """The processor's name: from /proc where there is one, for `platform` knows none on Linux."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.M
+        )
     except OSError:
         found = None
     return found[1].strip() if found else platform.processor() or platform.machine()

@@ -42,7 +42,7 @@ def load(
     is missing, damaged, not the card's, or not the one that was first downloaded.
     """
     path = None if untrained else Path(checkpoint)
-    entry = _described(card, flags, Path(checkpoint), precision)
+    entry = _described(card, flags, Path(checkpoint))
     net, sha256 = load_network(entry, path, precision, device)
     classes, classifier = net.num_classes, None
     if guidance:
@@ -68,10 +68,16 @@ def load(
         guidance=classifier,
         prediction_type=entry.prediction_type,
         facts=entry.facts,
+        notes=_notes(entry, precision),
     )
 
 
-def _described(card: str | None, flags: str | None, path: Path, precision: str) -> Card | Flags:
+def _notes(entry: Card | Flags, precision: str) -> tuple[str, ...]:
+    told = entry.notes(precision) if isinstance(entry, Flags) else []
+    return tuple(f"model.flags: {note}" for note in told)
+
+
+def _described(card: str | None, flags: str | None, path: Path) -> Card | Flags:
     """The card, or the flags: what the checkpoint is known by."""
     if (card is None) == (flags is None):
         given = "neither" if card is None else "both"
@@ -84,10 +90,7 @@ def _described(card: str | None, flags: str | None, path: Path, precision: str) 
         if entry.kind != "unet":
             raise ValueError(f"the card {card} is of a {entry.kind}, not of a diffusion model")
         return entry
-    described = read_flags(str(flags), shapes_of(read_weights(path)) if path.is_file() else None)
-    for note in described.notes(precision):
-        print(f"model.flags: {note}")
-    return described
+    return read_flags(str(flags), shapes_of(read_weights(path)) if path.is_file() else None)
 
 
 def load_network(

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,15 @@ from files.media import Images, Media, Videos
 from models.backbone import Backbone
 from models.diffusers.pixels import pixel_backbone
 from models.diffusers.running import FINEST, PlanScheduler, WholePipeline, nominal_levels
-from models.hub import check_pipeline_id, hub_file, remedied
-from models.pipelines import is_flow, load_pipeline, pipeline_digest, tokens_digest
+from models.distilled import check_distilled
+from models.hub import hub_file
+from models.pipelines import (
+    is_flow,
+    load_pipeline,
+    pipeline_digest,
+    pipeline_index,
+    tokens_digest,
+)
 from models.weights import dtype_named
 from sampling import Schedule
 from sampling.inherit import inherited, schedule_of
@@ -34,6 +42,8 @@ OURS = {
     **{"num_images_per_prompt": "num_samples", "num_videos_per_prompt": "num_samples"},
     **{"output_type": "format", "return_dict": "format", "eta": "sampler.eta"},
 }
+# Arguments that no command line can give: tensors, images, functions.
+TENSORS = re.compile("embeds|_mask$|^ip_adapter|callback|^kwargs$")
 # What a pipeline starts from that is no noise.
 STARTS = ("image", "images", "video", "mask_image", "control_image", "original_image")
 UNIMPORTANT = ("_class_name", "_diffusers_version", "_use_default_values")
@@ -50,6 +60,7 @@ def load(
     as_pipeline: bool = False,
     fps: int = 8,
     precision: str = "fp32",
+    distilled: bool = False,
     fetch: bool = True,
     untrained: bool = False,
     device: torch.device | str = "cpu",
@@ -58,8 +69,8 @@ def load(
 
     `prompts` are those of a pipeline that takes such, `guidance_scale` None its own default, `call`
     further arguments of its call.  Where there is a direct denoiser the pipeline is a `Backbone`,
-    unless it is to run `as_pipeline` or there is a `call`.  `fps` is that of videos.  Without `fetch`
-    nothing is asked of the hub; `untrained` is no model, but what can be counted without a file.
+    unless it is to run `as_pipeline` or there is a `call`.  `fps` is that of videos.  A `distilled`
+    model is sampled only if one says that it is (`models.distilled`).  Without `fetch` nothing is asked of the hub; `untrained` is no model, but what can be counted without a file.
 
     Raises FileNotFoundError without such a model, ValueError for one that no sampler can be put
     into, and for options and prompts that it does not take, each with the remedy.
@@ -67,15 +78,19 @@ def load(
     dtype, call = dtype_named(precision), dict(call or {})
     if untrained:
         return _countable(id, prompts, torch.device(device))
-    name, config = _described(id, revision, fetch)
+    name, index, config = _described(id, revision, fetch)
     takes = _arguments(id, name)
     _check_call(name, takes, guidance_scale, call)
     _check_prompts(name, takes, prompts)
+    if not fps >= 1:
+        raise ValueError(f"model.fps must be at least 1 frame a second, got {fps!r}: model.fps=8")
     stated, identity = _our_config(id, config), _identity(name, config)
+    if not distilled:
+        check_distilled(id, revision, index, config)
     scale: Any = takes["guidance_scale"].default if "guidance_scale" in takes else None
     scale = scale if guidance_scale is None else guidance_scale
     facts = {} if scale is None else {"guidance_scale": scale}
-    place = {"id": id, "revision": revision, "variant": variant}
+    place = {"id": id, "revision": revision, "variant": variant, "fetch": fetch}
     # What a network of betas becomes when it is trained on flow matching, its own pipeline knows.
     if not (call or as_pipeline or stated.get("flow_matching")):
         direct = _direct(
@@ -98,7 +113,7 @@ def load(
         prompts=None if prompts is None else tuple(prompts),
         encoding=tokens_digest(pipe, _texts(prompts, call)) if prompts else None,
         sha256=sha256,
-        media=_media(takes, call, fps),
+        stored=_media(takes, call, fps),
         call=call | facts,
         facts=facts,
     )
@@ -115,7 +130,7 @@ def _direct(
     prompts, scale = told
     if name in TEXT:
         given = {**place, **how, "prompts": prompts, "guidance_scale": scale}
-        return models.stable_diffusion.load(**given, set_alpha_to_one=None)
+        return models.stable_diffusion.load(**given, set_alpha_to_one=None, distilled=True)
     if name == "DiTPipeline":
         where = {key: value for key, value in place.items() if key != "variant"}
         return models.dit.load(**where, **how, guidance_scale=scale, guided_channels=None)
@@ -129,17 +144,15 @@ def _direct(
 # --- what stands in the files -------------------------------------------------------------------
 
 
-def _described(id: str, revision: str | None, fetch: bool) -> tuple[str, dict[str, Any]]:
-    """The class of the pipeline and the config of its scheduler."""
+def _described(
+    id: str, revision: str | None, fetch: bool
+) -> tuple[str, Mapping[str, Any], dict[str, Any]]:
+    """The class of the pipeline, its model_index.json, and the config of its scheduler."""
     import diffusers
 
-    check_pipeline_id(id)
-    with remedied(id, "model.id"):
-        index = diffusers.DiffusionPipeline.load_config(
-            id, revision=revision, local_files_only=not fetch
-        )
-    name = index.get("_class_name")
-    if not isinstance(name, str) or not hasattr(diffusers, name):
+    name, index = pipeline_index(id, revision, fetch)
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)):
         raise ValueError(
             f"{id} is a {name}, which is no pipeline of this version of diffusers: pip install -U "
             "diffusers, or give another pipeline as model.id=..."
@@ -154,14 +167,14 @@ def _described(id: str, revision: str | None, fetch: bool) -> tuple[str, dict[st
             f"{id} has no scheduler/scheduler_config.json, which says the noise schedule: copy it from "
             "where the model is from, or give a complete folder as model.id=..."
         )
-    path = hub_file(id, "scheduler/scheduler_config.json", revision, "model.id")
+    path = hub_file(id, "scheduler/scheduler_config.json", revision, "model.id", fetch)
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
+        config: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is no JSON ({error}): copy it again from where the model is from"
+            f"{path} is no JSON of settings ({error}): copy it again from where the model is from"
         ) from None
-    return name, config
+    return name, index, config
 
 
 def _our_config(id: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +187,7 @@ def _our_config(id: str, config: Mapping[str, Any]) -> dict[str, Any]:
         if not stated.get("flow_matching"):
             schedule_of(stated)
         return stated
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: "1000" where a number should be
         raise ValueError(
             f"no sampler can be put into {id}: {error}; here: give another pipeline as model.id=..."
         ) from None
@@ -228,7 +241,7 @@ def _check_call(
     for key in call:
         if key in OURS:
             raise ValueError(f"model.call.{key} is what {OURS[key]} says: set {OURS[key]}=...")
-    known = [k for k in takes if k not in OURS and "callback" not in k and k != "kwargs"]
+    known = [k for k in takes if k not in OURS and not TENSORS.search(k)]
     check_options(f"model.call of {name}", call, known)
 
 
@@ -253,8 +266,8 @@ def _media(takes: Mapping[str, inspect.Parameter], call: Mapping[str, Any], fps:
     """How samples are stored; the size, where the call or its defaults tell it."""
 
     def stated(key: str) -> int:
-        default = takes[key].default if key in takes else None
-        return int(call.get(key) or (default if isinstance(default, int) else 0))
+        given = (call.get(key), takes[key].default if key in takes else None)
+        return next((n for n in given if type(n) is int and n > 0), 0)
 
     height, width = stated("height"), stated("width")
     if "num_frames" in takes:

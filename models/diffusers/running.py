@@ -7,19 +7,21 @@ plans are run one after the other.
 
 import inspect
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from files.media import Media
 from models.backbone import REMEDY
-from models.memory import Room
+from models.memory import Room, ran_out
+from models.weights import reason
 from sampling import Noise, Plan, Schedule
 from sampling.denoise import Denoised
 from sampling.flow import FlowMatching
@@ -29,16 +31,22 @@ from sampling.run import History, Memory, step_row
 from sampling.schedule import Level
 from sampling.schedulers import SkippedStepScheduler
 
+OURS = ("models.", "sampling.")
+NETWORKS = ("unet", "transformer", "transformer_2")  # what is asked in every step
 FINEST = 1000  # steps of the path of flow matching that stands for all, where no run is meant
 
 
 class Seen(NamedTuple):
     """What a pipeline does, told by its first step: the shape of a sample as `step` gets it, whether
-    the network predicts a variance, and the noise levels."""
+    the network predicts a variance, the noise levels, how many evaluations of the network (of one
+    sample, as guidance takes two) a step is, and (height, width) in pixels, zeros where it does not
+    tell."""
 
     shape: tuple[int, ...]
     learned_variance: bool
     levels: Levels
+    evaluations: int = 1
+    pixels: tuple[int, int] = (0, 0)
 
 
 class _Stopped(Exception):
@@ -168,7 +176,7 @@ class WholePipeline:
     num_classes: int | None
     clip: bool
     sha256: str
-    media: Media
+    stored: Media
     device: torch.device
     call: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] | None = None
@@ -181,16 +189,33 @@ class WholePipeline:
     seen: dict[int, Seen] = field(default_factory=dict)
 
     @property
+    def media(self) -> Media:
+        """How samples are `stored`, of the size that the pipeline makes."""
+        if self.pipe is None or not all(self._first.pixels):
+            return self.stored
+        return replace(self.stored, size=(*self.stored.size[:-3], *self._first.pixels, 3))
+
+    @property
+    def _first(self) -> Seen:
+        """What the pipeline does, whatever the steps."""
+        return self.look(next(iter(self.seen), 2))  # in one step some divide by zero
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, a call and sample: 2 with guidance."""
+        return 1 if self.pipe is None else self._first.evaluations
+
+    @property
     def is_flow(self) -> bool:
         return self.schedule.straight is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of a sample, as the pipeline's loop has it."""
-        return self.look(next(iter(self.seen), 1)).shape
+        return self._first.shape
 
     def learned_variance(self) -> bool:
-        return self.look(next(iter(self.seen), 1)).learned_variance
+        return self._first.learned_variance
 
     def schedule_at(self, steps: int | None) -> Schedule:
         """The path of a run of so many steps: of flow matching, as the pipeline itself places it."""
@@ -209,16 +234,44 @@ class WholePipeline:
         if steps not in self.seen:
             self.pipe.scheduler = self.scheduler()
             try:
-                with torch.no_grad():
+                with torch.no_grad(), self._remedied(steps), _evaluations(self.pipe) as rows:
                     self.pipe(**self._words(1, None), num_inference_steps=steps)
             except _Stopped as stopped:
-                self.seen[steps] = stopped.seen
+                self.seen[steps] = stopped.seen._replace(
+                    evaluations=max(1, sum(rows)), pixels=_pixels(stopped)
+                )
             else:
                 raise ValueError(
                     f"{type(self.pipe).__name__} never asked its scheduler for a step: no sampler can "
-                    "be put in; give another pipeline as model.id=..."
+                    f"be put in; {self._remedy}"
                 )
         return self.seen[steps]
+
+    @property
+    def _remedy(self) -> str:
+        """What is left to do where the pipeline does not run."""
+        stated = " ".join(
+            f"model.call.{key}={v}" for key, v in self.call.items() if key not in self.facts
+        )
+        if stated:
+            return f"correct {stated}, or leave it out"
+        return "give another pipeline as model.id=..."
+
+    @contextmanager
+    def _remedied(self, steps: int) -> Iterator[None]:
+        """What a pipeline raises becomes a ValueError with a remedy; what we raise has its own."""
+        try:
+            yield
+        except _Stopped:
+            raise
+        except Exception as error:
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if ran_out(error) or frame.f_globals.get("__name__", "").startswith(OURS):
+                raise
+            raise ValueError(
+                f"{type(self.pipe).__name__} does not run in {steps} steps ({reason(error)}): "
+                f"{self._remedy}"
+            ) from error
 
     def images(
         self,
@@ -242,7 +295,7 @@ class WholePipeline:
         if "latents" in inspect.signature(self.pipe.__call__).parameters:
             words["latents"] = start
         count = steps if self.is_flow else len(plan)
-        with torch.no_grad(), _drawing(type(self.pipe), start):
+        with torch.no_grad(), self._remedied(count), _drawing(type(self.pipe), start):
             out = self.pipe(**words, num_inference_steps=count)
         images = out.images if hasattr(out, "images") else out.frames
         return np.asarray(images, dtype=np.float32)
@@ -253,9 +306,9 @@ class WholePipeline:
         places = [0] * n if labels is None else labels.tolist()
         if self.prompts is not None:
             words["prompt"] = [self.prompts[i] for i in places]
-            for name in words.keys() & {"negative_prompt"}:
-                if isinstance(words[name], str):
-                    words[name] = [words[name]] * n
+            for name, text in words.items():
+                if "prompt" in name and isinstance(text, str):
+                    words[name] = [text] * n
         elif self.num_classes is not None:
             words["class_labels"] = places
         else:
@@ -272,6 +325,41 @@ def nominal_levels(scheduler: PlanScheduler, steps: int) -> Levels:
     path = FlowMatching(scheduler.config)
     mu = 1.0 if path.source.config.get("use_dynamic_shifting") else None
     return path.levels(Asked(steps, None, None, mu))
+
+
+def _pixels(stopped: _Stopped) -> tuple[int, int]:
+    """(height, width) of what the pipeline was about to make, as it named them itself."""
+    for frame, _ in traceback.walk_tb(stopped.__traceback__):
+        told = frame.f_locals
+        if frame.f_globals.get("__name__", "").startswith("diffusers.pipelines."):
+            height = told.get("orig_height") or told.get("height")
+            width = told.get("orig_width") or told.get("width")
+            if isinstance(height, int) and isinstance(width, int):
+                return height, width
+    return 0, 0
+
+
+@contextmanager
+def _evaluations(pipe: Any) -> Iterator[list[int]]:
+    """How many samples the pipeline's networks are asked for, call by call."""
+    rows: list[int] = []
+
+    def asked(module: nn.Module, args: tuple[Any, ...], words: dict[str, Any]) -> None:
+        given = [*args, words.get("hidden_states"), words.get("sample")]
+        first = next((one for one in given if isinstance(one, Tensor)), None)
+        rows.append(1 if first is None else len(first))
+
+    networks = [getattr(pipe, name, None) for name in NETWORKS]
+    hooks = [
+        net.register_forward_pre_hook(asked, with_kwargs=True)
+        for net in networks
+        if isinstance(net, nn.Module)
+    ]
+    try:
+        yield rows
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def load(
     net: Any
     vae: Any
     if untrained:
-        net, sha256 = _untrained(id, revision, dtype, device), "untrained"
+        net, sha256 = _untrained(id, revision, dtype, device, fetch), "untrained"
         schedule, prediction, clip, scale, vae = (
             Schedule.linear(),
             "epsilon",
@@ -92,16 +92,16 @@ def load(
 
 
 def _untrained(
-    id: str, revision: str | None, dtype: torch.dtype, device: torch.device | str
+    id: str, revision: str | None, dtype: torch.dtype, device: torch.device | str, fetch: bool
 ) -> Any:
     """The transformer with random numbers: of a published size, or as its config says."""
     from diffusers import DiTTransformer2DModel
 
     stated = PUBLISHED.get(id)
     if stated is None:
-        path = hub_file(id, "transformer/config.json", revision, "model.id")
+        path = hub_file(id, "transformer/config.json", revision, "model.id", fetch)
         try:
-            stated = dict(json.loads(path.read_text()))
+            stated = dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is no model config ({error}): fetch {id} again") from None
     known = signature(DiTTransformer2DModel.__init__).parameters

@@ -49,13 +49,15 @@ def load(
     bit_rate: int = 1_024_000,
     untrained: bool = False,
     encode: bool = True,
+    fetch: bool = True,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """Open-Sora 1.1, ready to sample `prompts`.
 
     `id` is a hub id or a folder; `precision` is that of network and VAE, the text encoder is
     float32.  Videos are those of `Video`, guidance that of `VideoNetwork`.  To measure speed,
-    `untrained` takes random weights, and texts are zeros without `encode`.  Raises
+    `untrained` takes random weights, and texts are zeros without `encode`; without `fetch` nothing is
+    asked of the hub.  Raises
     FileNotFoundError or ValueError, with the remedy, for what is missing or makes no video.
     """
     video = Video(num_frames, height, width, fps, aspect_ratio)
@@ -68,12 +70,12 @@ def load(
 
         cache = TextCache(Path(text_cache), text_encoder)
         cache.fill(texts, device)  # before the network is in memory
-    net, sha256 = load_stdit2(id, revision, dtype, device, untrained)
+    net, sha256 = load_stdit2(id, revision, dtype, device, untrained, fetch)
     parts = {}
     if not untrained:
-        decoder, vae_sha256 = load_vae(vae, dtype, device)
+        decoder, vae_sha256 = load_vae(vae, dtype, device, fetch)
         parts = {"vae_config": config_digest(decoder.config)}
-        parts |= {"network_config": config_digest(network_options(id, revision))}
+        parts |= {"network_config": config_digest(network_options(id, revision, fetch))}
         sha256 = hashlib.sha256((sha256 + vae_sha256).encode()).hexdigest()
     return Backbone(
         network=VideoNetwork(net, guidance_scale, guided_channels),
@@ -142,22 +144,27 @@ class Video:
 
 
 def load_stdit2(
-    id: str, revision: str | None, dtype: torch.dtype, device: torch.device | str, untrained: bool
+    id: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    untrained: bool,
+    fetch: bool = True,
 ) -> tuple[STDiT2, str]:
     """(network in eval mode, SHA-256 of its file); random numbers if `untrained`."""
-    options = {} if untrained and not Path(id).is_dir() else network_options(id, revision)
+    options = {} if untrained and not Path(id).is_dir() else network_options(id, revision, fetch)
     with torch.device("meta"):
         net = STDiT2(**options).to(dtype)
     if untrained:
         return randomize(net, device), "untrained"
-    path = hub_file(id, "model.safetensors", revision, "model.id")
+    path = hub_file(id, "model.safetensors", revision, "model.id", fetch)
     load_weights(net, path, device, f"fetch {id} again")
     return net.eval().requires_grad_(False), file_sha256(path)
 
 
-def network_options(id: str, revision: str | None) -> dict[str, Any]:
+def network_options(id: str, revision: str | None, fetch: bool = True) -> dict[str, Any]:
     """The options of STDiT2 that config.json states; what else it holds changes no number."""
-    path = hub_file(id, "config.json", revision, "model.id")
+    path = hub_file(id, "config.json", revision, "model.id", fetch)
     try:
         stated = json.loads(path.read_text(encoding="utf-8"))
         options = {key: stated[key] for key in signature(STDiT2).parameters if key in stated}
@@ -168,12 +175,16 @@ def network_options(id: str, revision: str | None) -> dict[str, Any]:
     return options
 
 
-def load_vae(id: str, dtype: torch.dtype, device: torch.device | str) -> tuple[Any, str]:
+def load_vae(
+    id: str, dtype: torch.dtype, device: torch.device | str, fetch: bool = True
+) -> tuple[Any, str]:
     """(AutoencoderKL, SHA-256 of its weights): Stable Diffusion's image VAE."""
     from diffusers import AutoencoderKL
 
     with remedied(id, "model.vae", "the VAE "):
-        vae, info = AutoencoderKL.from_pretrained(id, dtype=dtype, output_loading_info=True)
+        vae, info = AutoencoderKL.from_pretrained(
+            id, dtype=dtype, output_loading_info=True, local_files_only=not fetch
+        )
     check_filled(info["missing_keys"], id, "model.vae", "the VAE ")
     return vae.to(device).eval(), state_digest(vae.state_dict())
 

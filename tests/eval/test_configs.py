@@ -9,6 +9,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import pytest
+import timm
 from cleanfid.downloads_helper import inception_url
 from cleanfid.fid import kernel_distance
 from cleanfid.inception_pytorch import FID_WEIGHTS_URL
@@ -45,6 +46,18 @@ PROTOCOLS = {  # extractor, scores, options; None: those of the committed tables
         "clean",
         "fid",
         {"kid_subset_size": CLEAN["max_subset_size"].default, "seed": 0, **LARGE},
+    ),
+    # dgm-eval's nearest_k
+    "dinov2": (
+        "dinov2",
+        "fid fid_infinity kid precision recall density coverage",
+        {"k": 5, "ties": "out", "prdc_size": 10_000, "bootstrap": 100, "seed": 0, **LARGE},
+    ),
+    # no protocol of anybody's: precision and recall as Kynkaanniemi et al. (2019) have them
+    "custom": (
+        "timm/x",
+        "fid precision recall",
+        {"k": 3, "bootstrap": 100, "seed": 0, **LARGE},
     ),
     "digits": ("digits", "is fid kid precision recall", None),
     "cifar10": ("cifar10", "is fid kid precision recall", None),
@@ -104,15 +117,26 @@ def test_every_config_is_pinned_here():
     assert names("metrics") == set(PROTOCOLS)
     coco = {"coco_center_lanczos256", "coco_bicubic256"}
     small = {"cifar10", "digits"}
-    assert names("reference") == {*REFERENCE_BATCHES, *coco, *small, "adm", "custom", "none"}
+    assert names("reference") == {
+        *REFERENCE_BATCHES,
+        *coco,
+        *small,
+        "adm",
+        "custom",
+        "none",
+        "stored",
+    }
     assert config("reference", "custom", "reference.images.path=x").floor.path is None
+    stored = config("reference", "stored", "reference.file=x.npz")
+    assert stored == {"name": "stored", "file": "x.npz"}
     none = config("reference", "none")
     assert none.name == "none" and none.floor is None and "images" not in none
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_protocols(name):
-    cfg = config("metrics", name)
+    named = ["metrics.extractor=timm/x"] if name == "custom" else []
+    cfg = config("metrics", name, *named)
     extractor, scores, options = PROTOCOLS[name]
     assert (cfg.name, cfg.extractor) == (name, extractor)
     assert check_metrics(cfg.scores) == scores.split()
@@ -124,8 +148,9 @@ def test_protocols(name):
 
 def test_weights_are_the_files_that_downloads_fetch():
     adm, theirs = config("metrics", "adm"), config("metrics", "torch_fidelity")
-    paths = (adm.weights, theirs.weights, theirs.vgg16_weights)
-    files = (networks.INCEPTION, networks.INCEPTION, networks.VGG16)
+    dinov2 = config("metrics", "dinov2")
+    paths = (adm.weights, theirs.weights, theirs.vgg16_weights, dinov2.weights)
+    files = (networks.INCEPTION, networks.INCEPTION, networks.VGG16, networks.DINOV2)
     assert [Path(path) for path in paths] == [file.place for file in files]
     # What these libraries would fetch themselves; the names begin the hashes.
     assert (networks.INCEPTION.url, networks.CLEAN_INCEPTION.url) == (
@@ -135,8 +160,19 @@ def test_weights_are_the_files_that_downloads_fetch():
     assert Path(FID_WEIGHTS_URL).stem.endswith(networks.INCEPTION.sha256[:8])
     assert VGG16_Weights.IMAGENET1K_V1.url == networks.VGG16.url
     assert networks.VGG16.place.stem.endswith(networks.VGG16.sha256[:8])
+    cfgs = timm.models.vision_transformer.default_cfgs["vit_large_patch14_dinov2"]
+    assert cfgs.default.url == networks.DINOV2.url
     clip = config("metrics", "clip")  # BK-SDM's
     assert (clip.model, clip.pretrained) == ("ViT-g-14", "laion2b_s12b_b42k")
+
+
+# dgm-eval's figures/leaderboard.png, of ADM, ADMG and ADMG-ADMU on ImageNet at 256 x 256.
+LEADERBOARD_SCORES = ("fid", "kid", "precision", "recall", "density", "coverage")
+LEADERBOARD = {
+    "admnet_imagenet256": (203.45, 0.19, 0.8, 0.85, 0.67, 0.72),
+    "admnet_guided_imagenet256": (123.27, 0.09, 0.87, 0.84, 0.8, 0.85),
+    "admnet_guided_upsampled_imagenet256": (111.24, 0.08, 0.88, 0.84, 0.86, 0.86),
+}
 
 
 @pytest.mark.parametrize("name", REFERENCE_BATCHES)
@@ -151,7 +187,11 @@ def test_reference_batches_and_the_published_scores(name):
     assert {entry.url for entry in cfg.published.values()} == urls
     for batch, entry in cfg.published.items():
         assert entry.url == f"{place}/{batch}.npz"
-        assert entry.scores == PUBLISHED.get(batch, {}) and set(entry.scores) <= set(METRICS)
+        assert entry.scores.get("adm", {}) == PUBLISHED.get(batch, {})
+        row = dict(zip(LEADERBOARD_SCORES, LEADERBOARD.get(batch, ()), strict=False))
+        assert entry.scores.get("dinov2", {}) == row
+        assert set(entry.scores) <= {"adm", "dinov2"}
+        assert all(set(scores) <= set(METRICS) for scores in entry.scores.values())
 
 
 @pytest.mark.parametrize("way", ["center_lanczos", "bicubic"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
 from test_metrics import refused
 
@@ -114,3 +117,15 @@ def test_extractors_by_name(weights):
     assert extractor_named("pixels", weights=weights).name == "pixels"  # takes none
     refused("unknown extractor 'vgg': choose one of digits, cifar10, ", extractor_named, "vgg")
     refused("no extractor takes metrics.wieghts", extractor_named, "digits", wieghts=weights)
+
+
+def test_extractors_need_no_part_of_the_commands_or_models():
+    """They go where there is no Hydra, diffusers or embedded model."""
+    code = "import sys, eval.extractors, eval.reference; print(*sys.modules)"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in ran.stdout.split()}
+    heavy = {"hydra", "omegaconf", "diffusers", "matplotlib", "timm", "transformers", "open_clip"}
+    assert not loaded & heavy
+    assert not {"models.digits", "models.cifar10", "eval.classifiers"} & set(ran.stdout.split())

@@ -17,10 +17,11 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from eval import frechet, kernel, score, scoring
 from eval.agreement import label_agreement
 from eval.extractors import Extracted
-from eval.frechet import Statistics, diagonal_fid, fid, frechet_distance, statistics
-from eval.inception import inception_score
+from eval.frechet import Statistics, diagonal_fid, fid, fid_infinity, frechet_distance, statistics
+from eval.inception import inception_score, is_infinity
+from eval.infinity import Subsets, extrapolated, subset_sizes
 from eval.kernel import kid
-from eval.manifold import precision_recall
+from eval.manifold import Prdc, prdc
 from eval.score import Score, proportion, random_groups, resamples
 from eval.scoring import METRICS, Options, check_size, evaluate
 
@@ -83,7 +84,7 @@ def test_golden_guided_diffusion(name):
     assert got == pytest.approx(case["fid"], rel=1e-5)
     assert got == pytest.approx(case["fid_float64_means_and_eigenvalues"], rel=1e-6)
     assert got != pytest.approx(case["fid_if_covariance_divided_by_N_instead_of_N-1"], rel=1e-4)
-    both = [score.value for score in precision_recall(x, y)]
+    both = [score.value for score in prdc(x, y)[:2]]
     assert both == pytest.approx(case["precision_recall_exact_float64"], abs=1e-12)
     # the evaluator's own distances are in half precision: up to 5 points fall otherwise
     assert both[0] == pytest.approx(case["precision"], abs=5 / len(x))
@@ -343,22 +344,70 @@ def brute_precision_recall(x, y, k):
 @pytest.mark.parametrize("case", tf_cases("prc"))
 def test_precision_recall_golden(case):
     x, y = TF[case["generated"]], TF[case["real"]]
-    precision, recall = precision_recall(x, y, k=case["neighborhood"])
+    precision, recall, *_ = prdc(x, y, k=case["neighborhood"])
     assert precision.value == pytest.approx(case["exact"]["precision"], abs=1e-12)
     assert recall.value == pytest.approx(case["exact"]["recall"], abs=1e-12)
 
 
-def test_precision_and_recall_se_are_the_true_spread():
+def test_se_of_all_four_are_the_true_spread():
     y = gaussian(500, 6, seed=1)
-    draws = [precision_recall(gaussian(400, 6, seed=s, shift=0.3), y) for s in range(2, 62)]
-    assert_se_is_the_spread([precision for precision, _ in draws])
-    assert_se_is_the_spread([recall for _, recall in draws])
+    draws = [prdc(gaussian(400, 6, seed=s, shift=0.3), y) for s in range(2, 62)]
+    for scores in zip(*draws, strict=True):
+        assert_se_is_the_spread(list(scores))
+
+
+def test_density_of_strata_leaves_their_sizes_fixed(monkeypatch):
+    """Balanced classes of unlike density: what varies with their counts is no part of the error."""
+    monkeypatch.setattr("eval.manifold.PARTITIONS", 2)  # for speed: of other errors
+    y = gaussian(300, 4, seed=1)
+    labels = np.arange(400) % 2
+    draws = [gaussian(400, 4, seed=s) + 2 * labels[:, None] for s in range(2, 62)]
+    assert_se_is_the_spread([prdc(x, y, strata=labels).density for x in draws], factor=1.2)
+    x = draws[0]
+    assert prdc(x, y).density.se > 1.2 * prdc(x, y, strata=labels).density.se
 
 
 @pytest.mark.parametrize("n", [4, 5, 11])
-def test_precision_recall_of_very_few_samples_is_finite(n):
-    for found in precision_recall(gaussian(n, seed=1), gaussian(50, seed=2)):
-        assert 0 <= found.value <= 1 and np.isfinite(found.se)
+def test_prdc_of_very_few_samples_is_finite(n):
+    for found in prdc(gaussian(n, seed=1), gaussian(50, seed=2)):
+        assert 0 <= found.value <= 2 and np.isfinite(found.se)
+
+
+# --- Infinitely many samples ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 20])
+def test_limits_of_a_trial_run_are_finite(n):
+    x, reference = gaussian(n, seed=1), statistics(gaussian(500, seed=2))
+    whole = fid(x, reference, allow_few=True, se="delta")
+    found = fid_infinity(x, reference, whole, allow_few=True)
+    assert np.isfinite(found[:2]).all()
+    assert np.isfinite(is_infinity(x, allow_few=True)[:2]).all()
+    unknown = fid_infinity(x, reference, whole._replace(spread=None), allow_few=True)
+    assert unknown.value == found.value and np.isnan(unknown.se)
+
+
+def test_subsets_of_strata_have_as_many_of_each():
+    """Of balanced classes any subset is balanced: FID of unbalanced ones is another score."""
+    labels = np.arange(600) % 3
+    x = gaussian(600, 4, seed=1) + 3.0 * labels[:, None]
+    drawn = []
+
+    def noted(rows):
+        drawn.append(np.bincount(labels[rows], minlength=3))
+        return 1.0
+
+    extrapolated(
+        Score(1.0, 0.1), noted, np.zeros(600), subset_sizes(600, 4), Subsets(strata=labels)
+    )
+    assert len(drawn) == 8 * 14 and max(np.ptp(counts) for counts in drawn) <= 1
+    reference = statistics(x[:300])
+    options = Options(infinity_shuffles=3, seed=5, bootstrap=0)
+    material = Extracted(x, None), SimpleNamespace(statistics=reference, features=x[:300])
+    got = evaluate(*material, metrics=("fid_infinity",), strata=labels, options=options)
+    whole = fid(x, reference, strata=labels, se="delta")
+    wanted = fid_infinity(x, reference, whole, subsets=Subsets(3, 5, labels))
+    assert got["fid_infinity"].value == pytest.approx(wanted.value, rel=1e-12)
 
 
 # --- Label agreement ------------------------------------------------------------------
@@ -387,8 +436,8 @@ def pair():
 
 
 def test_evaluate_computes_what_is_asked_for(pair, monkeypatch):
-    watched = Mock(wraps=precision_recall)
-    monkeypatch.setattr(scoring, "precision_recall", watched)
+    watched = Mock(wraps=prdc)
+    monkeypatch.setattr(scoring, "prdc", watched)
     extracted, reference = pair
     labels = extracted.logits.argmax(1)
     labels[:30] = (labels[:30] + 1) % 5
@@ -397,7 +446,7 @@ def test_evaluate_computes_what_is_asked_for(pair, monkeypatch):
     got = evaluate(extracted, reference, labels, options=stated)
     assert watched.call_count == 1  # for both
     x, y = extracted.features, reference.features
-    precision, recall = precision_recall(x, y)
+    precision, recall, *_ = prdc(x, y)
     assert [(name, value[:2]) for name, value in got.items()] == [
         ("is", inception_score(extracted.logits)[:2]),
         ("fid", fid(x, reference.statistics, **options)[:2]),
@@ -412,7 +461,7 @@ def test_evaluate_computes_what_is_asked_for(pair, monkeypatch):
     got = evaluate(extracted, reference, metrics=asked, strata=strata, options=stated)
     parts = {"chunk_size": 40, "shuffle_seed": 4}
     assert [(name, value[:2]) for name, value in got.items()] == [
-        ("recall", precision_recall(x, y, k=5)[1][:2]),
+        ("recall", prdc(x, y, k=5).recall[:2]),
         ("is", inception_score(extracted.logits, strata=strata, **parts)[:2]),
         ("fid", fid(x, reference.statistics, se="delta", strata=strata)[:2]),
         ("diagonal_fid", diagonal_fid(x, reference.statistics, strata)[:2]),
@@ -425,7 +474,7 @@ def test_scores_on_a_gpu_are_those_of_the_cpu():
     features = Extracted(x, None)
     reference = SimpleNamespace(statistics=statistics(y), features=y)
     options = Options(kid_subset_size=100, fid_se="delta")
-    asked = ("fid", "kid", "precision", "recall")
+    asked = ("fid", "fid_infinity", "kid", "precision", "recall", "density", "coverage")
     cpu, gpu = (
         evaluate(features, reference, metrics=asked, options=options, device=device)
         for device in ("cpu", "cuda")
@@ -441,17 +490,18 @@ def test_every_long_computation_is_told_the_device(pair, monkeypatch):
 
     def notes(*args, device, **options):
         told.append(device)
-        return (Score(0, 0), Score(0, 0)) if "k" in options else Score(0, 0)
+        return Prdc(*[Score(0, 0)] * 4) if "k" in options else Score(0, 0)
 
-    for name in ("fid", "kid", "precision_recall"):
+    for name in ("fid", "fid_infinity", "kid", "prdc"):
         monkeypatch.setattr(scoring, name, notes)
-    evaluate(*pair, metrics=("fid", "kid", "precision", "recall"), device="a GPU")
-    assert told == ["a GPU"] * 3
+    asked = ("fid", "fid_infinity", "kid", "precision", "coverage")
+    evaluate(*pair, metrics=asked, device="a GPU")
+    assert told == ["a GPU"] * 5
 
 
 def test_distances_are_better_when_lower():
     lower = {name for name, metric in METRICS.items() if metric.lower_is_better}
-    assert lower == {"fid", "sfid", "diagonal_fid", "kid"}
+    assert lower == {"fid", "fid_infinity", "sfid", "diagonal_fid", "kid"}
 
 
 # --- Errors ---------------------------------------------------------------------------
@@ -459,9 +509,11 @@ def test_distances_are_better_when_lower():
 
 def test_errors_of_evaluate(pair):
     for unknown in ("cmmd", "total"):  # VBench computes its own from videos
-        message = f"unknown metric {unknown}: choose among is, fid, "
+        message = f"unknown metric {unknown}: choose among is, is_infinity, fid, "
         refused(message, evaluate, *pair, metrics=("fid", unknown))
     refused("label_agreement needs the labels", evaluate, *pair, metrics=("label_agreement",))
+    beyond = np.full(len(pair[0].features), pair[0].logits.shape[1])
+    refused("evaluate with labels=off", evaluate, *pair, labels=beyond, metrics=())
     labels, message = np.zeros(149, dtype=np.int64), r"150 samples but labels of shape \(149,\)"
     refused(message, evaluate, *pair, labels=labels, metrics=())
 
@@ -469,7 +521,7 @@ def test_errors_of_evaluate(pair):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("neighbours", 3, ": choose among k, kid_subset_size"),
+        ("neighbours", 3, ": choose among k, ties, prdc_size"),
         ("k", 0, "must be an integer of at least 1, got 0"),
         ("kid_subset_size", 1, "at least 2"),
         ("is_splits", 0, "at least 1"),
@@ -478,6 +530,9 @@ def test_errors_of_evaluate(pair):
         ("bootstrap", True, "at least 0, got True"),
         ("seed", 0.5, "at least 0"),
         ("fid_se", "jackknife", "must be bootstrap or delta, got 'jackknife'"),
+        ("ties", "both", "must be in or out, got 'both'"),
+        ("prdc_size", 1, "at least 2"),
+        ("infinity_shuffles", 1, "at least 2"),
         ("allow_few", "yes", "must be true or false"),
     ],
 )
@@ -491,7 +546,22 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     check_size(["fid"], 64, 64, Options(allow_few=True))
     refused("sample more, or, for a trial run, set", check_size, ["fid"], 64, 64, options)
     refused("set metrics.options.kid_subset_size=199", check_size, ["kid"], 199, 64, options)
+    for name in ("precision", "recall", "density", "coverage"):
+        check_size([name], 6, 64, Options(k=5))
+        refused(
+            "k=5 need more than 5 samples, got 5: raise", check_size, [name], 5, 64, Options(k=5)
+        )
+    check_size(["fid_infinity"], 512, 64, options)
+    check_size(["fid_infinity"], 10_000, 2048, options)
+    check_size(["fid_infinity"], 65, 64, Options(allow_few=True))
+    few = (
+        "with 64 features draws subsets of 256 samples and more, and needs twice as many, got 511: "
+    )
+    refused(f"{few}sample 512 or more, or leave", check_size, ["fid_infinity"], 511, 64, options)
+    few = "is_infinity with 1000 classes draws subsets of 4000 .* got 7999: sample 8000 or more"
+    refused(few, is_infinity, np.zeros((7999, 1000)))
     y = gaussian(2000, 64)
+    refused("sample 512 or more", fid_infinity, y[:511], statistics(y), Score(1, 0))
     few = "FID with 64 features needs more than 64 samples, got {}: sample more"
     refused(few.format(20), fid, y[:20], statistics(y))
     refused(few.format(64), frechet_distance, statistics(y), statistics(y[:64]))
@@ -501,10 +571,17 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     )
     refused(message, kid, y[:999], y)
     refused("got 999 reference images", kid, y, y[:999])
-    message = "k=3 need more than 3 samples, got 3: raise num_samples"
-    refused(message, precision_recall, y[:3], y)
-    refused("k=5 need more than 5 reference images, got 5", precision_recall, y, y[:5], k=5)
-    refused(r"N >= 2, got \(1, 64\)", statistics, y[:1])
+    message = "k=3 need more than 3 samples, got 3: sample more, or lower metrics.options.k"
+    refused(message, prdc, y[:3], y)
+    refused("k=5 need more than 5 reference images, got 5", prdc, y, y[:5], k=5)
+    refused(r"at least 2 images, got \[1, 64\]: give more", statistics, y[:1])
+    few_real = "FID with 64 features needs more than 64 real images, got 20: give more"
+    refused(few_real, fid, y, statistics(y[:20]))
+    refused("at least 2 samples, got 1: sample more", check_size, ["clip_score"], 1, 64, options)
+    refused("k=3 need more than 3 samples", check_size, ["recall"], 3, 64, options)
+    refused("lower metrics.options.is_splits", check_size, ["is"], 9, 64, Options(is_splits=10))
+    both = Options(is_splits=10, is_chunk_size=5)
+    refused("set metrics.options.is_splits=1 or", check_size, ["is"], 99, 64, both)
 
 
 def test_errors_of_other_features():
@@ -512,7 +589,7 @@ def test_errors_of_other_features():
     message = "has 9 features, the samples 6: use the reference made with the same extractor"
     refused(message, fid, x, statistics(y))
     refused(message, kid, x, y, subset_size=50)
-    refused(message, precision_recall, x, y)
+    refused(message, prdc, x, y)
     x[3, 2] = np.nan
     refused("features contain NaN or infinity", statistics, x)
 

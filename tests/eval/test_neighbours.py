@@ -7,28 +7,36 @@ import pytest
 import torch
 
 from eval import manifold, neighbours
-from eval.neighbours import covered, float32_products, parts_covering
+from eval.neighbours import float32_products, memberships, parts_covering
 
 
 def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances in float64, the plain way."""
+    """Squared distances in float64, the plain way: equal pairs have equal ones."""
     a, b = a.astype(np.float64), b.astype(np.float64)
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return squares.clip(min=0)
+    return np.stack([((row - b) ** 2).sum(1) for row in a])
 
 
-def inside(points: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
-    """Which points lie in a ball around a centre that reaches to its k-th nearest other one."""
+def balls(points: np.ndarray, centres: np.ndarray, k: int, ties: str = "in") -> np.ndarray:
+    """[P, C]: which points lie in a centre's ball, which reaches to its k-th nearest other one."""
     among = distances(centres, centres)
     np.fill_diagonal(among, np.inf)
     radii = np.inf if len(among) <= k else np.sort(among)[:, k - 1]
-    return (distances(points, centres) <= radii).any(1)
+    among = distances(points, centres)
+    return among <= radii if ties == "in" else among < radii
+
+
+def inside(points: np.ndarray, centres: np.ndarray, k: int) -> np.ndarray:
+    """Which points lie in any ball."""
+    return balls(points, centres, k).any(1)
 
 
 def assert_same(x: np.ndarray, y: np.ndarray, k: int) -> None:
-    got = covered(torch.from_numpy(x), torch.from_numpy(y), k)
-    for ours, plain in zip(got, (inside(x, y, k), inside(y, x, k)), strict=True):
-        np.testing.assert_array_equal(ours.numpy(), plain)
+    for ties in ("in", "out"):
+        got = memberships(torch.from_numpy(x), torch.from_numpy(y), k, ties)
+        of_y = balls(x, y, k, ties)
+        plain = of_y.sum(1), of_y.any(0), balls(y, x, k, ties).any(1)
+        for ours, theirs in zip(got[:3], plain, strict=True):
+            np.testing.assert_array_equal(ours.numpy(), theirs)
 
 
 def case(seed: int) -> tuple[np.ndarray, np.ndarray, int]:
@@ -55,7 +63,7 @@ def test_decisions_are_those_of_plain_float64(seed, monkeypatch):
     x, y, k = case(seed)
     assert_same(x, y, k)
     monkeypatch.setattr(neighbours, "TILE", 2000)  # many tiles, of a few rows each
-    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    monkeypatch.setattr(neighbours, "BLOCK", 512)
     assert_same(x, y, k)
 
 
@@ -74,8 +82,9 @@ def test_near_ties_that_float32_cannot_tell(dtype, offset):
     points = (far - step * (1 + off)).astype(dtype)
     gaps = np.abs(np.diag(distances(points, far)) - 16)
     assert gaps.max() < 2.0**-24 * distances(far, far).mean()  # what one float32 addition may add
-    of_points = covered(torch.from_numpy(points), torch.from_numpy(centres), 1)[0]
-    np.testing.assert_array_equal(of_points.numpy(), off[:, 0] <= 0)
+    for ties, wanted in (("in", off[:, 0] <= 0), ("out", off[:, 0] < 0)):
+        found = memberships(torch.from_numpy(points), torch.from_numpy(centres), 1, ties)
+        np.testing.assert_array_equal(found.balls.numpy() > 0, wanted)
     assert_same(points, centres, 1)
     assert_same(centres, points, 1)
 
@@ -90,9 +99,9 @@ def test_sets_so_crowded_that_all_is_computed_again(monkeypatch):
     monkeypatch.setattr(neighbours, "DENSE", 0)  # pair by pair
     assert_same(x, y, 3)
     assert_same(np.zeros((40, 5)), np.zeros((30, 5)), 3)
-    among = neighbours._all_distances(torch.from_numpy(x), torch.from_numpy(x))
-    assert (among.diagonal() == 0).all()  # as by differences, and not what products round to
-    np.testing.assert_allclose(among, distances(x, x), atol=1e-12)
+    among, noise = neighbours._products(torch.from_numpy(x), torch.from_numpy(x))
+    assert (np.abs(among.numpy() - distances(x, x)) <= noise.numpy()).all()
+    assert noise[0, 0] == 0 and noise.max() < 1e-11
 
 
 @pytest.mark.parametrize("n", [2, 4, 5, 11, 25])
@@ -113,7 +122,8 @@ def test_parts_cover_what_they_do_alone(n, monkeypatch):
     quarter_of = manifold._quarters(n)[:7]
     assert [np.bincount(q)[:4].tolist() for q in quarter_of] == [[n // 4] * 4] * 7
     assert len({tuple(q) for q in quarter_of}) == 7
-    got = parts_covering(*map(torch.from_numpy, (x, y)), 3, torch.from_numpy(quarter_of))
+    radii = memberships(*map(torch.from_numpy, (x, y)), 3).radii
+    got = parts_covering(*map(torch.from_numpy, (x, y)), 3, torch.from_numpy(quarter_of), radii)
     for r, quarter in enumerate(quarter_of):
         for part in range(4):
             assert got.quarters[r, part] == pytest.approx(inside(y, x[quarter == part], 3).mean())
@@ -121,6 +131,8 @@ def test_parts_cover_what_they_do_alone(n, monkeypatch):
             assert got.halves[r, half] == pytest.approx(
                 inside(y, x[quarter // 2 == half], 3).mean()
             )
+            held = balls(x[quarter // 2 == half], y, 3).any(0).mean()
+            assert got.reached[r, half] == pytest.approx(held)
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
@@ -154,7 +166,7 @@ def test_memory_is_bounded_and_pairs_are_met_once(monkeypatch):
     x, y = (np.random.default_rng(size).normal(size=(size, 30)) for size in (n, m))
     assert_same(x, y, 3)
     assert max(sizes) <= 999
-    assert sum(sizes) < 0.6 * (n * n + m * m) + n * m
+    assert sum(sizes) < 2 * (0.6 * (n * n + m * m) + n * m)  # of both kinds of ties
 
 
 def test_reduced_precision_of_the_process_stays_outside():

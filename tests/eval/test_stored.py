@@ -188,3 +188,14 @@ def test_pictures_in_results_are_checked(tmp_path):
     (tmp_path / "pictures.json").write_text(json.dumps(index))
     with pytest.raises(Damaged, match="which is no sheet"):
         read_sheets(tmp_path)
+
+
+def test_halves_of_characters_are_damage(tmp_path):
+    """They can be read from JSON, and written nowhere: not to a page, a table or a terminal."""
+    path = tmp_path / "a.json"
+    for text in (r'{"row": "a\ud800b"}', r'[{"cell": {"model": "\uDFFF"}}]'):
+        path.write_text(text)
+        with pytest.raises(Damaged, match=r"surrogates not allowed\): go"):
+            read_json(path, "go")
+    path.write_text(r'{"row": "\ud83d\ude42 \\ud800"}')  # a whole one, and a backslash
+    assert read_json(path, "go") == {"row": "\U0001f642 \\ud800"}

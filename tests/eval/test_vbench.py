@@ -95,6 +95,8 @@ def test_result_files(tmp_path):
         ({"color": [30.0, []]}, "VBench's scores are fractions"),
         ([1, 2], "no result file of VBench or damaged"),
         ({"color": "high"}, "no result file of VBench or damaged"),
+        ({"color": [True, []]}, "no result file of VBench or damaged"),
+        ({"color": ["0.5", []]}, "no result file of VBench or damaged"),
     ):
         refused(message, read_results, [a, write("bad.json", content)])
 

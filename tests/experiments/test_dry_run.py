@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
-from conftest import write_standin
+from conftest import done, write_standin
 from test_generate import CountingNetwork, backbone, cell, make
 
+import reproduce
 from experiments import dry_run
 from experiments.cells import Column
 from experiments.check.machine import Machine, Speed, parameters_of
 from models.adm.backbone import load
 from models.backbone import ImageNetwork
+from models.opensora.stdit2 import STDiT2
 
 
 def column(folder, *names, n=50) -> Column:
@@ -165,3 +169,46 @@ def test_a_damaged_record_is_named_and_the_network_calibrated(tmp_path, monkeypa
     (damaged, _, speed, _), calls, machine = timed(tmp_path, monkeypatch, text='{"speeds": [')
     assert f"{machine.path} is damaged" in damaged and "python -m scripts.check" in damaged
     assert speed.startswith("calibration: ") and calls > 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of the hub's client
+@pytest.mark.parametrize(
+    ("experiment", "making", "counted"),
+    [
+        ("table3", "make them with `make coco`", "8 cells, 6,600,000 image calls"),
+        ("table3_clip", "make them with `make coco`", "8 cells, 6,600,000 image calls"),
+        ("figure5", "python -m scripts.download model=sd", "4 cells, 1,680 image calls"),
+        ("table4", "make them with `python -m scripts.vbench prompts`", "4 cells, 1,888,000"),
+        ("table4_flickering", "make them with `python -m scripts.vbench prompts`", "4 cells, 750,"),
+        ("figure6", "cannot load hpcai-tech/OpenSora", "2 cells, 600 image calls"),
+    ],
+)
+def test_what_is_missing_is_named_and_all_is_counted(
+    command, monkeypatch, tmp_path, experiment, making, counted
+):
+    """Without prompts, weights, cache or network; a small network of videos stands for the large one."""
+    asked = []
+
+    def unreachable(host, *args, **more):
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.setattr("socket.getaddrinfo", unreachable)
+    monkeypatch.setenv("SKIPPED_STEP_DOWNLOADS", str(tmp_path / "downloads"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(dry_run, "calibrate", lambda backbone, batch_size: (1.0, 1))
+    monkeypatch.setattr("models.opensora.backbone.STDiT2", partial(STDiT2, depth=1, hidden_size=48))
+    out = done(command(reproduce, f"experiment={experiment}", "dry=true"))
+    assert "not yet: " in out and making in out
+    assert out.index(counted) < out.index("time" if "sd21" in out else "calibration:")
+    assert len(asked) <= 1  # the hub's client looks up what it calls itself
+
+
+@pytest.mark.parametrize("model", ["sd15", "sd21_768v", "sdxl"])
+def test_every_text_model_is_counted_without_its_weights(command, monkeypatch, tmp_path, model):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    words = ["experiment=compare", f"model={model}", "prompts=missing.txt", "num_samples=10"]
+    out = done(command(reproduce, *words, "dry=true", "reference.images=none"))
+    assert "no prompts at missing.txt: give prompts=FILE" in out
+    assert "12 cells, 3,400 image calls" in out
+    assert "time: not known before the model is there" in out

@@ -45,6 +45,9 @@ WORDS = {
     "a CPU, Windows": RuntimeError(
         "DefaultCPUAllocator: not enough memory: you tried to allocate 4"
     ),
+    "more than a machine has": RuntimeError(
+        "Storage size calculation overflowed with sizes=[1, 4, 1000000000, 1000000000]"
+    ),
     "C++": RuntimeError("std::bad_alloc"),
     "Python": MemoryError(),
     "NumPy": np._core._exceptions._ArrayMemoryError((4, 4), np.dtype(float)),

@@ -243,9 +243,12 @@ def test_a_file_that_would_run_code_is_refused(standin, tmp_path):
 
 
 def test_other_contents_are_refused(standin):
-    for content in ([torch.ones(1)], {"a": 1}):
+    weights = {key: w.clone() for key, w in read_weights(standin.with_suffix(".pt")).items()}
+    bias = weights["out.2.bias"]
+    odd = [bias.to_sparse(), bias.to("meta"), bias * 1j]
+    for content in ([torch.ones(1)], {"a": 1}, *({**weights, "out.2.bias": w} for w in odd)):
         torch.save(content, standin.with_suffix(".pt"))
-        with pytest.raises(ValueError, match="does not hold a dictionary of tensors"):
+        with pytest.raises(ValueError, match=r"(plain|more than) tensors.*: fetch"):
             load_standin(standin)
 
 
