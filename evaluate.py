@@ -24,26 +24,17 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
     answer("evaluate", __doc__)
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from eval.gate import GATES, changed_option, gate
+from eval.protocols import Judged
 from eval.records import Record, score
 from eval.score import paired
 from eval.scoring import METRICS, Options
 from eval.table import gain
-from experiments.config import (
-    Config,
-    evaluator_of,
-    plain,
-    reference_with,
-    run_command,
-    tracker_of,
-)
+from eval.words import decimals, print_record, print_verdict
+from experiments.config import Config, evaluator_of, plain, run_command, tracker_of
 from experiments.evaluate import Subject
 from experiments.workers import first_process
-from report.words import decimals, format_score, reference_words
 
 
 def main(cfg: Config) -> None:
@@ -66,12 +57,10 @@ def main(cfg: Config) -> None:
         print_record(other)
         print_differences(record, other)
     published = plain(cfg.reference.get("published") or {}).get(path.stem)
-    obstacle = gate_obstacle(cfg, path.stem, published)
-    if obstacle:
-        print(f"protocol gate: no verdict: {obstacle}")
-    elif published:
-        passed = print_gate(record, path.stem, published["scores"][record["protocol"]])
-        sys.exit(1 if passed is False else 0)
+    options = Options.of(plain(cfg.metrics.options))
+    judged = Judged(path.stem, published, cfg.metrics.name, options, cfg.num_samples is None)
+    if not print_verdict(record, judged):
+        sys.exit(1)
 
 
 def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
@@ -84,36 +73,6 @@ def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
         use_labels=cfg.labels == "auto",
         prompts=cfg.prompts and Path(cfg.prompts),
     )
-
-
-def gate_obstacle(cfg: Config, batch: str, published: Any) -> str | None:
-    """Why a published batch cannot be judged by these settings; None if it can, or is not one."""
-    home = reference_with(batch)
-    if not published:
-        return home and f"this batch is judged with reference={home}"
-    judged = [name for name in GATES if published["scores"].get(name)]
-    if not judged:
-        return f"no published score of {batch} is known here"
-    protocol = cfg.metrics.name
-    if protocol not in judged:
-        return "it needs " + " or ".join(f"metrics={name}" for name in judged)
-    if cfg.num_samples is not None:
-        return "it needs the whole batch, num_samples=null"
-    changed = changed_option(protocol, Options.of(plain(cfg.metrics.options)))
-    return changed and f"it needs {changed}"
-
-
-def print_record(record: Record) -> None:
-    print(
-        f"{record['n']} samples, protocol {record['protocol']}, extractor {record['extractor']} "
-        f"({record['extractor_weights']}), {reference_words(record)}"
-    )
-    print(f"{'score':<28}{'samples':>18}{'real (floor)':>18}   ± is half the 95% interval")
-    for metric in record["scores"]:
-        name = f"{METRICS[metric].title} ({record['extractor']})"
-        ours = format_score(metric, score(record, metric))
-        floor = format_score(metric, score(record, metric, "floor"))
-        print(f"{name:<28}{ours:>18}{floor:>18}")
 
 
 def print_differences(record: Record, other: Record) -> None:
@@ -139,26 +98,6 @@ def print_differences(record: Record, other: Record) -> None:
         places = decimals(metric)
         words = f"{difference.value:+.{places}f} ± {difference.half:.{places}f}"
         print(f"{METRICS[metric].title:<28}{words:>18}   {difference.words} the second")
-
-
-def print_gate(record: Record, batch: str, published: Mapping[str, float]) -> bool | None:
-    """Ours beside the published scores of that batch; whether all agree that compare, if any do."""
-    checks = gate(record, published)
-    print(f"protocol gate: {batch} against its published scores")
-    for check in checks:
-        verdict = {True: "pass", False: "FAIL", None: f"no verdict: {check.obstacle}"}[check.passed]
-        print(
-            f"  {METRICS[check.metric].title:<12}{check.ours:10.4f}   published "
-            f"{check.published:10.4f} ± {check.tolerance:.4f}   {verdict}"
-        )
-    verdicts = [check.passed for check in checks if check.passed is not None]
-    if not verdicts:
-        print("protocol gate: no verdict: none of these scores compares with this reference")
-        return None
-    passed = all(verdicts)
-    remedy = "" if passed else ": do not trust scores made here before this is explained"
-    print(f"protocol gate: {'PASS' if passed else 'FAIL'}{remedy}")
-    return passed
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from files.fetch import fetch
-from files.places import downloads
+from files.places import IS_CLONE, downloads
 from models.weights import (
     Misfit,
     check_fit,
@@ -54,6 +54,8 @@ class Published:
 
     @property
     def remedy(self) -> str:
+        if not IS_CLONE:
+            return f"without metrics.weights {self.url} is fetched"
         return f"`python -m scripts.download {self.name}` fetches {self.url}"
 
     def content(self, weights: File = None, program: bool = False) -> tuple[Path, bytes]:

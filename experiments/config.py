@@ -27,13 +27,14 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
+from eval.evaluation import ReferenceSource, floor_digest, stored_source
 from eval.preprocessing import PREPROCESSING, Preprocessing
 from experiments.answers import answer, command_line, register_models
 from experiments.cells import Model, Settings
 from experiments.choices import CONFIGS
 from experiments.devices import pick_device
 from experiments.endings import reported, terminated
-from experiments.evaluate import Evaluator, ReferenceSource, floor_digest, stored_source
+from experiments.evaluate import Evaluator
 from experiments.help import show_help
 from experiments.settings import (
     COMMANDS,
@@ -523,11 +524,3 @@ def tracker_of(cfg: DictConfig, group: str) -> Tracker:
 
 
 # --- what stands in configs/ --------------------------------------------------------------------
-
-
-def reference_with(batch: str) -> str | None:
-    """The reference under configs/reference that a published sample batch belongs to, or None."""
-    for path in sorted(Path(CONFIGS, "reference").glob("*.yaml")):
-        if batch in (yaml.safe_load(path.read_text(encoding="utf-8")).get("published") or {}):
-            return path.stem
-    return None

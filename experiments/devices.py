@@ -1,25 +1,11 @@
-"""Which device this process computes on."""
+"""Which device this process, one of several, computes on."""
 
 import torch
 
 from experiments.workers import local_rank
+from models import devices
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU of this process (its local rank) if there is one, else the CPU.
-
-    Also switches TF32 off, which by default rounds a GPU's float32 convolutions to 10 bits of
-    mantissa: networks and Inception would then differ from the numbers they are checked against.
-    """
-    torch.backends.cudnn.allow_tf32 = False
-    if name != "auto":
-        try:
-            number = torch.zeros(1, device=name)
-            number.item()  # "meta" is a device, too, and computes nothing
-            return number.device
-        except (RuntimeError, AssertionError):
-            raise ValueError(f"device={name} is not available here: use auto or cpu") from None
-    if torch.cuda.is_available():
-        # Where SLURM gives each process its own GPU, that is the only one it sees.
-        return torch.device("cuda", local_rank() % torch.cuda.device_count())
-    return torch.device("cpu")
+    """As `models.devices.pick_device`: `auto` is the GPU of this process's local rank."""
+    return devices.pick_device(name, local_rank)

@@ -23,7 +23,7 @@ class ImageScorer:
                 f"experiment.metrics names {', '.join(absent)}, which metrics.scores lacks: "
                 f"set experiment.metrics=[{','.join(scores)}] or another metrics="
             )
-        self.evaluator.check_reference(columns[0].cells[0].media)
+        self.evaluator.check_media(columns[0].cells[0].media)
         for column in columns:
             self.evaluator.check_size(column.size.num_samples)
 

@@ -64,7 +64,7 @@ def tune(cfg: Config) -> list[Tuned]:
     options["num_samples"] = cfg.num_samples or options["num_samples"]
     check_results(Path(cfg.out))
     backbone, scorer = load_backbone(cfg), ImageScorer(evaluator_of(cfg))
-    scorer.evaluator.check_reference(backbone.media)
+    scorer.evaluator.check_media(backbone.media)
     scores = scorer.evaluator.scores
     if absent := sorted({options["metric"], *options["metrics"]} - {*scores, "label_agreement"}):
         raise ValueError(

@@ -9,10 +9,11 @@ from eval.records import Record, score
 from eval.score import Score
 from eval.scoring import METRICS
 from eval.table import Table
+from eval.words import decimals, format_score
 from files.whole import printable
 from report.escape import in_csv, in_latex, in_markdown
 from report.paper import Paper
-from report.words import decimals, format_score, metric_title, protocol_sentence
+from report.words import metric_title, protocol_sentence
 
 
 def document(parts: Iterable[str]) -> str:

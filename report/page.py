@@ -17,10 +17,11 @@ from eval.score import Score
 from eval.scoring import METRICS
 from eval.sheets import INDEX, read_sheets
 from eval.table import Table, cutoff
+from eval.words import format_score
 from files.whole import remove_partial, write_text
 from report.escape import in_script
 from report.paper import Paper
-from report.words import format_score, metric_title, scored_sentence
+from report.words import metric_title, scored_sentence
 
 ASSETS = Path(__file__).parent / "assets"
 PAPER_TABLES = ("table1", "table2", "table3", "table4")

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from eval.records import Record
 from eval.scoring import METRICS
 from eval.table import Row, Table, cutoff, gain
+from eval.words import format_score
 from models.digits.data import load_images, to_model_range
 from report.formats import bold, grid, score_grid
 from report.paper import Paper
-from report.words import differences_sentence, format_score, listed, scored_sentence
+from report.words import differences_sentence, listed, scored_sentence
 from sampling import Plan, Schedule, ddim, mix, skipped, timesteps
 from sampling.borrowed import sampler_at
 from sampling.gaussian import gaussian_frechet

@@ -7,9 +7,10 @@ from typing import Any
 from eval.records import Record, save_records
 from eval.scoring import METRICS
 from eval.table import Table, gain
+from eval.words import format_score, reference_words
 from files.whole import write_text
 from report.formats import document, grid
-from report.words import differences_sentence, format_score, reference_words
+from report.words import differences_sentence
 
 
 def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mapping[str, Any]) -> str:

@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from eval.records import Record
-from eval.score import Score
 from eval.scoring import METRICS
 from eval.table import Table
+from eval.words import reference_words
 from files.whole import printable
 
 
@@ -16,22 +14,6 @@ def metric_title(metric: str, extractor: str) -> str:
     """ "FID (digits)": scores of different extractors never share a name."""
     arrow = "lower" if METRICS[metric].lower_is_better else "higher"
     return f"{METRICS[metric].title} ({extractor}), {arrow} is better"
-
-
-def decimals(metric: str) -> int:
-    return METRICS[metric].decimals if metric in METRICS else 3
-
-
-def format_score(metric: str, value: Score | None) -> str:
-    """ "3.21 ± 0.20": the value and the half width of its 95% interval."""
-    if value is None:
-        return "-"
-    places = decimals(metric)
-    if metric == "kid" and value.se > 0.01:
-        # KID grows as the cube of its features: small with Inception's, not with digits'.
-        places = 2
-    half = "" if np.isnan(value.se) else f" ± {value.half:.{places}f}"
-    return f"{value.value:.{places}f}{half}"
 
 
 def listed(items: Sequence[Any], empty: str = "no") -> str:
@@ -73,20 +55,6 @@ def scored_sentence(record: Record) -> str:
         f"{sampling_sentence(record['cell']['config'])} "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
-    )
-
-
-def reference_words(record: Record) -> str:
-    """What the samples were compared with, and at which size."""
-    if record["reference"] is None:
-        return "no reference"
-    reduced = record.get("preprocess")
-    size = f", both at {reduced['size']} pixels by {reduced['name']}" if reduced else ""
-    if not reduced and record.get("size"):  # records did not always tell
-        size = f", {'both' if record['reference_size'] else 'samples'} of {record['size']} pixels"
-    return (
-        f"reference `{record['reference']}` ({record['reference_n']} images, "
-        f"{record['reference_digest']}){size}"
     )
 
 

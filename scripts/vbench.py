@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from eval.vbench import DIMENSIONS, aggregate, read_results
+from eval.words import format_score
 from experiments.config import parser
 from experiments.endings import reported
 from experiments.vbench import INFO, VERSION, result_files, run_vbench
 from files.places import downloads
 from files.whole import Damaged, reading, write_atomic, write_text
-from report.words import format_score
 
 # Wheels of what vbench 0.1.5 pins end with Python 3.11; detectron2 is not on PyPI.
 PYTHONS = ("python3.11", "python3.10")

@@ -25,7 +25,8 @@ import sample
 from eval import networks
 from eval.extractors import InceptionExtractor
 from eval.frechet import statistics
-from experiments.config import composed, reference_with
+from eval.protocols import reference_with
+from experiments.config import composed
 from experiments.folder import read_manifest
 from files.whole import file_sha256
 from scripts import download

@@ -16,7 +16,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-from experiments.config import composed, prompts_of, reference_with
+from eval.protocols import reference_with
+from experiments.config import composed, prompts_of
 from experiments.endings import reported
 from files.prompts import write_prompts
 from models.adm.cards import card_names

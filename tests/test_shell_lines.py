@@ -31,9 +31,11 @@ COMMANDS = {"sample.py": sample, "evaluate.py": evaluate, "reproduce.py": reprod
 # Their docstrings are the examples of --help.
 HELP = [ROOT / name for name in COMMANDS]
 OF_HYDRA = {"scripts.train": train, "scripts.tune": tune}
-STARTS = r"(OMP_NUM_THREADS=\d+ )?(python|\.venv/bin/python|make|torchrun|srun|wandb|pip) "
+STARTS = (
+    r"(OMP_NUM_THREADS=\d+ )?(python|\.venv/bin/python|make|torchrun|srun|wandb|pip|skipped-step) "
+)
 # Of other programs, or this very suite.
-NOT_OURS = ("make test", "wandb sync ")
+NOT_OURS = ("make test", "wandb sync ", "pip install 'skipped-step")
 MAKE = shutil.which("make")
 CHECKPOINT = "model.checkpoint=unet-1000"
 SMALL_TABLE = [CHECKPOINT, *FEW, "num_samples=70", "experiment.steps=[2]", "model.precision=fp32"]
@@ -66,6 +68,8 @@ SMALL = {
 }
 # What must be said by a line that cannot work here.
 ENDS = {
+    r"eval\.command.*VIRTUAL": "no reference at VIRTUAL_imagenet256_labeled.npz: fetch it from https:",
+    r"eval\.command": "no reference at photos: give an .npz or a folder",
     r"scripts\.slurm.*--dry": None,
     r"scripts\.download digits": "needs no download",
     r"scripts\.(download adm|prepare_coco)": "no network in tests; run the same command to continue",
@@ -103,6 +107,8 @@ def recipe(line: str) -> list[list[str]]:
         out = subprocess.run(made, cwd=ROOT, text=True, capture_output=True, check=True).stdout
         lines = [shlex.split(part) for part in out.replace("\\\n", " ").splitlines()]
         return [words[1:] for words in lines if words and words[0] == ".venv/bin/python"]
+    if words[0] == "skipped-step":
+        return [["-m", "eval.command", *words[1:]]]
     while not re.search(r"python$|torchrun$", words[0]):
         words = words[1:]
     return [[word for word in words[1:] if not word.startswith("--nproc")]]

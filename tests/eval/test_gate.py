@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from eval.gate import GATES, changed_option, gate
+from eval.protocols import reference_with
 from eval.scoring import METRICS, Options
-from evaluate import print_gate
-from experiments.config import composed, plain, reference_with
+from eval.words import print_gate
+from experiments.config import composed, plain
 from scripts import download
 
 ADM = {"fid": 10.94, "sfid": 6.02, "is": 100.98, "precision": 0.69, "recall": 0.63}

@@ -13,9 +13,9 @@ from conftest import ROOT
 
 from eval.records import score
 from eval.table import Table, cutoff
+from eval.words import format_score
 from report import page
 from report.page import build_page
-from report.words import format_score
 
 RESULTS = ROOT / "results"
 

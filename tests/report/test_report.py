@@ -16,9 +16,10 @@ from eval.records import Record, save_records
 from eval.score import Score
 from eval.sheets import Pictures, write_sheets
 from eval.table import Table, cutoff
+from eval.words import format_score
 from report.paper import Paper
 from report.render import RENDERERS, render, write_cutoffs, write_table
-from report.words import format_score, sampling_sentence
+from report.words import sampling_sentence
 
 
 def record(row: str, steps: int, fid: float, se: float = 0.05, n: int = 100, **sampler) -> Record:
