@@ -21,7 +21,7 @@ from eval.words import format_score
 from files.whole import remove_partial, write_text
 from report.escape import in_script
 from report.paper import Paper
-from report.words import metric_title, scored_sentence
+from report.words import differences_sentence, listed, metric_title, scored_sentence
 
 ASSETS = Path(__file__).parent / "assets"
 PAPER_TABLES = ("table1", "table2", "table3", "table4")
@@ -132,8 +132,20 @@ def _curves(folder: Path) -> dict[str, Any]:
         **_about(folder, table),
         "samplers": samplers,
         "floor": {steps: _scores(table.column(steps)[0], metrics, "floor") for steps in columns},
+        "verdicts": {m: _verdicts(table, m) for m in metrics},
         "pictures": _sheets(folder),
     }
+
+
+def _verdicts(table: Table, metric: str) -> str:
+    """Which rows are best at every step count, or cannot be told from it."""
+    tied = {steps: table.tied(steps, metric) for steps in sorted(table.columns)}
+    named = [
+        f"{steps} steps: {listed([row for row in table.rows if row in rows])}"
+        for steps, rows in tied.items()
+        if rows
+    ]
+    return f"Best, or not told from it: {'; '.join(named)}. {differences_sentence(table, metric)}"
 
 
 def _dials(folders: Sequence[Path]) -> list[dict[str, Any]]:

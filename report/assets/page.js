@@ -296,7 +296,7 @@ function quality() {
       x: { label: "network calls", ticks, log: true, range: [ticks[0], ticks[ticks.length - 1]] },
       axes: [{ label: chosen.title, log: ["fid", "sfid"].includes(chosen.key) }],
     });
-    byId("quality-note").textContent = curves.protocol;
+    byId("quality-note").textContent = `${curves.protocol} ${curves.verdicts[chosen.key]}`;
   }
 
   select.addEventListener("change", change);

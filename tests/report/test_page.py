@@ -189,6 +189,8 @@ def test_quality_curves_follow_the_choices(opened):
     assert lines.count() == before - 1
     tab.select_option("#quality-metric", "IS")
     assert chart.get_attribute("aria-label").startswith("IS")
+    note = tab.locator("#quality-note").text_content()
+    assert "Best, or not told from it: 5 steps: " in note and "Differences " in note
     for name in tab.locator("#quality-data option").all_inner_texts():
         tab.select_option("#quality-data", name)
         assert lines.count() > 1
