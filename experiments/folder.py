@@ -53,8 +53,13 @@ def claim(cell: Cell, prompts: Sequence[str] | None) -> None:
     """
     try:
         old = read_manifest(cell.folder)
-        if old is None:
-            _check_free(cell)
+        if old is None and (names := _in_the_way(cell)):
+            old = read_manifest(cell.folder)  # of another job, which began in between
+            if old is None:
+                raise ValueError(
+                    f"{cell.folder} holds {', '.join(names)} but no manifest of samples that were made "
+                    f"here: {ELSEWHERE}, or move these files away"
+                )
     except Damaged:
         tqdm.write(f"{cell.manifest} is damaged: writing it anew")
         _has_shards(cell)
@@ -75,20 +80,15 @@ def _is_begun(cell: Cell, manifest: dict[str, Any]) -> bool:
     return manifest["complete"] or any(there)
 
 
-def _check_free(cell: Cell) -> None:
-    """ValueError if a folder without our manifest holds what we would overwrite.
+def _in_the_way(cell: Cell) -> list[str]:
+    """What a folder without our manifest holds of names that we would write.
 
     Only shards of this cell's config tell that it lost its manifest.
     """
     if _has_shards(cell):
-        return
+        return []
     names = [name for name in BESIDE if os.path.lexists(cell.folder / name)]
-    names += sorted(path.name for path in (cell.folder / "shards").glob("shard-*"))[:1]
-    if names:
-        raise ValueError(
-            f"{cell.folder} holds {', '.join(names)} but no manifest of samples that were made "
-            f"here: {ELSEWHERE}, or move these files away"
-        )
+    return names + sorted(path.name for path in (cell.folder / "shards").glob("shard-*"))[:1]
 
 
 def _has_shards(cell: Cell) -> bool:

@@ -321,3 +321,21 @@ def test_what_is_whole_is_not_written_again(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     alone(sample, *WORDS, cwd=tmp_path)
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_another_job_that_begins_in_between_is_joined(tmp_path, monkeypatch):
+    """It writes its manifest after this one has looked for it, and before this looks for the rest."""
+    other, here = cell(tmp_path / "other"), cell(tmp_path / "run")
+    interrupted(other)
+    seen = []
+
+    def begun_meanwhile(folder):
+        seen.append(read_manifest(folder))
+        if seen == [None]:
+            here.folder.mkdir(parents=True)
+            shutil.copy(other.manifest, here.manifest)
+        return seen[-1]
+
+    monkeypatch.setattr("experiments.folder.read_manifest", begun_meanwhile)
+    make(here)
+    assert seen[0] is None and is_complete(here)
