@@ -1,5 +1,6 @@
 """How a command ends: errors that a user can mend are one line, with a remedy, and status 2."""
 
+import argparse
 import codecs
 import errno
 import io
@@ -107,3 +108,10 @@ def _remedy(error: Exception, ending: Ending) -> str:
     named = "correct that name, or move away what is there" if error.filename is not None else None
     remedy = REMEDIES.get(error.errno, named)
     return f"; {remedy.format(place=ending.place)}" if remedy else ""
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """The command line of a script whose docstring is its help."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )

@@ -38,7 +38,7 @@ def command_line() -> Namespace:
 
 
 def _refuse_flag(message: str) -> None:
-    raise ValueError(f"{message}: settings are NAME=VALUE, --help lists the flags")
+    raise ValueError(f"{message}: settings are NAME=VALUE, after all flags; --help lists these")
 
 
 def complete(command: str) -> None:

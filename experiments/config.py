@@ -3,7 +3,6 @@
 All of Hydra is here, but for what its errors say (endings.py).
 """
 
-import argparse
 import functools
 import hashlib
 import inspect
@@ -302,13 +301,6 @@ class Announce(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if "Slurm" in config.hydra.launcher._target_:
             print("all jobs have ended")
-
-
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """The command line of a script whose docstring is its help."""
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
 
 
 # --- configs as objects -------------------------------------------------------------------------

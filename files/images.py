@@ -77,11 +77,13 @@ def _read_samples_npz(path: Path) -> Samples:
     if images.ndim == 3:
         images = images[..., None]
     is_image = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
-    if not is_image or 0 in images.shape:
+    if not is_image:
         raise ValueError(
             f"{path}: arr_0 must be uint8 [N, H, W, C] with 1 or 3 channels, got {images.dtype} "
             f"{list(images.shape)}: save the images so"
         )
+    if 0 in images.shape:
+        raise ValueError(f"{path} holds no images (arr_0 is {images.shape}): sample some first")
     if labels is not None:
         labels = _checked_labels(path, labels, len(images))
     return Samples(images, labels)

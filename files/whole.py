@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 # Control characters of terminals, and halves of characters that no encoding takes.
+HALVES = re.compile(r"[\ud800-\udfff]")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 PARTIAL = ".part-"  # begins the name of a file that is being written
@@ -156,6 +157,8 @@ def write_json(path: Path, content: Any) -> None:
     with suppress(OSError, Damaged):
         if _canonical(read_json(path, "write it anew")) == _canonical(content):
             return
+    if HALVES.search(json.dumps(content, ensure_ascii=False)):
+        content = json.loads(HALVES.sub("\ufffd", json.dumps(content, ensure_ascii=False)))
     whole = [sealed(c) for c in content] if isinstance(content, list) else sealed(content)
     write_text(path, json.dumps(whole, indent=1) + "\n")
 

@@ -36,12 +36,12 @@ from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatchEuler
 from torch import Tensor
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
+from eval.endings import parser
 from eval.frechet import fid, frechet_distance
 from eval.frechet import statistics as statistics_of
 from eval.manifold import prdc
 from eval.score import Floats
 from experiments.cells import Cell, Size
-from experiments.config import parser
 from experiments.generate import generate
 from files.threads import thread_defaults
 from models.backbone import Backbone

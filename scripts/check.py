@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
+from eval.endings import parser
 from experiments.check import behaviour, golden
 from experiments.check.hours import hours, sentence
 from experiments.check.machine import MACHINES, Machine, Speed
 from experiments.check.outcome import Finding, Outcome, Skip, lacking, one_line, perform
 from experiments.check.throughput import Bench, Budget, steps_of
-from experiments.config import parser
 from experiments.devices import pick_device
 from models.digits import load
 from models.weights import PRECISIONS

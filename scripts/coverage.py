@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from eval.endings import parser
 from eval.extractors import Extracted, Extractor
 from eval.reference import Reference
 from eval.score import Score, difference_se
@@ -25,7 +26,6 @@ from experiments.config import (
     composed,
     evaluator_of,
     load_backbone,
-    parser,
     settings_of,
     tracker_of,
 )

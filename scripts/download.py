@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from eval import networks
+from eval.endings import parser
 from eval.reference import read_adm_statistics
 from experiments.choices import CONFIGS, options_of
-from experiments.config import Config, composed, parser
+from experiments.config import Config, composed
 from experiments.endings import reported
 from files.fetch import fetch
 from files.images import load_samples

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from numpy.typing import NDArray
 
-from experiments.config import parser
+from eval.endings import parser
 from sampling import Plan, Schedule, ddim, mix, mixpp, sde_dpmpp, skipped, tabulate
 from sampling.builders import Grid
 from sampling.gaussian import gaussian_output

@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from eval.endings import parser
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from experiments.config import composed, evaluator_of, parser
+from experiments.config import composed, evaluator_of
 from experiments.endings import reported
 from files.fetch import fetch
 from files.npz import write_npz

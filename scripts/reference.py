@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.endings import parser
 from eval.features import Extracted, Extractor
 from eval.preprocessing import Preprocessed, Preprocessing
 from eval.reference import (
@@ -33,7 +34,7 @@ from eval.reference import (
     reference_of,
     size_words,
 )
-from experiments.config import composed, evaluator_of, parser, reference_source
+from experiments.config import composed, evaluator_of, reference_source
 from experiments.endings import reported
 from files.images import load_samples
 from files.npz import array_names
@@ -147,7 +148,9 @@ def main() -> None:
     command.add_argument("--out", type=Path, required=True, help="the file to write, .npz")
     command.add_argument("--name", help="in records; by default the file's")
     command.add_argument("--floor", type=Path, help="a second, disjoint set of real images")
-    command.add_argument("--split", type=int, metavar="N", help="N of the images are the floor")
+    command.add_argument(
+        "--split", type=int, metavar="N", help="so many of the images are the floor"
+    )
     command.add_argument("--statistics-n", type=int, metavar="N", help="images behind mu and sigma")
     args = command.parse_intermixed_args()
     if args.floor and args.split is not None:

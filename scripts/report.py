@@ -6,7 +6,7 @@ python -m scripts.report --results runs/mine --out mine.html
 
 from pathlib import Path
 
-from experiments.config import parser
+from eval.endings import parser
 from experiments.endings import reported
 from files.places import ROOT
 from report.page import write_page

@@ -12,7 +12,7 @@ every byte of them.
 import os
 from pathlib import Path
 
-from experiments.config import parser
+from eval.endings import parser
 from experiments.endings import reported
 from experiments.progress import PLANS, file_clock, read_plan, table
 from files.whole import Damaged

@@ -3,7 +3,7 @@
 python -m scripts.study
 """
 
-from experiments.config import parser
+from eval.endings import parser
 from experiments.endings import reported
 from files.places import ROOT
 from files.whole import write_text

@@ -10,8 +10,9 @@ that the network was not trained on.
 import numpy as np
 import torch
 
+from eval.endings import parser
 from experiments.cells import network_of
-from experiments.config import composed, images_of, load_backbone, parser
+from experiments.config import composed, images_of, load_backbone
 from experiments.endings import reported
 from models.variance import measure_x0_variance, save_x0_variance
 

@@ -16,9 +16,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from eval.endings import parser
 from eval.vbench import DIMENSIONS, aggregate, read_results
 from eval.words import format_score
-from experiments.config import parser
 from experiments.endings import reported
 from experiments.vbench import INFO, VERSION, result_files, run_vbench
 from files.places import downloads

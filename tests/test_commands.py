@@ -400,7 +400,7 @@ REFUSED_BY_THE_SYSTEM = {
         "a file is where a folder should be, choose another out=DIR",
     ),
     "below nothing": (lambda: Path("nowhere/x").write_bytes(b""), "is not there, correct it"),
-    "a long name": (lambda: write_text(Path("n" * 300), "x"), "choose a shorter out="),
+    "a long name": (lambda: write_text(Path("n" * 300), "x"), "choose a shorter name"),
     "a circle of links": (lambda: Path("loop").read_bytes(), "leads to itself, remove it"),
 }
 

@@ -146,7 +146,7 @@ command:
             label: null, names: id, format: npz, out: null, show_plan: false, batch_size: 64,
             shard_size: 256, device: auto, part: 0, parts: 1,
             model: digits, sampler: mix, guidance: none, metrics: digits, reference: digits }
-  evaluate: { samples: S, num_samples: null, labels: auto, prompts: null, out: null, device: auto,
+  evaluate: { samples: S, against: null, num_samples: null, labels: auto, prompts: null, out: null, device: auto,
               metrics: digits, reference: digits }
   train: { what: unet, device: auto, stop_after: null, compile: false, model: digits,
            metrics: digits, reference: digits }

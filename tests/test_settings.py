@@ -107,7 +107,7 @@ VALUES = {
     "model.name=../elsewhere": "model.name is part of a file's name",
     "downloads=": "downloads must be a path, got ''",
     "sampler.eps_scale=1e-300": "eps_scale must be positive at every timestep, 0.001 to 1000",
-    "out=" + "n" * 300: "correct that name, or move away what is there",
+    "out=" + "n" * 300: "choose a shorter name",
     "hydra/launcher=slurm": "hydra/launcher=slurm is for a multirun: add -m",
     "--config-path=conf": "leave --config-path out: --config-dir adds configs of your own",
     "--experimental-rerun=x.pickle": "leave --experimental-rerun out",

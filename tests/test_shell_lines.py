@@ -68,6 +68,7 @@ SMALL = {
 }
 # What must be said by a line that cannot work here.
 ENDS = {
+    r" --help": None,
     r"eval\.command.*VIRTUAL": "no reference at VIRTUAL_imagenet256_labeled.npz: fetch it from https:",
     r"eval\.command": "no reference at photos: give an .npz or a folder",
     r"scripts\.slurm.*--dry": None,

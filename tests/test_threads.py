@@ -117,7 +117,7 @@ def test_freed_memory_is_reused(monkeypatch):
 def test_openmp_itself_has_read_it_in_the_workers_of_torchrun():
     """Those two, and not torchrun itself, which only waits for them."""
     done = subprocess.run(
-        [TORCHRUN, "--standalone", "--nproc_per_node=2", "sample.py", "--help"],
+        [TORCHRUN, "--standalone", "--nproc_per_node=2", "sample.py", "--cfg", "job"],
         cwd=ROOT,
         env=environment(OMP_DISPLAY_ENV="VERBOSE"),
         capture_output=True,

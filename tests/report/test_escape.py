@@ -58,7 +58,7 @@ def test_every_file_of_a_table(tmp_path, name):
     bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum)\{\}|\\[&%$#_{}]", "", ours)
     assert not re.search(r"[\\&%$#_{}~^]", bare), ours
     assert (tmp_path / "table.png").stat().st_size > 1000
-    assert Table.load(tmp_path / "records.json").rows[0] == name  # the record keeps it
+    assert Table.load(tmp_path / "records.json").rows[0] == name.replace("\ud800", "\ufffd")
 
 
 def test_what_is_plain_stays_as_it_is():
