@@ -28,7 +28,7 @@ def differences_sentence(table: Table, metric: str) -> str:
     rest = "" if steps == columns else f" at {listed(steps)} steps, elsewhere as if independent"
     return (
         "Differences are judged by their own intervals, from the noise that samplers share"
-        f"{rest}: these are narrower than two ± make them."
+        f"{rest}: most are narrower than two ± make them."
     )
 
 
