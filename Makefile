@@ -132,11 +132,14 @@ status: .venv/installed ## how far the tables are: cells done, running, missing,
 STUDY = $(PY) reproduce.py -m experiment=study,study_pixels,study_log_snr,study_exact
 DIAL = $(PY) reproduce.py -m experiment=study_dial \
     model.checkpoint=unet-1000,unet-3000,unet-6500,exact
+PAIRS = $(PY) reproduce.py experiment=compare model=digits 'samplers=[mix,ddim,skipped]' \
+    'steps=[10,25,50]' num_samples=1000 seed=2 out=results/digits/pairs
 NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 
 study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)
 	$(STUDY)
 	$(DIAL)
+	$(PAIRS)
 	$(PY) -m scripts.study
 
 study-natural: .venv/installed ## the study's tables on natural images: hours on two cores, minutes on a GPU
@@ -151,6 +154,7 @@ render: .venv/installed ## rebuild tables and figures from the stored records, s
 	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
 	$(DIAL) render_only=true
+	$(PAIRS) render_only=true
 	$(NATURAL) render_only=true
 	$(PY) -m scripts.study
 

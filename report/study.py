@@ -55,6 +55,7 @@ class Study:
     log_snr: Table
     exact: Table
     pixels: Table
+    pairs: Table
     natural: Table
     natural_paper: Table
     natural_rivals: Table
@@ -78,6 +79,7 @@ class Study:
             log_snr=table("study_log_snr"),
             exact=table("study_exact"),
             pixels=table("study_pixels"),
+            pairs=table("pairs"),
             dial={checkpoint: table(f"study_dial-{checkpoint}") for checkpoint in CHECKPOINTS},
             paper={
                 row["name"]: {cell["steps"]: cell["fid"] for cell in row["cells"]}
@@ -380,7 +382,9 @@ def _on_pairing(study: Study) -> Slots:
         "compared": count,
         "changed": len(changed),
         "changes": "\n".join(changed),
-        "widths": _widths(study.even),
+        "widths": _widths(study.pairs),
+        "widths_steps": listed(study.pairs.paired_columns("fid")),
+        "widths_n": study.pairs.n(10),
     }
 
 
