@@ -156,7 +156,7 @@ def influences(values: Array, strata: NDArray[np.int64] | None = None) -> Array:
     each sample is compared with its own stratum.
     """
     n = len(values)
-    groups = np.zeros(n, np.int64) if strata is None else strata
+    groups = np.zeros(n, np.int64) if strata is None else shared_strata(strata)
     parts = np.empty(n)
     for group in np.unique(groups):
         rows = groups == group
@@ -208,6 +208,17 @@ def _unpacked(text: str) -> Array:
 # --- Resampling and blocks ------------------------------------------------------------
 
 
+def shared_strata(strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The strata [N] as integers, where those of a single member are one.
+
+    One member says nothing of how its stratum varies, and would be taken for certain.  Together they
+    vary more than each (Cochran 1977, section 5A.12: collapsed strata), so that errors are too large, if
+    anything.
+    """
+    _, of, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    return np.where(sizes[of] == 1, len(sizes), of)
+
+
 def resamples(
     n: int, times: int, seed: int, strata: NDArray[np.int64] | None = None
 ) -> Iterator[NDArray[np.int64]]:
@@ -216,7 +227,7 @@ def resamples(
     With strata, each stratum is resampled by itself and keeps its size.
     """
     rng = np.random.default_rng(seed)
-    strata = np.zeros(n, np.int64) if strata is None else strata
+    strata = np.zeros(n, np.int64) if strata is None else shared_strata(strata)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     for _ in range(times):
         counts = np.empty(n, np.int64)
@@ -234,6 +245,7 @@ def random_groups(
     nearly the same share of every stratum.
     """
     if strata is not None:
+        strata = shared_strata(strata)
         groups = min(groups, int(np.unique(strata, return_counts=True)[1].min()))
     order = shuffled(n, rng, strata)
     return np.array_split(order, min(groups, n))

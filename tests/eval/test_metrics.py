@@ -549,7 +549,7 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     for name in ("precision", "recall", "density", "coverage"):
         check_size([name], 6, 64, Options(k=5))
         refused(
-            "k=5 need more than 5 samples, got 5: raise", check_size, [name], 5, 64, Options(k=5)
+            "k=5 need more than 5 samples, got 5: sample more", check_size, [name], 5, 64, Options(k=5)
         )
     check_size(["fid_infinity"], 512, 64, options)
     check_size(["fid_infinity"], 10_000, 2048, options)
@@ -592,6 +592,33 @@ def test_errors_of_other_features():
     refused(message, prdc, x, y)
     x[3, 2] = np.nan
     refused("features contain NaN or infinity", statistics, x)
+
+
+@pytest.mark.parametrize("metric", ["is", "kid", "precision", "recall", "density", "diagonal_fid"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_no_score_of_what_is_no_number(metric, broken):
+    """Neighbours of NaN are none: precision would be 0 without a word."""
+    rng = np.random.default_rng(0)
+    x, y, logits = (rng.normal(size=(60, s)).astype(np.float32) for s in (4, 4, 5))
+    (logits if metric == "is" else x)[3, 2] = broken
+    real = SimpleNamespace(features=y, statistics=statistics(y), manifold=None)
+    options = Options(kid_subset_size=50)
+    refused(
+        "NaN or infinity",
+        evaluate,
+        Extracted(x, logits),
+        real,
+        metrics=[metric],
+        options=options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+def test_a_score_that_overflows_is_refused():
+    x, y = (1e14 * np.random.default_rng(i).normal(size=(60, 4)).astype(np.float32) for i in (0, 1))
+    real = SimpleNamespace(features=y, statistics=None, manifold=None)
+    options = Options(kid_subset_size=50)
+    refused("leave kid out", evaluate, Extracted(x), real, metrics=["kid"], options=options)
 
 
 def test_errors_of_the_inception_score():
