@@ -101,7 +101,9 @@ def print_differences(record: Record, other: Record) -> None:
     how = "paired: both are made from the same noise"
     if alone:  # all of them, or those whose errors do not tell (bootstrap=0)
         names = [METRICS[metric].title for metric in alone]
-        how = "as if independent" if len(alone) == len(both) else f"{how}; alone: {', '.join(names)}"
+        how = (
+            "as if independent" if len(alone) == len(both) else f"{how}; alone: {', '.join(names)}"
+        )
     print(f"difference, positive where the first is better ({how})")
     for metric, ours, theirs in both:
         difference = gain(metric, ours, theirs)

@@ -241,8 +241,14 @@ def check_compared(metrics: Sequence[str]) -> None:
         raise ValueError(f"{name} {COMPARES}, or leave {name} out of metrics.scores")
 
 
-def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:
-    """Raise ValueError if n samples are too few for the metrics, before they are made."""
+def check_size(
+    metrics: Sequence[str], n: int, sizes: tuple[int, int | None], options: Options
+) -> None:
+    """Raise ValueError if n samples are too few for the metrics, before they are made.
+
+    `sizes` are the numbers of the extractor's features and, if these are known, logits.
+    """
+    num_features, num_logits = sizes
     if n < 2:
         raise ValueError(f"scores and their errors need at least 2 samples, got {n}: sample more")
     if not options.allow_few:
@@ -250,6 +256,8 @@ def check_size(metrics: Sequence[str], n: int, num_features: int, options: Optio
             check_fid_size(n, num_features)
         if "fid_infinity" in metrics:
             check_infinity_size("fid_infinity", n, num_features)
+        if "is_infinity" in metrics and num_logits:
+            check_infinity_size("is_infinity", n, num_logits, "classes")
     if "kid" in metrics:
         check_kid_size(n, options.kid_subset_size)
     if set(NEIGHBOURS) & set(metrics):

@@ -45,8 +45,8 @@ class Gain(NamedTuple):
 def gain(metric: str, ours: Score, theirs: Score) -> Gain:
     """Positive where ours is the better one."""
     sign = 1 if METRICS[metric].lower_is_better else -1
-    difference = Score(sign * (theirs.value - ours.value), difference_se(ours, theirs))
-    return Gain(difference.value, difference.half)
+    value = sign * (theirs.value - ours.value) + 0.0  # no -0
+    return Gain(value, Score(value, difference_se(ours, theirs)).half)
 
 
 def cutoff(record: Record) -> float:
