@@ -23,12 +23,14 @@ from experiments.answers import answer
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     answer("evaluate", __doc__)
 
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.protocols import Judged
-from eval.records import Record, score
-from eval.score import paired
+from eval.records import Record, draws, score
+from eval.score import Score, paired
 from eval.scoring import METRICS, Options
 from eval.table import gain
 from eval.words import decimals, print_record, print_verdict
@@ -90,6 +92,19 @@ def check_both(first: Subject, second: Subject, evaluator: Evaluator) -> None:
         raise ValueError(f"{first.out} is the record of {second.path}: choose another out=FILE")
 
 
+def pairing_words(both: Sequence[tuple[str, Score, Score]], same_noise: bool) -> str:
+    """Of which scores of both sets the errors are known to be shared."""
+    alone = {metric: pair for metric, *pair in both if not paired(*pair)}
+    how = "paired: both are made from the same noise"
+    if alone:  # all of them, or those whose errors do not tell (bootstrap=0)
+        names = ", ".join(METRICS[metric].title for metric in alone)
+        how = "as if independent" if len(alone) == len(both) else f"{how}; alone: {names}"
+    scores = [score for pair in alone.values() for score in pair]
+    if same_noise and any(s.spread is None and not math.isnan(s.se) for s in scores):
+        how += "; a record of before does not tell what they share: remove it and run again"
+    return how
+
+
 def print_differences(record: Record, other: Record) -> None:
     """By how much the first set of samples is better than the second, and whether that is real."""
     both = [
@@ -97,13 +112,7 @@ def print_differences(record: Record, other: Record) -> None:
         for metric in record["scores"]
         if (ours := score(record, metric)) and (theirs := score(other, metric))
     ]
-    alone = [metric for metric, ours, theirs in both if not paired(ours, theirs)]
-    how = "paired: both are made from the same noise"
-    if alone:  # all of them, or those whose errors do not tell (bootstrap=0)
-        names = [METRICS[metric].title for metric in alone]
-        how = (
-            "as if independent" if len(alone) == len(both) else f"{how}; alone: {', '.join(names)}"
-        )
+    how = pairing_words(both, draws(record) is not None and draws(record) == draws(other))
     print(f"difference, positive where the first is better ({how})")
     for metric, ours, theirs in both:
         difference = gain(metric, ours, theirs)
