@@ -101,7 +101,10 @@ class Spread:
             name: _unpacked(stored[name]) if name in stored else _none()
             for name in ("first", "second", "quarters")
         }
-        return Spread(**arrays, own=float(stored["own"]), draws=draws)
+        own = stored["own"]
+        if type(own) not in (int, float) or not 0 <= own < np.inf:
+            raise ValueError("a spread's own variance is no number of at least 0")
+        return Spread(**arrays, own=float(own), draws=draws)
 
 
 class Score(NamedTuple):
@@ -200,9 +203,12 @@ def _packed(array: Array) -> str:
 def _unpacked(text: str) -> Array:
     content = base64.b64decode(text, validate=True)
     largest = np.frombuffer(content[:4], "<f4").astype(np.float64)
-    if len(largest) != 1 or not np.isfinite(largest[0]):
+    if len(largest) != 1:
         raise ValueError("a spread is cut off")
-    return np.frombuffer(content[4:], "<f2").astype(np.float64) * largest[0]
+    array = np.frombuffer(content[4:], "<f2").astype(np.float64) * largest[0]
+    if not np.isfinite(array).all() or not np.isfinite(largest[0]):
+        raise ValueError("a spread holds what is no number")
+    return array
 
 
 # --- Resampling and blocks ------------------------------------------------------------

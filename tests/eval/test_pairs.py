@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -84,7 +85,9 @@ def test_a_stored_spread_tells_the_same_to_three_digits(n):
 
 def test_a_damaged_spread_is_no_score():
     stored = spread_score(1.0, Spread(np.arange(5.0))).stored()
-    for broken in ({"first": "?"}, {"first": "AAA="}, {"own": "x"}, {"own": None}):
+    nan = base64.b64encode(np.float32(1).tobytes() + np.float16("nan").tobytes()).decode()
+    own = [{"own": value} for value in ("x", None, "1", True, -1.0, float("nan"), float("inf"))]
+    for broken in ({"first": "?"}, {"first": "AAA="}, {"first": 3}, {"second": nan}, *own):
         with pytest.raises((ValueError, TypeError)):
             Score.of({**stored, "spread": {**stored["spread"], **broken}})
     with pytest.raises(KeyError):
