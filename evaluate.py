@@ -23,17 +23,19 @@ from experiments.answers import answer
 if __name__ == "__main__":  # before torch is imported, which takes seconds
     answer("evaluate", __doc__)
 
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from eval.protocols import Judged
-from eval.records import Record, score
-from eval.score import paired
+from eval.records import Record, draws, score
+from eval.score import Score, paired
 from eval.scoring import METRICS, Options
 from eval.table import gain
 from eval.words import decimals, print_record, print_verdict
 from experiments.config import Config, evaluator_of, plain, run_command, tracker_of
-from experiments.evaluate import Subject
+from experiments.evaluate import Evaluator, Subject
 from experiments.workers import first_process
 
 
@@ -45,6 +47,8 @@ def main(cfg: Config) -> None:
     subject = subject_of(cfg, path, cfg.out)
     evaluator = evaluator_of(cfg)
     second = cfg.against and subject_of(cfg, Path(cfg.against), None)
+    if second:
+        check_both(subject, second, evaluator)
     record = evaluator.record(subject)
     other = evaluator.record(second) if second else None
     if not first_process():
@@ -75,28 +79,44 @@ def subject_of(cfg: Config, path: Path, out: str | None) -> Subject:
     )
 
 
-def print_differences(record: Record, other: Record) -> None:
-    """By how much the first set of samples is better than the second, and whether that is real.
-
-    Raises ValueError for sets of different sizes, on which scores depend.
-    """
-    sizes = record["n"], other["n"]
+def check_both(first: Subject, second: Subject, evaluator: Evaluator) -> None:
+    """Raise ValueError for sets of different numbers, on which scores depend, or for one record of both."""
+    sizes = [evaluator.count(subject) for subject in (first, second)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"{sizes[0]} samples do not compare with {sizes[1]}: set num_samples={min(sizes)}"
         )
+    if first.path.resolve() != second.path.resolve() and (
+        first.out.resolve() == second.out.resolve()
+    ):
+        raise ValueError(f"{first.out} is the record of {second.path}: choose another out=FILE")
+
+
+def pairing_words(both: Sequence[tuple[str, Score, Score]], same_noise: bool) -> str:
+    """Of which scores of both sets the errors are known to be shared."""
+    alone = {metric: pair for metric, *pair in both if not paired(*pair)}
+    how = "paired: both are made from the same noise"
+    if alone:  # all of them, or those whose errors do not tell (bootstrap=0)
+        names = ", ".join(METRICS[metric].title for metric in alone)
+        how = "as if independent" if len(alone) == len(both) else f"{how}; alone: {names}"
+    scores = [score for pair in alone.values() for score in pair]
+    if same_noise and any(s.spread is None and not math.isnan(s.se) for s in scores):
+        how += "; a record of before does not tell what they share: remove it and run again"
+    return how
+
+
+def print_differences(record: Record, other: Record) -> None:
+    """By how much the first set of samples is better than the second, and whether that is real."""
     both = [
         (metric, ours, theirs)
         for metric in record["scores"]
         if (ours := score(record, metric)) and (theirs := score(other, metric))
     ]
-    shared = all(paired(ours, theirs) for _, ours, theirs in both)
-    how = "paired: both are made from the same noise" if shared else "as if independent"
+    how = pairing_words(both, draws(record) is not None and draws(record) == draws(other))
     print(f"difference, positive where the first is better ({how})")
     for metric, ours, theirs in both:
         difference = gain(metric, ours, theirs)
-        places = decimals(metric)
-        words = f"{difference.value:+.{places}f} ± {difference.half:.{places}f}"
+        words = difference.text(decimals(metric))
         print(f"{METRICS[metric].title:<28}{words:>18}   {difference.words} the second")
 
 

@@ -25,6 +25,7 @@ class ClassifierExtractor(Extractor):
 
     batch_size = 500
     num_features = 64
+    num_logits = 10
     knows_labels = True
     network: type[nn.Module]
     size: int

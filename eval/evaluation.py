@@ -310,7 +310,8 @@ class Evaluation:
 
     def check_size(self, n: int) -> None:
         """Raise ValueError if n samples are too few for the scores, before they are made."""
-        check_size(self.scores, n, self.extractor.num_features, self.options)
+        sizes = self.extractor.num_features, self.extractor.num_logits
+        check_size(self.scores, n, sizes, self.options)
 
     def check_images(self, path: Path, images: Any) -> None:
         """Raise ValueError if the samples at `path` and the reference's are known to differ in size.

@@ -60,6 +60,7 @@ class InceptionExtractor(Extractor):
     """
 
     name = "inception"
+    num_logits = 1008
 
     def __init__(self, weights: File = None, device: str = "cpu"):
         # Imported here because it takes more than a second, which digits need not pay.
@@ -91,6 +92,7 @@ class TorchFidelityExtractor(Extractor):
     """
 
     name = "torch_fidelity"
+    num_logits = 1008
 
     def __init__(self, weights: File = None, vgg16_weights: File = None, device: str = "cpu"):
         from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16

@@ -47,6 +47,7 @@ class Extractor(ABC):
     name: str
     batch_size = 50
     num_features = 2048
+    num_logits: int | None = None  # None: not known before it has seen something
     knows_labels = False
     facts: Mapping[str, Any] = {}
 

@@ -23,6 +23,7 @@ from eval.score import (
 )
 
 KID_GROUPS = 100  # groups of samples that the bootstrap resamples
+LEAST_GROUPS = 8  # of fewer, as small strata leave, what resampling adds is mostly noise
 
 
 def kid(
@@ -80,6 +81,8 @@ def _kid_spread(
     derivatives[order] = 2 * sums.own / (n - 1) - 2 * sums.cross / len(y)
     first = influences(derivatives, strata)
     g = len(groups)
+    if g < LEAST_GROUPS:
+        return Spread(first)
     w = rng.multinomial(g, np.full(g, 1 / g), size=bootstrap)
     resampled = _weighted(w, sums, sizes, len(y))
     return Spread(first, resampled - (w - 1) @ np.array([first[rows].sum() for rows in groups]))

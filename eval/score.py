@@ -101,7 +101,10 @@ class Spread:
             name: _unpacked(stored[name]) if name in stored else _none()
             for name in ("first", "second", "quarters")
         }
-        return Spread(**arrays, own=float(stored["own"]), draws=draws)
+        own = stored["own"]
+        if type(own) not in (int, float) or not 0 <= own < np.inf:
+            raise ValueError("a spread's own variance is no number of at least 0")
+        return Spread(**arrays, own=float(own), draws=draws)
 
 
 class Score(NamedTuple):
@@ -156,7 +159,7 @@ def influences(values: Array, strata: NDArray[np.int64] | None = None) -> Array:
     each sample is compared with its own stratum.
     """
     n = len(values)
-    groups = np.zeros(n, np.int64) if strata is None else strata
+    groups = np.zeros(n, np.int64) if strata is None else shared_strata(strata)
     parts = np.empty(n)
     for group in np.unique(groups):
         rows = groups == group
@@ -200,12 +203,26 @@ def _packed(array: Array) -> str:
 def _unpacked(text: str) -> Array:
     content = base64.b64decode(text, validate=True)
     largest = np.frombuffer(content[:4], "<f4").astype(np.float64)
-    if len(largest) != 1 or not np.isfinite(largest[0]):
+    if len(largest) != 1:
         raise ValueError("a spread is cut off")
-    return np.frombuffer(content[4:], "<f2").astype(np.float64) * largest[0]
+    array = np.frombuffer(content[4:], "<f2").astype(np.float64) * largest[0]
+    if not np.isfinite(array).all() or not np.isfinite(largest[0]):
+        raise ValueError("a spread holds what is no number")
+    return array
 
 
 # --- Resampling and blocks ------------------------------------------------------------
+
+
+def shared_strata(strata: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The strata [N] as integers, where those of a single member are one.
+
+    One member says nothing of how its stratum varies, and would be taken for certain.  Together they
+    vary more than each (Cochran 1977, section 5A.12: collapsed strata), so that errors are too large, if
+    anything.
+    """
+    _, of, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    return np.where(sizes[of] == 1, len(sizes), of)
 
 
 def resamples(
@@ -216,7 +233,7 @@ def resamples(
     With strata, each stratum is resampled by itself and keeps its size.
     """
     rng = np.random.default_rng(seed)
-    strata = np.zeros(n, np.int64) if strata is None else strata
+    strata = np.zeros(n, np.int64) if strata is None else shared_strata(strata)
     members = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     for _ in range(times):
         counts = np.empty(n, np.int64)
@@ -234,6 +251,7 @@ def random_groups(
     nearly the same share of every stratum.
     """
     if strata is not None:
+        strata = shared_strata(strata)
         groups = min(groups, int(np.unique(strata, return_counts=True)[1].min()))
     order = shuffled(n, rng, strata)
     return np.array_split(order, min(groups, n))

@@ -23,7 +23,7 @@ from eval.infinity import Subsets, check_infinity_size
 from eval.kernel import kid
 from eval.manifold import Prdc, prdc
 from eval.reference import Reference
-from eval.score import Floats, Score
+from eval.score import Floats, Score, blocks
 
 COMPARES = (
     "compares with real images: give a reference (reference=custom reference.images.path=DIR)"
@@ -241,8 +241,14 @@ def check_compared(metrics: Sequence[str]) -> None:
         raise ValueError(f"{name} {COMPARES}, or leave {name} out of metrics.scores")
 
 
-def check_size(metrics: Sequence[str], n: int, num_features: int, options: Options) -> None:
-    """Raise ValueError if n samples are too few for the metrics, before they are made."""
+def check_size(
+    metrics: Sequence[str], n: int, sizes: tuple[int, int | None], options: Options
+) -> None:
+    """Raise ValueError if n samples are too few for the metrics, before they are made.
+
+    `sizes` are the numbers of the extractor's features and, if these are known, logits.
+    """
+    num_features, num_logits = sizes
     if n < 2:
         raise ValueError(f"scores and their errors need at least 2 samples, got {n}: sample more")
     if not options.allow_few:
@@ -250,12 +256,25 @@ def check_size(metrics: Sequence[str], n: int, num_features: int, options: Optio
             check_fid_size(n, num_features)
         if "fid_infinity" in metrics:
             check_infinity_size("fid_infinity", n, num_features)
+        if "is_infinity" in metrics and num_logits:
+            check_infinity_size("is_infinity", n, num_logits, "classes")
     if "kid" in metrics:
         check_kid_size(n, options.kid_subset_size)
     if set(NEIGHBOURS) & set(metrics):
         check_neighbours(n, options.k)
     if "is" in metrics:
         check_splits(n, options.is_splits, options.is_chunk_size)
+
+
+def check_finite(extracted: Extracted) -> None:
+    """Raise ValueError for features that are no numbers: shares of neighbours would be 0 without a word."""
+    for part in extracted:
+        if part is not None and not all(
+            np.isfinite(part[rows]).all() for rows in blocks(len(part))
+        ):
+            raise ValueError(
+                "features contain NaN or infinity: the samples or extractor are broken"
+            )
 
 
 def evaluate(
@@ -274,10 +293,11 @@ def evaluate(
     then leave the class counts fixed, too.  The torch `device` changes the last bits at most.
 
     Raises ValueError for an unknown metric, for one whose features the extractor does not give or
-    that needs a reference where there is none, for label agreement without labels, and as each
-    metric does.
+    that needs a reference where there is none, for label agreement without labels, for features or
+    scores that are no finite numbers, and as each metric does.
     """
     check_metrics(metrics)
+    check_finite(extracted)
     if labels is None and "label_agreement" in metrics:
         raise ValueError("label_agreement needs the labels that the samples were made for")
     names = list(dict.fromkeys([*metrics, *(() if labels is None else ("label_agreement",))]))
@@ -289,9 +309,14 @@ def _computed(name: str, material: Material) -> Score:
     compute = METRICS[name].compute
     assert compute is not None
     try:
-        return compute(material)
+        found = compute(material)
     except _Lacking as error:
         raise ValueError(f"{name} {error}, or leave {name} out of metrics.scores") from None
+    if not np.isfinite(found.value):
+        raise ValueError(
+            f"{name} is {found.value} of features as large as these: leave {name} out of metrics.scores"
+        )
+    return found
 
 
 def real_floor(

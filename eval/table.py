@@ -22,7 +22,8 @@ class Gain(NamedTuple):
     """By how much one score is better than another, in the metric's units, and half the 95% interval.
 
     The interval is that of a difference of paired scores where both tell how they move with samples
-    of the same noise (`eval.score.Spread`), else that of independent ones.
+    of the same noise (`eval.score.Spread`), else that of independent ones.  Where an error is not known
+    (`bootstrap=0`), half is NaN, and nothing is told apart.
     """
 
     value: float
@@ -31,16 +32,21 @@ class Gain(NamedTuple):
     @property
     def words(self) -> str:
         """One of VERDICTS."""
-        if abs(self.value) <= self.half:
+        if not abs(self.value) > self.half:  # half may be NaN
             return "not told apart from"
         return "better than" if self.value > 0 else "worse than"
+
+    def text(self, places: int) -> str:
+        """ "+0.31 ± 0.20", without an interval where there is none."""
+        half = "" if math.isnan(self.half) else f" ± {self.half:.{places}f}"
+        return f"{self.value:+.{places}f}{half}"
 
 
 def gain(metric: str, ours: Score, theirs: Score) -> Gain:
     """Positive where ours is the better one."""
     sign = 1 if METRICS[metric].lower_is_better else -1
-    difference = Score(sign * (theirs.value - ours.value), difference_se(ours, theirs))
-    return Gain(difference.value, difference.half)
+    value = sign * (theirs.value - ours.value) + 0.0  # no -0
+    return Gain(value, Score(value, difference_se(ours, theirs)).half)
 
 
 def cutoff(record: Record) -> float:
@@ -137,7 +143,7 @@ class Table:
             return set()
         best = self.best(steps, metric, scores)
         gains = {row: gain(metric, scores[best], value) for row, value in scores.items()}
-        return {best, *(row for row, g in gains.items() if g.value <= g.half)}
+        return {best, *(row for row, g in gains.items() if g.words == VERDICTS[2])}
 
     def paired_columns(self, metric: str) -> list[int]:
         """The step counts, ascending, at which all rows share their noise and say how they move."""

@@ -26,7 +26,7 @@ from eval.scoring import check_compared
 from experiments.cells import prompts_digest
 from experiments.folder import origin, read_manifest
 from experiments.workers import agree, connected, first_process, gather, worker
-from files.images import Samples, load_samples
+from files.images import Samples, image_shape, load_samples
 from files.media import Images, Media
 from files.prompts import read_prompts
 from files.whole import Damaged, check_writable, file_sha256
@@ -96,6 +96,17 @@ class Evaluator(Evaluation):
                 "give more as reference.images=DIR"
             )
         return [size_words(shape) for shape in shapes]
+
+    def count(self, subject: Subject) -> int:
+        """How many samples there are to score, by the manifest or the files' beginnings."""
+        if subject.num_samples:
+            return subject.num_samples
+        manifest = subject.manifest
+        if manifest and manifest["complete"]:
+            n: int = manifest["num_samples"]
+            return n
+        preprocess = self.source.preprocess if self.source else None
+        return image_shape(subject.path, preprocess.image if preprocess else None)[0]
 
     def record(self, subject: Subject) -> Record:
         """Evaluate the samples and store the record.

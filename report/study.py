@@ -321,7 +321,7 @@ def _best_row(table: Table, spacing: str, steps: int) -> list[str]:
     tied = others(table, steps, row, table.rows, "-")
     difference = gain("fid", table.score(row, steps, "fid"), table.score("DDIM", steps, "fid"))
     real = "" if difference.words == "better than" else " (not told apart)"
-    minus = f"{difference.value:.2f} ± {difference.half:.2f}{real}"
+    minus = f"{difference.text(2).removeprefix('+')}{real}"
     return [
         str(steps),
         spacing,

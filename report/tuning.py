@@ -7,7 +7,7 @@ from typing import Any
 from eval.records import Record, save_records
 from eval.scoring import METRICS
 from eval.table import Table, gain
-from eval.words import format_score, reference_words
+from eval.words import decimals, format_score, reference_words
 from files.whole import write_text
 from report.formats import document, grid
 from report.words import differences_sentence
@@ -56,7 +56,7 @@ def verdict(confirmed: Table, rival: str, steps: int, metric: str) -> str:
     difference = gain(metric, tuned, confirmed.score(rival, steps, metric))
     return (
         f"{difference.words} {rival} "
-        f"({METRICS[metric].title} {difference.value:+.2f} ± {difference.half:.2f} in its favour)"
+        f"({METRICS[metric].title} {difference.text(decimals(metric))} in its favour)"
     )
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 import evaluate
 import reproduce
 import sample
+from eval.records import load_records, save_records
 from experiments import config as configuration
 from experiments import experiment
 from experiments.cells import Settings
@@ -365,6 +366,9 @@ def test_a_card_that_changes_pixels_but_no_shape_is_another_config(tmp_path, une
     assert len(digests) == 2
 
 
+NO_ERROR = ("metrics.options.bootstrap=0", "metrics.options.fid_se=bootstrap")
+
+
 def test_the_difference_of_two_sets_is_paired_if_they_share_their_noise(command, tmp_path):
     for name, seed in (("mix", 0), ("ddim", 0), ("other", 1)):
         sampler = "mix" if name == "other" else name
@@ -378,12 +382,29 @@ def test_the_difference_of_two_sets_is_paired_if_they_share_their_noise(command,
     )
     for other in ("other", "ddim/samples.npz"):
         assert "better (as if independent)" in done(command(evaluate, *args, f"against={other}"))
+    mine = tmp_path / "mix/evaluation-digits.json"
+    text = mine.read_text()
+    record = load_records(mine)
+    for value in record["scores"].values():
+        del value["spread"]  # as records were before
+    save_records(mine, record)
+    out = done(command(evaluate, *args, "against=ddim"))
+    assert "independent; a record of before does not tell what they share: remove it" in out
+    mine.write_text(text)
     done(command(sample, "model=digits", "sampler=mix", "steps=3", "num_samples=70", "out=fewer"))
     refused(
         command(evaluate, *args, "against=fewer"),
         "80 samples do not compare with 70: set num_samples=70",
     )
-    done(command(evaluate, *args, "against=fewer", "num_samples=70"))
+    records = [tmp_path / name / "evaluation-digits.json" for name in ("fewer", "ddim")]
+    assert not records[0].exists()  # it was refused before the work
+    before = records[1].read_text()
+    message = "evaluation-digits.json is the record of ddim: choose another out=FILE"
+    refused(command(evaluate, *args, "against=ddim", f"out={records[1]}"), message)
+    assert records[1].read_text() == before
+    out = done(command(evaluate, *args, "against=fewer", "num_samples=70", *NO_ERROR))
+    assert "the same noise; alone: FID)" in out and "nan" not in out
+    assert re.search(r"\nFID +[+-]\d+\.\d+ +not told apart from the second", out)
 
 
 REFUSED_BY_THE_SYSTEM = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from eval import score as scores
 from eval.agreement import label_agreement
 from eval.frechet import fid, statistics
 from eval.inception import inception_score
+from eval.kernel import kid
 from eval.manifold import prdc
 from eval.records import score
 from eval.score import Score, Spread, difference_se, influences, paired, proportion, spread_score
@@ -83,7 +85,9 @@ def test_a_stored_spread_tells_the_same_to_three_digits(n):
 
 def test_a_damaged_spread_is_no_score():
     stored = spread_score(1.0, Spread(np.arange(5.0))).stored()
-    for broken in ({"first": "?"}, {"first": "AAA="}, {"own": "x"}, {"own": None}):
+    nan = base64.b64encode(np.float32(1).tobytes() + np.float16("nan").tobytes()).decode()
+    own = [{"own": value} for value in ("x", None, "1", True, -1.0, float("nan"), float("inf"))]
+    for broken in ({"first": "?"}, {"first": "AAA="}, {"first": 3}, {"second": nan}, *own):
         with pytest.raises((ValueError, TypeError)):
             Score.of({**stored, "spread": {**stored["spread"], **broken}})
     with pytest.raises(KeyError):
@@ -125,3 +129,46 @@ def test_records_tell_whether_noise_and_labels_are_shared():
     assert not paired(score(a, "fid"), score(from_elsewhere, "fid"))
     assert not paired(score(a, "fid"), score(a, "fid", "floor"))  # real images have no noise
     assert not Table([a, record("b", values[1], spread=False)]).paired_columns("fid")
+
+
+def test_without_an_error_nothing_is_told_apart():
+    unknown, other = Score(1.0, float("nan")), Score(2.0, 0.1)
+    for pair in ((unknown, other), (other, unknown), (unknown, Score(5.0, float("nan")))):
+        found = gain("fid", *pair)
+        assert found.words == "not told apart from" and "nan" not in found.text(2)
+    entries = [record(row, np.full(400, float(i))) for i, row in enumerate("ab")]
+    for entry in entries:
+        entry["scores"]["fid"] = {"value": entry["scores"]["fid"]["value"], "se": float("nan")}
+    table = Table(entries)
+    assert table.best(10, "fid") == "a" and table.tied(10, "fid") == {"a", "b"}
+    assert table.against("a", "b", "fid")["not told apart from"] == [10]
+
+
+@pytest.mark.parametrize("per", [1, 2, 4])
+def test_few_of_each_class_are_not_certain(per):
+    """With one sample of each class no stratum varies, and in parts of the set few have two."""
+    rng, classes = np.random.default_rng(0), 50
+    strata = np.tile(np.arange(classes), per)
+    means, mixing = rng.normal(size=(classes, 8)), rng.normal(size=(8, 20))
+    real = means[rng.integers(classes, size=2000)] + 0.7 * rng.normal(size=(2000, 8))
+    reference, found = statistics(real), {}
+    for _ in range(40):
+        x = (means[strata] + 0.7 * rng.normal(size=(len(strata), 8)) + 0.3).astype(np.float32)
+        logits = x @ mixing
+        for name, value in {
+            "fid": fid(x, reference, bootstrap=20, strata=strata, allow_few=True),
+            "is": inception_score(logits, strata=strata),
+            "is in parts": inception_score(logits, splits=5, shuffle_seed=1, strata=strata),
+            "density": prdc(x, real.astype(np.float32), strata=strata).density,
+        }.items():
+            found.setdefault(name, []).append(value)
+    for name, values in found.items():
+        true = np.std([v.value for v in values])
+        assert 0.7 < np.sqrt(np.mean([v.se**2 for v in values])) / true < 2.2, name
+
+
+def test_kids_error_of_few_of_each_class():
+    """Resampling two groups of samples says nothing of what is beyond first order."""
+    x, y = (np.random.default_rng(i).normal(size=(200, 4)) + 0.3 * i for i in (0, 1))
+    few = kid(x, y, subset_size=100, strata=np.arange(200) % 100).spread
+    assert few.variance == pytest.approx(few.first @ few.first + few.own)

@@ -57,6 +57,7 @@ def test_digits_extractor_is_the_classifier_on_scaled_images(weights):
     np.testing.assert_allclose(got.logits, logits.numpy(), atol=1e-5)
     assert got.features.dtype == got.logits.dtype == np.float32
     assert got.features.shape == (7, extractor.num_features)
+    assert got.logits.shape == (7, extractor.num_logits)
 
 
 def test_grey_images_in_three_channels(weights):

@@ -542,22 +542,32 @@ def test_bad_options(name, value, message):
 
 def test_too_few_samples_are_refused_and_known_beforehand():
     options = Options(kid_subset_size=200)
-    check_size(["fid", "kid"], 200, 64, options)
-    check_size(["fid"], 64, 64, Options(allow_few=True))
-    refused("sample more, or, for a trial run, set", check_size, ["fid"], 64, 64, options)
-    refused("set metrics.options.kid_subset_size=199", check_size, ["kid"], 199, 64, options)
+    check_size(["fid", "kid"], 200, (64, 10), options)
+    check_size(["fid"], 64, (64, 10), Options(allow_few=True))
+    refused("sample more, or, for a trial run, set", check_size, ["fid"], 64, (64, 10), options)
+    refused("set metrics.options.kid_subset_size=199", check_size, ["kid"], 199, (64, 10), options)
     for name in ("precision", "recall", "density", "coverage"):
-        check_size([name], 6, 64, Options(k=5))
+        check_size([name], 6, (64, 10), Options(k=5))
         refused(
-            "k=5 need more than 5 samples, got 5: raise", check_size, [name], 5, 64, Options(k=5)
+            "k=5 need more than 5 samples, got 5: sample more",
+            check_size,
+            [name],
+            5,
+            (64, 10),
+            Options(k=5),
         )
-    check_size(["fid_infinity"], 512, 64, options)
-    check_size(["fid_infinity"], 10_000, 2048, options)
-    check_size(["fid_infinity"], 65, 64, Options(allow_few=True))
+    check_size(["fid_infinity"], 512, (64, 10), options)
+    check_size(["fid_infinity"], 10_000, (2048, 10), options)
+    check_size(["fid_infinity"], 65, (64, 10), Options(allow_few=True))
     few = (
         "with 64 features draws subsets of 256 samples and more, and needs twice as many, got 511: "
     )
-    refused(f"{few}sample 512 or more, or leave", check_size, ["fid_infinity"], 511, 64, options)
+    refused(
+        f"{few}sample 512 or more, or leave", check_size, ["fid_infinity"], 511, (64, 10), options
+    )
+    for_logits = (check_size, ["is_infinity"])
+    refused("is_infinity with 10 classes .* got 79: sample 80", *for_logits, 79, (64, 10), options)
+    check_size(["is_infinity"], 79, (64, None), options)  # not known before it has seen something
     few = "is_infinity with 1000 classes draws subsets of 4000 .* got 7999: sample 8000 or more"
     refused(few, is_infinity, np.zeros((7999, 1000)))
     y = gaussian(2000, 64)
@@ -577,11 +587,15 @@ def test_too_few_samples_are_refused_and_known_beforehand():
     refused(r"at least 2 images, got \[1, 64\]: give more", statistics, y[:1])
     few_real = "FID with 64 features needs more than 64 real images, got 20: give more"
     refused(few_real, fid, y, statistics(y[:20]))
-    refused("at least 2 samples, got 1: sample more", check_size, ["clip_score"], 1, 64, options)
-    refused("k=3 need more than 3 samples", check_size, ["recall"], 3, 64, options)
-    refused("lower metrics.options.is_splits", check_size, ["is"], 9, 64, Options(is_splits=10))
+    refused(
+        "at least 2 samples, got 1: sample more", check_size, ["clip_score"], 1, (64, 10), options
+    )
+    refused("k=3 need more than 3 samples", check_size, ["recall"], 3, (64, 10), options)
+    refused(
+        "lower metrics.options.is_splits", check_size, ["is"], 9, (64, 10), Options(is_splits=10)
+    )
     both = Options(is_splits=10, is_chunk_size=5)
-    refused("set metrics.options.is_splits=1 or", check_size, ["is"], 99, 64, both)
+    refused("set metrics.options.is_splits=1 or", check_size, ["is"], 99, (64, 10), both)
 
 
 def test_errors_of_other_features():
@@ -592,6 +606,33 @@ def test_errors_of_other_features():
     refused(message, prdc, x, y)
     x[3, 2] = np.nan
     refused("features contain NaN or infinity", statistics, x)
+
+
+@pytest.mark.parametrize("metric", ["is", "kid", "precision", "recall", "density", "diagonal_fid"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_no_score_of_what_is_no_number(metric, broken):
+    """Neighbours of NaN are none: precision would be 0 without a word."""
+    rng = np.random.default_rng(0)
+    x, y, logits = (rng.normal(size=(60, s)).astype(np.float32) for s in (4, 4, 5))
+    (logits if metric == "is" else x)[3, 2] = broken
+    real = SimpleNamespace(features=y, statistics=statistics(y), manifold=None)
+    options = Options(kid_subset_size=50)
+    refused(
+        "NaN or infinity",
+        evaluate,
+        Extracted(x, logits),
+        real,
+        metrics=[metric],
+        options=options,
+    )
+
+
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value):RuntimeWarning")
+def test_a_score_that_overflows_is_refused():
+    x, y = (1e14 * np.random.default_rng(i).normal(size=(60, 4)).astype(np.float32) for i in (0, 1))
+    real = SimpleNamespace(features=y, statistics=None, manifold=None)
+    options = Options(kid_subset_size=50)
+    refused("leave kid out", evaluate, Extracted(x), real, metrics=["kid"], options=options)
 
 
 def test_errors_of_the_inception_score():
