@@ -22,7 +22,11 @@ from files.threads import (
 )
 
 TORCHRUN = str(Path(sys.executable).parent / "torchrun")
-COMMANDS = [*ROOT.glob("*.py"), *(ROOT / "scripts").glob("[!_]*.py"), ROOT / "tests/conftest.py"]
+COMMANDS = [
+    *(p for p in ROOT.glob("*.py") if p.name != "setup.py"),
+    *(ROOT / "scripts").glob("[!_]*.py"),
+    ROOT / "tests/conftest.py",
+]
 # Ends a command at its first import of torch, with what its environment then says.
 WATCH = """
 import importlib.abc, os, runpy, sys

@@ -25,7 +25,7 @@ from sampling.gaussian import gaussian_frechet
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 RESULTS = ROOT / "results"
-TABLES = sorted(p.parent.name for p in RESULTS.glob("digits/study*/table.md")) + ["pairs"]
+TABLES = [*sorted(p.parent.name for p in RESULTS.glob("digits/study*/table.md")), "pairs"]
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
