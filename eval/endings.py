@@ -28,7 +28,7 @@ REMEDIES = {
     ),
     errno.EISDIR: "a folder is where a file should be, move it away or name another",
     errno.ENOENT: "that path is not there, correct it",
-    errno.ENAMETOOLONG: "choose a shorter {place}",
+    errno.ENAMETOOLONG: "choose a shorter name",
     errno.ELOOP: "that link leads to itself, remove it",
     errno.EPIPE: "who read the output has ended, let it go into a file",
     errno.EMFILE: "raise the limit, `ulimit -n 4096`, and run the same command to continue",

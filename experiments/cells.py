@@ -301,11 +301,12 @@ def _options(name: str, stated: Mapping[str, Any], T: float) -> dict[str, Any]:
     options = {option: value for option, value in stated.items() if value is not None}
     for option in TIMESTEPS:
         if options.get(option) == PAPERS_CUTOFF and T != 1000:
-            has, same = f"has {T}", round(PAPERS_CUTOFF * min(T, 1000) / 1000)
-            words = f"{same} for the same share of them"
             if math.isinf(T):
                 alpha, sigma = Schedule.linear().level(PAPERS_CUTOFF)
                 has, words = "is told sigma", f"{sigma / alpha:.2g} for the same sigma"
+            else:
+                same = round(PAPERS_CUTOFF * T / 1000)
+                has, words = f"has {T}", f"{same} for the same share of them"
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model {has}: say "
                 f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... or "

@@ -49,11 +49,8 @@ def _found(path: Path) -> Path:
     if (path / "videos").is_dir():
         raise FileNotFoundError(f"{path} holds videos: score them with `python -m scripts.vbench`")
     if path.is_dir():
-        if (path / "manifest.json").is_file():  # its sheet of pictures is no sample
-            raise FileNotFoundError(
-                f"{path} is a run without samples.npz: run the command that sampled it again"
-            )
-    elif path.suffix.lower() != ".npz" or not path.is_file():
+        return path
+    if path.suffix.lower() != ".npz" or not path.is_file():
         raise FileNotFoundError(
             f"no samples at {path}: give an .npz file, a folder of pictures or a finished run"
         )

@@ -265,7 +265,7 @@ def real(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "of a model that has its own": (["reference=digits"], "the reference's images 28 x 28"),
         "of two sizes": ([f"reference.images={both}"], "are not 8 x 8 as the others"),
         "one": ([f"reference.images={one}"], "need 2 or more"),
-        "nowhere": (["reference.images=nowhere"], "no samples at nowhere"),
+        "nowhere": (["reference.images=nowhere"], "no images at nowhere"),
         "not told": ([], "reference.images is missing: give reference.images=DIR"),
         "none": (["reference=none"], "diagonal_fid compares with real images"),
         "a floor of another size": (
@@ -274,7 +274,7 @@ def real(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         ),
         "no floor": (
             [f"reference.images={good}", "reference.floor.path=nowhere"],
-            "no samples at nowhere",
+            "no images at nowhere",
         ),
     }
 
@@ -335,7 +335,7 @@ def test_videos_of_flow_matching(command, tmp_path, name):
     assert whole.evaluations == 2 and whole.is_flow
     frames_are_the_librarys(whole, folder, call)
     table = ["experiment=compare", "samplers=[ddim,mix]", "steps=[3]", "metrics=pixels"]
-    table += ["label=balanced", "num_samples=2", "reference.images=none"]
+    table += ["label=balanced", "num_samples=2", "reference.images=."]
     refused(command(reproduce, "model=diffusers", *words, *table), "this model makes videos")
     assert not Path("runs").exists()
     shown = ["experiment.scorer=none", "experiment.renderer=pictures"]  # as the line says
