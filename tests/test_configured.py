@@ -36,6 +36,9 @@ sampler:
   # As Mix with second order: the head stochastic, the tail not
   mixpp: { name: mixpp, lo: 291, hi: null, stochastic_order: 2, deterministic_order: 2,
            variance: fixed_small }
+  # Noise that fades over the middle of the linear schedule; of order 2 as Mix++, no leaps as there on diffusion
+  mixstar: { name: mixstar, knots: [[-4, 1], [0, 0.5], [4, 0]], orders: [2], switches: [],
+             lower_order_final: null, solver_type: null, leap: null }
   # "2M"; null is diffusers' rule for lower_order_final
   dpmpp: { name: dpmpp, order: 2, lower_order_final: null, solver_type: null }
   sde_dpmpp: { name: sde_dpmpp, order: 2, lower_order_final: null, solver_type: null }
