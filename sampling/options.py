@@ -138,7 +138,7 @@ def fits(value: Any, kind: Any) -> bool:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        is_null = value == "" and Path in inner and NoneType in inner  # as a shell's unset variable
+        is_null = Path in inner and NoneType in inner and value == ""  # as a shell's unset variable
         return is_null or any(fits(value, part) for part in inner)
     if origin is Literal:
         return any(type(value) is type(choice) and value == choice for choice in inner)

@@ -21,6 +21,7 @@ from experiments.choices import options_of
 from experiments.config import composed, plain
 from sampling import SAMPLERS, Schedule, timesteps
 from sampling.borrowed import BORROWED
+from sampling.options import plain as as_lists
 
 # As the commands see it, but for titles; `DL` is the folder of downloads, and `metrics` and
 # `reference` of a model are those that come with it.
@@ -336,7 +337,8 @@ def test_every_sampler_has_a_config_that_names_its_options():
         assert config.keys() == {p.name for p in parameters} - measured, name
         for parameter in parameters:
             if parameter.name not in stated.get(name, set()) | measured:
-                assert config[parameter.name] in (None, parameter.default), (name, parameter.name)
+                default = as_lists(parameter.default)
+                assert config[parameter.name] in (None, default), (name, parameter.name)
     for name, theirs in BORROWED.items():
         assert EXPECTED["sampler"][name].keys() == {"name", *theirs.options, *theirs.step}
 

@@ -22,7 +22,18 @@ from experiments.generate import generate
 from models.backbone import ImageNetwork
 from models.opensora.backbone import VideoNetwork
 from models.stable_diffusion.backbone import TextNetwork
-from sampling import SampleNoise, Schedule, churn, ddim, restart, run, scale_eps, timesteps
+from sampling import (
+    Plan,
+    SampleNoise,
+    Schedule,
+    churn,
+    ddim,
+    mixstar,
+    restart,
+    run,
+    scale_eps,
+    timesteps,
+)
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -225,7 +236,10 @@ def written(command, tmp_path, *words: str) -> np.ndarray:
     """Sample, write the plan, and sample from that: the same pixels, of a folder of its own."""
     done(command(sample, *ONE, *words, "show_plan=plans/p.json", "out=a"))
     out = done(
-        command(sample, *ONE, "sampler=plan", "sampler.path=plans/p.json", "out=b", "steps=7")
+        command(
+            *(sample, *ONE, "sampler=plan", "sampler.path=plans/p.json", "out=b", "steps=7"),
+            *(word for word in words if word.startswith(("label=", "seed="))),
+        )
     )
     ours, theirs = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert np.array_equal(ours, theirs), out
@@ -258,6 +272,20 @@ def test_a_plan_that_was_written_samples_the_same(command, tmp_path, words):
         assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
     else:
         written(command, tmp_path, *["steps=9"][: "steps" not in words], *words.split())
+
+
+def test_one_table_gives_the_same_pictures_from_the_command_and_from_python(command, tmp_path):
+    """By its options, by the file that the command wrote, and by the one that Python wrote."""
+    knots = [[-5, 0.4], [-1, 1], [3, 0]]
+    words = ["sampler=mixstar", f"sampler.knots={knots}".replace(" ", ""), "sampler.eps_scale=1.01"]
+    of_command = written(command, tmp_path, *words, "steps=7", "label=3", "seed=5")
+    plan = mixstar(LINEAR, timesteps(LINEAR, 7), knots=knots)
+    plan = scale_eps(plan, 0, 1.01, limited=True)  # digits are clipped
+    assert (tmp_path / "plans/p.json").read_text() == plan.to_json()
+    backbone = load_backbone(composed("sample", "model.checkpoint=unet-1000"))
+    noise = SampleNoise(5, [0], backbone.shape)
+    x = run(backbone.given(torch.tensor([3])), Plan.from_json(plan.to_json()), noise)
+    assert np.array_equal(backbone.decoded(x), of_command) and of_command.std() > 20
 
 
 def test_a_plan_s_folder_is_known_by_its_content(digits, tmp_path, monkeypatch):
