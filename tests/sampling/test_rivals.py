@@ -221,7 +221,10 @@ def test_a_rho_and_a_shift_span_what_there_is(schedule):
         assert all((b >= a).all() for a, b in itertools.pairwise(grids)), n
         if n > 9:
             assert len({*map(tuple, grids)}) == 3
-    u = schedule.noise_level[timesteps(schedule, 9, "karras+3+2")] ** (1 / 3)
+
+
+def test_a_shift_is_that_of_flow_matching():
+    u = LINEAR.noise_level[timesteps(LINEAR, 9, "karras+3+2")] ** (1 / 3)
     share = (u - u[-1]) / (u[0] - u[-1])
     even = np.linspace(1, 0, 9)
     assert share == pytest.approx(2 * even / (1 + even), abs=0.02)
