@@ -308,6 +308,26 @@ def test_the_variance_of_gaussian_data_is_right_within_the_order(ramp, order):
     assert slope(RAMPS[ramp], order) == pytest.approx(order, abs=0.3)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8, 1.0])
+@pytest.mark.parametrize(("order", "solver"), [(2, "heun"), (3, "polynomial")])
+def test_a_row_integrates_its_sde_where_x0_is_a_polynomial(share, order, solver):
+    """SA-Solver's, with tau = lambda: where u = log(alpha / sigma) from u_t to u_s, what x0(u) adds is
+
+    alpha_s (1 + tau^2) * integral of exp(-(1 + tau^2) (u_s - u)) x0(u) du.
+    """
+    roots, weights = np.polynomial.legendre.leggauss(40)
+    grid = timesteps(LINEAR, 20, "log_snr")
+    plan = mixstar(LINEAR, grid, knots=constant(share), orders=[order], solver_type=solver)
+    at, rate = np.log(plan.alpha / plan.sigma), 1 + share**2
+    for i in range(order - 1, len(grid) - 1):
+        h = at[i + 1] - at[i]
+        u = at[i] + h * (roots + 1) / 2
+        kernel = plan.alpha[i + 1] * rate * np.exp(-rate * (at[i + 1] - u)) * weights * h / 2
+        for power in range(order):
+            ours = (plan.x0[i, :order] * at[i - np.arange(order)] ** power).sum()
+            assert ours == pytest.approx((kernel * u**power).sum(), rel=1e-7, abs=1e-7), (i, power)
+
+
 def test_leaps_are_of_first_order():
     for n in (5, 10, 25):
         grid = timesteps(LINEAR, n, "even")
