@@ -55,6 +55,7 @@ REQUIRED = ("name", "title", "steps", "num_samples", "spacing", "rows")
 # Samplers by their names in tables, where these are others than in configs.
 TITLES = {
     **{"ddpm": "DDPM", "ddim": "DDIM", "skipped": "Skipped-Step", "mix": "Mix", "mixpp": "Mix++"},
+    **{"mixstar": "Mix*"},
     **{"dpmpp": "DPM-Solver++(2M)", "sde_dpmpp": "SDE-DPM-Solver++(2M)", "unipc": "UniPC"},
     **{"deis": "DEIS", "sa_solver": "SA-Solver", "heun": "Heun"},
 }

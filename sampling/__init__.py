@@ -4,6 +4,7 @@ schedule.py    the path x_t = alpha x0 + sigma eps: diffusion, EDM's, flow match
 timesteps.py   which of them a sampler visits
 plan.py        samplers as tables of numbers; splices; to JSON and back
 builders.py    Skipped-Step, DDIM, DDPM, DPM-Solver++, Mix and Mix++ as plans
+mixstar.py     Mix*: a share of noise for every noise level
 multistep.py   iPNDM, DEIS, ER-SDE
 detours.py     Restart and EDM's churn, with Heun's method
 samplers.py    plans by name
@@ -26,6 +27,7 @@ from .brownian import BrownianNoise
 from .builders import ddim, ddpm, dpmpp, mix, mixpp, naive_stride, sde_dpmpp, skipped
 from .denoise import Denoised, Denoiser, Gradient
 from .detours import churn, restart
+from .mixstar import mixstar
 from .multistep import deis, er_sde, ipndm
 from .noise import SampleNoise, sample_labels
 from .plan import Plan, Row, scale_eps, splice
@@ -62,6 +64,7 @@ __all__ = [
     "karras_sigmas",
     "mix",
     "mixpp",
+    "mixstar",
     "naive_stride",
     "named",
     "restart",

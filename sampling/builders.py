@@ -217,7 +217,8 @@ def sde_dpmpp(
 
 @dataclass(frozen=True, eq=False)
 class DPMSolver:
-    """Both of them: with lambda = log(alpha / sigma), h its step and H = h (ODE) or 2 h (SDE),
+    """Both of them: with lambda = log(alpha / sigma), h its step and H = h (ODE) or 2 h (SDE), or, of
+    a row between the two (`mixstar`), (1 + share^2) h,
 
         ODE: x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-H) D
         SDE: x_s = sigma_s / sigma_t e^-h x_t + alpha_s (1 - e^-H) D + sigma_s sqrt(1 - e^-H) z
@@ -234,13 +235,16 @@ class DPMSolver:
 
     name: str
     grid: Grid
-    power: int  # H / h
+    power: int | Array  # H / h, of a row each [nodes] or of all
     solver_type: str
 
-    def plan(self, first: Plan, order: int, lower_order_final: bool | None) -> Plan:
-        """`first` is the plan of order 1."""
-        if order not in (1, 2, 3):
-            raise ValueError(f"the order of {self.name} must be 1, 2 or 3, got {order}")
+    def plan(
+        self, first: Plan, order: int | NDArray[np.int64], lower_order_final: bool | None
+    ) -> Plan:
+        """`first` is the plan of order 1; `order` is of all rows, or of a row each [nodes]."""
+        orders = np.broadcast_to(order, len(first.t)).tolist()
+        for wrong in {*orders} - {1, 2, 3}:
+            raise ValueError(f"the order of {self.name} must be 1, 2 or 3, got {wrong}")
         check_choice("solver_type", self.solver_type, ("midpoint", "heun", "polynomial"))
         n = len(first.t)
         if lower_order_final is None:
@@ -250,7 +254,7 @@ class DPMSolver:
             h = np.diff(self.grid.log_snr)
             second, third = self._second(first, h), self._third(h)
         for i in range(1, n):
-            highest = min(order, i + 1)
+            highest = min(orders[i], i + 1)
             if i == n - 1 and (lower_order_final or self.grid.sigma_s[-1] == 0):
                 highest = 1
             elif i == n - 2 and lower_order_final:
@@ -375,7 +379,7 @@ def mixpp(
     (Bao et al. 2022), which needs `x0_variance` [T], the mean squared error of the network's x0 at
     every timestep.  Raises ValueError for another variance or order, or lo > hi.
 
-    On other paths than diffusion's, rows that leap are of order 1 (see `_without_leaps`).
+    On other paths than diffusion's, rows that leap are of order 1 (see `without_leaps`).
     """
     if not lo >= 0:
         raise ValueError(f"lo must not be negative, got {lo:g}")
@@ -389,14 +393,14 @@ def mixpp(
     if hi is not None:
         plan = splice(tail, plan, hi)
     window = f"lo={lo:g}" if hi is None else f"lo={lo:g}, hi={hi:g}"
-    plan = plan if grid.diffusion else _without_leaps(plan, grid)
+    plan = plan if grid.diffusion else without_leaps(plan, grid, LEAP)
     more = "" if variance == "fixed_small" else f", {variance} variance"
     orders = f"orders {stochastic_order} and {deterministic_order}"
     return replace(plan, name=f"mixpp({window}, {orders}{more})")
 
 
-def _without_leaps(plan: Plan, grid: Grid) -> Plan:
-    """Order 1 where a step in log-SNR is more than `LEAP` times the one before.
+def without_leaps(plan: Plan, grid: Grid, most: float) -> Plan:
+    """Order 1 where a step in log-SNR is more than `most` times the one before.
 
     An extrapolation that goes much farther than what it is taken from overshoots: the last row but
     one of SD3's default levels is 4 times as long, and weighs x0 by 3 and -2.  (Diffusion's own
@@ -404,7 +408,7 @@ def _without_leaps(plan: Plan, grid: Grid) -> Plan:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         h = np.diff(grid.log_snr)
-        leaps = np.append(False, h[1:] > LEAP * h[:-1])
+        leaps = np.append(False, h[1:] > most * h[:-1])
     first = np.pad(plan.x0.sum(axis=1)[:, None], ((0, 0), (0, plan.x0.shape[1] - 1)))
     return replace(plan, x0=np.where(leaps[:, None], first, plan.x0))
 

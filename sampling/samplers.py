@@ -17,6 +17,7 @@ from .builders import (
     skipped,
 )
 from .detours import churn, restart
+from .mixstar import mixstar
 from .multistep import deis, er_sde, ipndm
 from .options import check_choice, check_options, check_types, kinds_of
 from .plan import Plan
@@ -35,6 +36,7 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "dpmpp": dpmpp,
     "sde_dpmpp": sde_dpmpp,
     "mixpp": mixpp,
+    "mixstar": mixstar,
     "ipndm": ipndm,
     "deis_ab": deis,  # `deis` is diffusers'
     "er_sde": er_sde,

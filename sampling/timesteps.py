@@ -1,5 +1,6 @@
 """Which timesteps a sampler visits: grids over the network's own indices 0..T-1."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ AYS = {
     "ays_sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
 }
 RHO = 7.0  # of Karras et al. (2022)
+CURVE = re.compile(r"karras\+(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?")  # +rho, or +rho+shift
 
 
 def timesteps(
@@ -43,6 +45,9 @@ def timesteps(
     - `log_snr`: uniform in the logarithm of the signal-to-noise ratio, from timestep T - 1 to 0
       (Lu et al. 2022).
     - `karras`: sigma^(1/7) uniform between those of T - 1 and 0 (Karras et al. 2022, eq. 5).
+      `karras+5` is the same with rho = 5, where 1 is uniform in sigma and 1000 nearly `log_snr`.
+      `karras+5+2` also moves u, which is 1 at T - 1 and 0 at 0, to shift u / (1 + (shift - 1) u) with a
+      shift of 2, as flow matching moves its levels: above 1 more timesteps have much noise.
     - `ays_sd`, `ays_sdxl`: the published 10-step lists of Align Your Steps, by timestep; other counts
       by interpolating log sigma linearly, as its authors advise.
     - sections, e.g. "90,60,60,20,20": T is cut into that many equal parts, from low to high
@@ -69,18 +74,18 @@ def timesteps(
 
 def _named(T: int, schedule: Schedule | None, steps: int | None, spacing: str) -> NDArray[np.int64]:
     name, _, offset = spacing.partition("+")
-    known = SPACINGS + NOISE_SPACINGS
-    if spacing not in known and not (name == "leading" and offset.isdecimal()):
+    known, curve = SPACINGS + NOISE_SPACINGS, CURVE.fullmatch(spacing)
+    if spacing not in known and not curve and not (name == "leading" and offset.isdecimal()):
         raise ValueError(
-            f"unknown spacing {spacing!r}: choose one of {', '.join(known)}, leading+1, sections "
-            "such as '90,60,60,20,20' or an explicit list of timesteps"
+            f"unknown spacing {spacing!r}: choose one of {', '.join(known)}, leading+1, "
+            "karras+5+2 (a rho, a shift), sections such as '90,60,60,20,20' or an explicit list of timesteps"
         )
     if steps is None or not 1 <= steps <= T:
         raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
-    if spacing in NOISE_SPACINGS:
+    if spacing in NOISE_SPACINGS or curve:
         if schedule is None:
             raise ValueError(f"spacing={spacing} needs the noise schedule, not only T")
-        return _by_noise(schedule, steps, spacing)
+        return _by_noise(schedule, steps, name, *_rho_and_shift(curve))
     if spacing == "even":
         return _even(0, T, steps)[::-1].copy()
     if spacing == "ddim":
@@ -106,7 +111,20 @@ def _even(start: int, size: int, count: int) -> NDArray[np.int64]:
     return np.array(nodes, dtype=np.int64)
 
 
-def _by_noise(schedule: Schedule, steps: int, spacing: str) -> NDArray[np.int64]:
+def _rho_and_shift(curve: re.Match[str] | None) -> tuple[float, float]:
+    """Raises ValueError beyond what double precision makes a grid of."""
+    rho, shift = (float(v) for v in curve.groups("1")) if curve else (RHO, 1.0)
+    if not 1 <= rho <= 1000 or not 0.01 <= shift <= 100:
+        raise ValueError(
+            "spacing=karras+RHO+SHIFT takes a rho of 1 to 1000 and a shift of 0.01 to 100, got "
+            f"{rho:g} and {shift:g}: karras+7+1 is karras"
+        )
+    return rho, shift
+
+
+def _by_noise(
+    schedule: Schedule, steps: int, spacing: str, rho: float, shift: float
+) -> NDArray[np.int64]:
     """`steps` timesteps whose noise levels are spaced as the name says."""
     log_sigma = np.log(schedule.noise_level)
     if not np.isfinite(log_sigma).all():
@@ -116,8 +134,9 @@ def _by_noise(schedule: Schedule, steps: int, spacing: str) -> NDArray[np.int64]
     if spacing == "log_snr":
         wanted = high + u * (low - high)
     elif spacing == "karras":
-        first, last = np.exp(high / RHO), np.exp(low / RHO)
-        wanted = RHO * np.log(first + u * (last - first))
+        u = u if shift == 1 else u / (u + shift * (1 - u))
+        first, last = np.exp(high / rho), np.exp(low / rho)
+        wanted = rho * np.log(first + u * (last - first))
     else:
         if schedule.T != 1000:
             raise ValueError(f"spacing={spacing} is published for T = 1000, not {schedule.T}")

@@ -109,12 +109,32 @@ def sampled(command, folders, name, out, **more) -> np.ndarray:
 )
 def test_network_and_whole_pipeline_give_the_same_pictures(command, folders, name):
     label = {"label": 3} if name == "dit" else {}
-    for sampler in ("mix", "dpmpp"):
+    for sampler in ("mix", "dpmpp", "mixstar"):
         more = {**label, "sampler": sampler}
         direct = sampled(command, folders, name, f"direct-{sampler}", **more)
         more["model.as_pipeline"] = "true"
         whole = sampled(command, folders, name, f"whole-{sampler}", **more)
         assert abs(direct - whole).max() <= 1 and direct.std() > 5
+
+
+@pytest.mark.parametrize("name", ["ddpm", "sd", "sd3", "flux"])
+def test_a_table_gives_the_pictures_of_its_sampler_in_a_pipeline(command, folders, name, tmp_path):
+    """The command writes the table, and a pipeline that runs as a whole samples it from the file."""
+    knots = {"sampler.knots": "[[-1,0.9],[1,0.2]]", "sampler.orders": "[2]"}
+    if name not in FLOW:
+        knots["sampler.eps_scale"] = "1.01"
+    table = tmp_path / "mine.json"
+    whole = {"model.as_pipeline": "true"}
+    ours = sampled(
+        command, folders, name, "ours", sampler="mixstar", show_plan=table, **knots, **whole
+    )
+    again = sampled(
+        *(command, folders, name, "again"),
+        **{"sampler": "plan", "sampler.path": table, **whole},
+    )
+    assert np.array_equal(ours, again) and ours.std() > 5
+    other = sampled(command, folders, name, "other", sampler="ddim", **whole)
+    assert abs(ours - other).max() > 5
 
 
 def by_the_library(folder, name, scheduler, **options) -> np.ndarray:

@@ -22,7 +22,18 @@ from experiments.generate import generate
 from models.backbone import ImageNetwork
 from models.opensora.backbone import VideoNetwork
 from models.stable_diffusion.backbone import TextNetwork
-from sampling import SampleNoise, Schedule, churn, ddim, restart, run, scale_eps, timesteps
+from sampling import (
+    Plan,
+    SampleNoise,
+    Schedule,
+    churn,
+    ddim,
+    mixstar,
+    restart,
+    run,
+    scale_eps,
+    timesteps,
+)
 
 # diffusers hands torch's tensors to NumPy in a way that NumPy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
@@ -113,6 +124,23 @@ MISTAKES = {
     "sampler=er_sde sampler.noise_scale=7": "sampler.noise_scale must be text",
     "sampler=er_sde sampler.noise_scale=sde7": "unknown noise_scale 'sde7': choose one of ode, sde",
     "sampler=mixpp sampler.lo=x": "sampler.lo must be a number",
+    "sampler=mixstar sampler.knots=x": "sampler.knots must be a list",
+    "sampler=mixstar sampler.knots=[0,1]": "sampler.knots must be a list",
+    "sampler=mixstar sampler.knots=[[0,a]]": "sampler.knots must be a list",
+    "sampler=mixstar sampler.knots=[]": "knots must be one or more of two numbers",
+    "sampler=mixstar sampler.knots=[[0,1,1],[2]]": "as [[-4,1],[0,0.5],[4,0]], got [[0, 1, 1], [2]]",
+    "sampler=mixstar sampler.knots=[[0,1.1]]": "a share of knots must be in 0..1, got 1.1",
+    "sampler=mixstar sampler.knots=[[0,-1]]": "a share of knots must be in 0..1, got -1",
+    "sampler=mixstar sampler.knots=[[291,1]]": "which is between -10.11 and 9.21 on this noise",
+    "sampler=mixstar sampler.knots=[[2,1],[1,0]]": "put their log-SNRs in the order [1, 2]",
+    "sampler=mixstar sampler.orders=[]": "orders of mixstar must be 1, 2 or 3, as [2], got []",
+    "sampler=mixstar sampler.orders=[2,4] sampler.switches=[9]": "orders of mixstar must be 1, 2",
+    "sampler=mixstar sampler.orders=2": "sampler.orders must be a list of integers",
+    "sampler=mixstar sampler.orders=[2,1]": "there are 2 orders and 0 switches",
+    "sampler=mixstar sampler.switches=[2]": "there are 1 orders and 1 switches",
+    "sampler=mixstar sampler.orders=[2,1] sampler.switches=[400]": "switches are at a log-SNR",
+    "sampler=mixstar sampler.leap=0": "leap must be above 0, got 0",
+    "sampler=mixstar sampler.solver_type=bh1": "unknown solver_type 'bh1'",
     "sampler=mix sampler.skipped_steps=1.5": "sampler.skipped_steps must be an integer",
     "sampler=unipc sampler.solver_order=x": "sampler.solver_order must be an integer",
     "sampler=unipc sampler.solver_type=bh3": "solver_type must be bh1 or bh2",
@@ -208,7 +236,10 @@ def written(command, tmp_path, *words: str) -> np.ndarray:
     """Sample, write the plan, and sample from that: the same pixels, of a folder of its own."""
     done(command(sample, *ONE, *words, "show_plan=plans/p.json", "out=a"))
     out = done(
-        command(sample, *ONE, "sampler=plan", "sampler.path=plans/p.json", "out=b", "steps=7")
+        command(
+            *(sample, *ONE, "sampler=plan", "sampler.path=plans/p.json", "out=b", "steps=7"),
+            *(word for word in words if word.startswith(("label=", "seed="))),
+        )
     )
     ours, theirs = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert np.array_equal(ours, theirs), out
@@ -225,6 +256,7 @@ def written(command, tmp_path, *words: str) -> np.ndarray:
         "sampler=mix",
         "sampler=ddpm sampler.eps_scale=1.01",
         "sampler=er_sde",
+        "sampler=mixstar sampler.orders=[3,1] sampler.switches=[2] sampler.eps_scale=[1e-5,1.004]",
         "sampler=sde_dpmpp sampler.order=3",
         "sampler=deis",
         "sampler=restart steps=16",
@@ -240,6 +272,20 @@ def test_a_plan_that_was_written_samples_the_same(command, tmp_path, words):
         assert np.array_equal(pixels(tmp_path / "a"), pixels(tmp_path / "b"))
     else:
         written(command, tmp_path, *["steps=9"][: "steps" not in words], *words.split())
+
+
+def test_one_table_gives_the_same_pictures_from_the_command_and_from_python(command, tmp_path):
+    """By its options, by the file that the command wrote, and by the one that Python wrote."""
+    knots = [[-5, 0.4], [-1, 1], [3, 0]]
+    words = ["sampler=mixstar", f"sampler.knots={knots}".replace(" ", ""), "sampler.eps_scale=1.01"]
+    of_command = written(command, tmp_path, *words, "steps=7", "label=3", "seed=5")
+    plan = mixstar(LINEAR, timesteps(LINEAR, 7), knots=knots)
+    plan = scale_eps(plan, 0, 1.01, limited=True)  # digits are clipped
+    assert (tmp_path / "plans/p.json").read_text() == plan.to_json()
+    backbone = load_backbone(composed("sample", "model.checkpoint=unet-1000"))
+    noise = SampleNoise(5, [0], backbone.shape)
+    x = run(backbone.given(torch.tensor([3])), Plan.from_json(plan.to_json()), noise)
+    assert np.array_equal(backbone.decoded(x), of_command) and of_command.std() > 20
 
 
 def test_a_plan_s_folder_is_known_by_its_content(digits, tmp_path, monkeypatch):
@@ -285,7 +331,7 @@ def test_every_sampler_has_its_line_and_its_name_in_the_readme():
 
 def test_the_commands_of_the_page_run(command):
     """In their order: one writes the file that the next one reads."""
-    assert len(COMMANDS) == 7
+    assert len(COMMANDS) == 9
     for words in COMMANDS:
         short = (
             ["num_samples=1", "steps=24"] if "restart" in words else ["num_samples=1", "steps=6"]

@@ -453,7 +453,17 @@ def test_named_builds_the_plan_of_that_name(name, options, plan):
 def test_named_knows_every_sampler():
     papers = {"ddpm", "ddim", "skipped", "mix", "naive_stride"}
     assert set(SAMPLERS) == papers | {
-        *("dpmpp", "sde_dpmpp", "mixpp", "ipndm", "deis_ab", "er_sde", "churn", "restart")
+        *(
+            "dpmpp",
+            "sde_dpmpp",
+            "mixpp",
+            "mixstar",
+            "ipndm",
+            "deis_ab",
+            "er_sde",
+            "churn",
+            "restart",
+        )
     }
 
 

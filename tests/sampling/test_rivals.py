@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import diffusers
 import numpy as np
 import pytest
@@ -184,7 +186,9 @@ def test_mistakes():
 # --- spacings -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spacing", ["log_snr", "karras", "ays_sd", "ays_sdxl"])
+@pytest.mark.parametrize(
+    "spacing", ["log_snr", "karras", "ays_sd", "ays_sdxl", "karras+1+0.01", "karras+1000+100"]
+)
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_spacings_by_noise_level_for_every_count(schedule, spacing):
     for n in range(1, 1001):
@@ -204,7 +208,37 @@ def test_spacings_are_what_they_say():
     assert timesteps(LINEAR, 10, "ays_sdxl").tolist() == published["StableDiffusionXLTimesteps"]
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_a_rho_and_a_shift_span_what_there_is(schedule):
+    """7 and 1 are Karras's; a large rho is even in log-SNR, 1 in sigma; a shift moves the nodes to noise."""
+    for n in range(1, 101):
+        karras = timesteps(schedule, n, "karras")
+        for same in ("karras+7", "karras+7.0", "karras+7+1"):
+            assert np.array_equal(timesteps(schedule, n, same), karras)
+        even = timesteps(schedule, n, "log_snr")
+        assert np.abs(timesteps(schedule, n, "karras+1000+1") - even).max() <= 10
+        grids = [timesteps(schedule, n, f"karras+5+{s}") for s in (0.5, 1, 2.5)]
+        assert all((b >= a).all() for a, b in itertools.pairwise(grids)), n
+        if n > 9:
+            assert len({*map(tuple, grids)}) == 3
+
+
+def test_a_shift_is_that_of_flow_matching():
+    u = LINEAR.noise_level[timesteps(LINEAR, 9, "karras+3+2")] ** (1 / 3)
+    share = (u - u[-1]) / (u[0] - u[-1])
+    even = np.linspace(1, 0, 9)
+    assert share == pytest.approx(2 * even / (1 + even), abs=0.02)
+
+
 def test_spacing_mistakes():
+    for spacing in ("karras+0.9", "karras+1001+1", "karras+7+0", "karras+7+101"):
+        with pytest.raises(ValueError, match=r"rho of 1 to 1000 and a shift.*karras\+7\+1 is"):
+            timesteps(LINEAR, 10, spacing)
+    for spacing in ("karras+", "karras+7+", "karras+-1", "karras+7+1+1", "log_snr+7", "karras+1e2"):
+        with pytest.raises(ValueError, match=r"unknown spacing .*karras\+5\+2"):
+            timesteps(LINEAR, 10, spacing)
+    with pytest.raises(ValueError, match="needs the noise schedule"):
+        timesteps(1000, 10, "karras+7")
     with pytest.raises(ValueError, match="needs the noise schedule"):
         timesteps(1000, 10, "log_snr")
     with pytest.raises(ValueError, match="keeps some signal"):
