@@ -63,6 +63,7 @@ CIRCUMSTANCES = (
 # Prompts of the experiments, by the folder of downloads that has them, and what makes them.
 MAKING = {"coco": "make coco", "vbench": "python -m scripts.vbench prompts"}
 # Other configs than those that are checked; the last one even unpickles.
+MISSING_IMAGES = "reference.images is missing: give reference.images=DIR, a folder or an .npz"
 REFUSED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 
 
@@ -419,7 +420,9 @@ def reference_source(cfg: DictConfig) -> ReferenceSource | None:
     if floor and floor.get("path", "given") is None:
         floor = None
     for part in () if batch else filter(None, (_images(config), floor)):
-        if "path" in set(part) and not Path(part.path).exists():  # also where it is missing
+        if OmegaConf.is_missing(part, "path"):
+            raise ValueError(MISSING_IMAGES)
+        if "path" in set(part) and not Path(part.path).exists():
             raise FileNotFoundError(f"no images at {part.path}: give an .npz file or a folder")
     preprocess = None
     if config.get("preprocess"):
@@ -470,9 +473,7 @@ def _shape_of(
     if images._target_ != f"{load_samples.__module__}.{load_samples.__name__}":
         return images_of(images, trusted, preprocess).images.shape
     if OmegaConf.is_missing(images, "path"):
-        raise ValueError(
-            "reference.images is missing: give reference.images=DIR, a folder or an .npz"
-        )
+        raise ValueError(MISSING_IMAGES)
     return image_shape(images.path, preprocess.image if preprocess else None)
 
 

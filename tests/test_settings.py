@@ -183,7 +183,7 @@ def test_options_that_no_file_names_need_no_plus(command):
         (["metrics.options.is_splits=1000"], "lower metrics.options.is_splits"),
         (["reference.floor.path=mine"], "there is no setting reference.floor.path"),
         (["reference.preprocess=foo"], "unknown preprocessing 'foo'"),
-        (["reference=custom"], "reference.images.path is missing"),
+        (["reference=custom"], "reference.images is missing"),
         (["reference=custom", "reference.images.path=nowhere"], "no images at nowhere: give"),
     ],
 )
