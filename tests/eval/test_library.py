@@ -179,8 +179,6 @@ class Unnamed(library.Evaluation):
 
 @pytest.mark.parametrize("name", protocols.PROTOCOLS)
 def test_protocols_are_those_of_the_configs(name):
-    if not (ROOT / f"configs/metrics/{name}.yaml").is_file():
-        pytest.skip("not yet")
     hydras = OmegaConf.to_container(composed("evaluate", f"metrics={name}").metrics, resolve=True)
     ours = protocols.protocol_named(name)
     assert {k: v for k, v in ours.items() if "weights" not in k} == {
