@@ -209,8 +209,9 @@ RESULTS = [
     "figure.csv",
     "figure.png",
     "tuning.md",
+    "advice.md",
 ]
-OURS = re.compile(r"^# .*\n\n(Model `|Mix\+\+: )")
+OURS = re.compile(r"^# .*\n\n(Model `|Mix(\+\+|\*): |By )")
 
 
 def check_results(out: Path) -> list[Record]:

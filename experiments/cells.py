@@ -163,9 +163,13 @@ class Settings:
         """One cell.
 
         Without `out` the folder is runs/<model>/<plan>-...-<hash of the config>, so that equal
-        cells of different experiments are sampled once and different ones never meet.  Raises
-        ValueError for options that make no plan.
+        cells of different experiments are sampled once and different ones never meet.  A sampler may
+        have a `spacing` of its own.  Raises ValueError for options that make no plan.
         """
+        if sampler.get("spacing") is not None:
+            settings = replace(self, spacing=sampler["spacing"])
+            return settings.cell(row, {**sampler, "spacing": None}, steps, n, out)
+        sampler = {key: value for key, value in sampler.items() if key != "spacing"}
         name, scale = sampler["name"], eps_scale_of(sampler.get("eps_scale"), "sampler.")
         plan, identity = self._plan(sampler, steps)
         if scale:

@@ -3,6 +3,7 @@
 All of Hydra is here, but for what its errors say (endings.py).
 """
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -314,6 +315,15 @@ def plain(config: Any) -> Any:
     return config
 
 
+def with_settings(cfg: DictConfig, **settings: Any) -> DictConfig:
+    """The config with other settings of the first level, each as a whole."""
+    changed = copy.deepcopy(cfg)
+    OmegaConf.set_struct(changed, False)
+    for name, value in settings.items():
+        changed[name] = value
+    return changed
+
+
 def config_digest(cfg: DictConfig) -> str:
     """Of all settings but the circumstances of the work."""
     settings = {key: value for key, value in plain(cfg).items() if key not in CIRCUMSTANCES}
@@ -395,9 +405,11 @@ def settings_of(cfg: DictConfig, backbone: Model, spacing: Any, names: str) -> S
     )
 
 
-def evaluator_of(cfg: DictConfig) -> Evaluator:
-    """The protocol of configs/metrics against the set of configs/reference."""
-    return Evaluator(plain(cfg.metrics), reference_source(cfg), pick_device(cfg.device))
+def evaluator_of(cfg: DictConfig, scores: Sequence[str] | None = None) -> Evaluator:
+    """The protocol of configs/metrics against the set of configs/reference; of its scores all, or some."""
+    metrics = plain(cfg.metrics)
+    metrics["scores"] = list(scores or metrics["scores"])
+    return Evaluator(metrics, reference_source(cfg), pick_device(cfg.device))
 
 
 def reference_source(cfg: DictConfig) -> ReferenceSource | None:

@@ -107,8 +107,9 @@ class Experiment:
             options |= {"rows": sampler_rows(plain(cfg.samplers)), "fitting": True}
         if cutoffs is not None:
             options["rows"] = {f"cutoff {c:g}": {"name": "mix", "cutoff": c} for c in cutoffs}
-        if "tuning_samples" in options:
-            raise ValueError(f"{options['name']} is run by `python -m scripts.tune`")
+        if "family" in options:
+            script = "advise" if options["family"] == "named" else "tune"
+            raise ValueError(f"{options['name']} is run by `python -m scripts.{script}`")
         for axis, choices in (("scorer", SCORERS), ("renderer", RENDERERS)):
             check_choice(f"experiment.{axis}", str(options.get(axis)), choices)
         if absent := [key for key in REQUIRED if not options.get(key)]:
@@ -131,24 +132,8 @@ class Experiment:
                 "counts: give one number, or one a step count"
             )
         pairs = sorted(zip(self.steps, sizes, strict=True))
-        rows = self._able(settings, *pairs[0]) if self.fitting else self.rows
+        rows = able(settings, self.rows, pairs[0][0]) if self.fitting else self.rows
         return [settings.column(rows, steps, n) for steps, n in pairs]
-
-    def _able(self, settings: Settings, steps: int, n: int) -> dict[str, dict[str, Any]]:
-        """The rows that the model can do; says which are left out, and why.  ValueError if none is left."""
-        rows = {}
-        for row, sampler in self.rows.items():
-            try:
-                plan = settings.cell(row, sampler, steps, n).plan
-                if np.isfinite(plan.noise_high).any() and not predicts_variance(settings.backbone):
-                    raise Unfit("the network predicts no variance")
-            except Unfit as error:
-                say(f"left out: {row}: {error}")
-            else:
-                rows[row] = sampler
-        if not rows:
-            raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
-        return rows
 
 
 def _check_rendered(options: Mapping[str, Any], cutoffs: Any) -> None:
@@ -177,6 +162,25 @@ def sampler_rows(samplers: Sequence[Any]) -> dict[str, dict[str, Any]]:
         title = TITLES.get(stated["name"], str(stated["name"])) + (f" ({more})" if more else "")
         rows[title] = {**yaml.safe_load(path.read_text(encoding="utf-8")), **stated}
     return rows
+
+
+def able(
+    settings: Settings, rows: Mapping[str, dict[str, Any]], steps: int
+) -> dict[str, dict[str, Any]]:
+    """The rows that the model can do; says which are left out, and why.  ValueError if none is left."""
+    fitting = {}
+    for row, sampler in rows.items():
+        try:
+            plan = settings.cell(row, sampler, steps, 1).plan
+            if np.isfinite(plan.noise_high).any() and not predicts_variance(settings.backbone):
+                raise Unfit("the network predicts no variance")
+        except Unfit as error:
+            say(f"left out: {row}: {error}")
+        else:
+            fitting[row] = sampler
+    if not fitting:
+        raise ValueError("no sampler is left: set samplers=[ddim,skipped,mix]")
+    return fitting
 
 
 class Results(NamedTuple):

@@ -61,7 +61,8 @@ COMMANDS: dict[str, Kinds] = {
         **{"labels": str, "prompts": Path | None, "out": Path | None, "num_samples": int | None},
     },
     "reproduce": REPRODUCE,
-    "tune": REPRODUCE,
+    "tune": {**REPRODUCE, "budget": int | None},
+    "advise": {**REPRODUCE, "budget": int | None},
     "train": {
         **{**EVERY, **SCORING, "model": Group, "training": Group, "what": str, "out": Path},
         **{"stop_after": int | None, "compile": bool},
@@ -78,12 +79,21 @@ EXPERIMENT: Kinds = {
     # What the settings of that name, of the command or its model, default to:
     **{"label": Label, "prompts": Prompts, "precision": str, "batch_size": int},
 }
-TUNING: Kinds = {
-    **{"name": str, "title": str, "steps": int | list[int], "spacing": Spacing, "label": Label},
-    **{"num_samples": int, "tuning_samples": int, "metric": str, "metrics": list[str]},
-    **{"windows": int, "orders": list[list[int]], "variances": list[str]},
-    "rivals": Group,
+CONTEST: Kinds = {
+    **{"name": str, "title": str, "family": str, "steps": int | list[int], "spacing": Spacing},
+    **{"num_samples": int, "label": Label, "metric": str, "metrics": list[str], "rivals": Group},
+    **{"precision": str, "batch_size": int},
 }
+RACED: Kinds = {"grids": list[Spacing], "rounds": list[int], "budget": int}
+FAMILIES: dict[str, Kinds] = {  # of the candidates
+    "window": {
+        **{"tuning_samples": int, "windows": int, "orders": list[list[int]]},
+        "variances": list[str],
+    },
+    "mixstar": {**RACED, "starts": int, "orders": list[list[int]], "finalist_samples": int},
+    "named": {**RACED, "against": Group},
+}
+MAY_BE_ABSENT = ("precision", "batch_size")
 REFERENCE: Kinds = {
     **{"name": str, "url": str | None, "batch": Path | None, "remedy": str | None},
     **{
@@ -154,7 +164,11 @@ def check_words(command: str, words: Sequence[Word]) -> None:
     ours = COMMANDS[command]
     for key, _ in words:
         head = re.split(r"[.@/]", key)[0]
-        theirs = [name for name, kinds in COMMANDS.items() if head in kinds and name != "tune"]
+        theirs = [
+            name
+            for name, kinds in COMMANDS.items()
+            if head in kinds and name not in ("tune", "advise")
+        ]
         if head not in ours and theirs:
             raise ValueError(
                 f"{command} has no setting {head}, which is one of {', '.join(theirs)}: leave it out"
@@ -292,6 +306,8 @@ class Checker:
             kinds = sampler_kinds(sampler["name"], sampler.get("scheduler"))
         kinds.pop("x0_variance", None)  # measured, and read from its file
         kinds["eps_scale"] = float | list[float]  # of every plan
+        if path != "sampler.":
+            kinds["spacing"] = Spacing  # of a row, where it is not that of all
         nullable = {option: kind | None for option, kind in kinds.items()}
         self.level(path, sampler, {"name": str, **nullable})
 
@@ -324,8 +340,12 @@ class Checker:
             )
 
     def experiment(self, experiment: Mapping[str, Any]) -> None:
-        if "tuning_samples" in experiment:
-            self.level("experiment.", experiment, TUNING, list(TUNING))
+        if "family" in experiment:
+            check_choice("experiment.family", experiment["family"], FAMILIES)
+            kinds = {**CONTEST, **FAMILIES[experiment["family"]]}
+            absent = {*MAY_BE_ABSENT, *({"num_samples"} if "against" in kinds else ())}
+            needed = [key for key in kinds if key not in absent]
+            self.level("experiment.", experiment, kinds, needed)
         else:
             self.level("experiment.", experiment, EXPERIMENT)
         for part in ("rows", "rivals"):

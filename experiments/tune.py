@@ -1,106 +1,132 @@
-"""Where to put the window of Mix++: candidates on tuning seeds, the winner confirmed on fresh ones.
+"""What samples best on a model: candidates on tuning seeds, the winner confirmed on fresh ones.
 
-All candidates of a step count see the same noise, and run as one tree.  A score on the seeds by which
-it was chosen flatters the winner: it is confirmed on others.
+All candidates of a step count see the same noise.  A score on the seeds by which it was chosen flatters the
+winner: it is confirmed on others, beside the named samplers.  Candidates are Mix++ with its window
+(`search_window`), or Mix*, whose every row has a share of noise of its own (`search_mixstar`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.records import check_results
-from eval.scoring import METRICS
+from eval.records import Record
 from eval.table import Table
-from experiments.config import (
-    Config,
-    evaluator_of,
-    load_backbone,
-    plain,
-    settings_of,
-    tracker_of,
-)
-from experiments.experiment import sample_columns
-from experiments.scorers import ImageScorer, placed
-from experiments.workers import connected, worker
-from sampling import count_calls, timesteps
+from experiments.config import Config
+from experiments.contest import Contest, rival
+from experiments.family import Family
+from experiments.race import Judge, ModelJudge, Sampler, best_of_groups, ranked
+from experiments.search import FINALISTS, Known, Search
+from sampling import Plan, timesteps
 
-Sampler = dict[str, Any]
-Samplers = Mapping[str, Sampler]
-# (samplers by name, number of samples, seed) -> their table, and the image calls that it takes
-Judge = Callable[[Samplers, int, int], tuple[Table, int]]
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was tried and chosen at one step count, the confirmation, and what both took."""
+    """What was tried and chosen at one step count, the confirmation, and what both took.
+
+    `tried` are the records of every candidate, on as many samples as it got.  The first row of `confirmed` is the
+    winner, whose numbers are `plan`.
+    """
 
     steps: int
     chosen: Sampler
-    tried: Table
+    tried: list[Record]
     confirmed: Table
     calls: int
+    plan: Plan | None = None
 
 
 def tune(cfg: Config) -> list[Tuned]:
-    """Choose Mix++'s window at every step count, and confirm it on fresh seeds.
+    """Choose the best candidate at every step count, and confirm it on fresh seeds.
 
-    Raises ValueError for settings that tuning does not take.
+    Raises ValueError for settings that tuning does not take, and for a budget that is too small.
     """
-    if cfg.stage != "all" or cfg.parts != 1 or (worker()[1] > 1 and not connected()):
-        raise ValueError("tuning is one process or torchrun: leave stage, part and parts")
-    if cfg.dry or cfg.render_only:
-        raise ValueError("what tuning samples depends on what it finds: leave dry and render_only")
-    if cfg.samplers:
-        raise ValueError("tuning has rivals instead: leave samplers=null, set experiment.rivals")
-    options = plain(cfg.experiment)
-    if "tuning_samples" not in options:
-        raise ValueError(f"{options['name']} is no experiment of tuning: choose tune or tune_small")
-    steps = options["steps"] if cfg.steps is None else plain(cfg.steps)
-    options["num_samples"] = cfg.num_samples or options["num_samples"]
-    check_results(Path(cfg.out))
-    backbone, scorer = load_backbone(cfg), ImageScorer(evaluator_of(cfg))
-    scorer.evaluator.check_media(backbone.media)
-    scores = scorer.evaluator.scores
-    if absent := sorted({options["metric"], *options["metrics"]} - {*scores, "label_agreement"}):
+    if cfg.experiment.get("family") not in ("window", "mixstar"):
         raise ValueError(
-            f"the protocol has no score {', '.join(absent)}: experiment.metric and "
-            f"experiment.metrics are among {', '.join(scores)}"
+            f"{cfg.experiment.name} is no experiment of tuning: choose tune, tune_small, tune_star or "
+            "tune_star_small"
         )
-    for n in (options["tuning_samples"], options["num_samples"]):
-        scorer.evaluator.check_size(n)
-    settings = settings_of(cfg, backbone, options["spacing"], "id")
-    tracker = tracker_of(cfg, f"{cfg.model.name}-{options['name']}")
-
-    def judge(steps: int, samplers: Samplers, n: int, seed: int) -> tuple[Table, int]:
-        column = replace(settings, seed=seed).column(samplers, steps, n)
-        if not sample_columns([column], backbone, tracker, worker()):
-            raise ValueError("others are sampling the same: wait for them and run this again")
-        records = placed(column.cells, scorer.score(column.cells))
-        return Table(records), count_calls(column.plans) * n
-
+    contest = Contest.of(cfg)
+    if contest.options["family"] == "mixstar":
+        return tune_mixstar(contest)
     tuned = []
-    for count in sorted([steps] if isinstance(steps, int) else steps):
-        grid = timesteps(backbone.schedule, count, options["spacing"])
-        tuned.append(search(options, count, grid, cfg.seed, partial(judge, count)))
+    for steps in contest.steps:
+        grid = timesteps(contest.backbone.schedule, steps, contest.options["spacing"])
+        found = search_window(contest.options, steps, grid, contest.seed, contest.judge(steps))
+        tuned.append(replace(found, plan=contest.cell("Tuned", found.chosen, steps).plan))
     return tuned
 
 
-def search(
+# --- Mix* ---------------------------------------------------------------------------------------
+
+
+def tune_mixstar(contest: Contest) -> list[Tuned]:
+    """Of every step count, the fewest first: its winner is a candidate of those that follow."""
+    contest.check_budget(_least)
+    tuned: list[Tuned] = []
+    known: list[tuple[Sequence[int], Array]] = []
+    for steps in contest.steps:
+        judge, limit = contest.judge(steps), contest.limit(steps)
+        grids = contest.grids_race(judge, limit - _least_search(contest, steps))
+        entrants = contest.entrants(steps)
+        rows = best_of_groups(grids, steps, contest.metric, rival).values()
+        rivals = {row: entrants[row] for row in sorted(rows, key=list(entrants).index)}
+        best = entrants[ranked(grids.rounds[0], steps, contest.metric)[0]]
+        grid = contest.grid(steps, best["spacing"])
+        search, winner = search_mixstar(contest, judge, grid, limit, known)
+        family, point = search.points[winner]
+        known.append((family.orders, point))
+        chosen = family.sampler(point)
+        n, seed = contest.options["num_samples"], contest.seed + 1
+        confirmed = judge.confirmed({"Mix*": chosen, **rivals}, n, seed)
+        tried = [*search.records.values(), *grids.records]
+        plan = contest.cell("Mix*", chosen, steps).plan
+        tuned.append(Tuned(steps, chosen, tried, confirmed, judge.calls, plan))
+    return tuned
+
+
+def search_mixstar(
+    contest: Contest, judge: ModelJudge, grid: NDArray[np.int64], limit: int, known: Known
+) -> tuple[Search, str]:
+    """The search, which begins on a grid and ends within `limit` calls; and the name of its winner."""
+    options, schedule = contest.options, contest.backbone.schedule_at(judge.steps)
+    families = [Family(schedule, judge.steps, tuple(orders)) for orders in options["orders"]]
+    final, rounds = options["finalist_samples"], contest.rounds
+    kept = FINALISTS * judge.steps * max(final - rounds[0], 0)
+    search = Search(families, judge, contest.metric, contest.seed, rounds, limit - kept)
+    search.start(options["starts"], grid, known)
+    search.evolve()
+    return search, search.finish(final)
+
+
+def _least_search(contest: Contest, steps: int) -> int:
+    """At most: the first round of the start, and the finalists."""
+    options = contest.options
+    entrants = len(options["orders"]) * (options["starts"] + 4)
+    return int(steps * (entrants * contest.rounds[0] + FINALISTS * options["finalist_samples"]))
+
+
+def _least(contest: Contest, judge: ModelJudge) -> int:
+    first = judge.cost(contest.entrants(judge.steps), contest.rounds[0], contest.seed)
+    return first + _least_search(contest, judge.steps)
+
+
+# --- Mix++'s window -----------------------------------------------------------------------------
+
+
+def search_window(
     options: Mapping[str, Any], steps: int, grid: NDArray[np.int64], seed: int, judge: Judge
 ) -> Tuned:
     """Search lo for every order and variance, then hi for the best of them; confirm.
 
     `options` are those of configs/experiment/tune.yaml.  `grid` are the timesteps that a sampler
-    visits, in decreasing order; windows end at them.  Raises ValueError for an unknown metric.
+    visits, in decreasing order; windows end at them.
     """
     metric = options["metric"]
-    if metric not in METRICS:
-        raise ValueError(f"unknown experiment.metric {metric!r}: choose {', '.join(METRICS)}")
     nodes, top = _some(grid, options["windows"]), int(grid[0]) + 1
     families = [
         {"name": "mixpp", "stochastic_order": a, "deterministic_order": b, "variance": v}
@@ -109,16 +135,15 @@ def search(
     ]
     n = options["tuning_samples"]
     candidates = _labelled([{**family, "lo": lo} for family in families for lo in [*nodes, top]])
-    tried, calls = judge(candidates, n, seed)
+    tried = judge.table(candidates, n, seed)
     best = candidates[tried.best(steps, metric)]
     windows = _labelled([{**best, "hi": hi} for hi in nodes if best["lo"] < hi < top])
     if windows:
-        more, more_calls = judge(windows, n, seed)
-        tried, calls = Table([*tried.records, *more.records]), calls + more_calls
+        tried = Table([*tried.records, *judge.table(windows, n, seed).records])
     chosen = {**candidates, **windows}[tried.best(steps, metric)]
     rivals = {"Tuned": chosen, **options["rivals"]}
-    confirmed, more_calls = judge(rivals, options["num_samples"], seed + 1)
-    return Tuned(steps, chosen, tried, confirmed, calls + more_calls)
+    confirmed = judge.confirmed(rivals, options["num_samples"], seed + 1)
+    return Tuned(steps, chosen, tried.records, confirmed, judge.calls)
 
 
 def _some(grid: NDArray[np.int64], count: int) -> list[int]:

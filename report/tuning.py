@@ -1,10 +1,13 @@
-"""What tuning found: the text of tuning.md."""
+"""What tuning found: the text of tuning.md, and the plans of the winners."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.records import Record, save_records
+import yaml
+
+from eval.records import Record, save_records, score
 from eval.scoring import METRICS
 from eval.table import Table, gain
 from eval.words import decimals, format_score, reference_words
@@ -12,42 +15,64 @@ from files.whole import write_text
 from report.formats import document, grid
 from report.words import differences_sentence
 
+FAMILIES = {
+    "window": "Mix++: SDE-DPM-Solver++ for lo <= t < hi, DPM-Solver++ elsewhere (orders of both given)",
+    "mixstar": "Mix*: a share of noise for every noise level, with its order, grid and scale of eps",
+}
+SHOWN = 30  # of the candidates, the best
+
 
 def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mapping[str, Any]) -> str:
-    """tuning.md and records.json; returns the text.
+    """tuning.md, records.json, and the plan of every winner; returns the text.
 
-    Each of `results` has `steps`, the options of the `chosen` sampler, the tables `tried` and
-    `confirmed` (whose first row is the chosen one) and the `calls` that both took.  `settings` has
-    the metric that chose, the metrics that are shown, the spacing and the model.
+    Each of `results` has `steps`, the options of the `chosen` sampler and its `plan`, records of what was
+    `tried`, the table `confirmed` (whose first row is the chosen one) and the `calls` that both took.
+    `settings` has the metric that chose, the metrics that are shown, the spacing, the family and the model.
     """
     record = results[0].confirmed.records[0]
     about = (
-        "Mix++: SDE-DPM-Solver++ for lo <= t < hi, DPM-Solver++ elsewhere (orders of both given); "
-        f"spacing {settings['spacing']}.  Protocol {record['protocol']}, extractor "
-        f"{record['extractor']}, {reference_words(record)}.  ± is half the 95% interval.  "
-        f"{differences_sentence(results[0].confirmed, settings['metric'])}"
+        f"{FAMILIES[settings['family']]}; spacing {settings['spacing']} where none is said.  Protocol "
+        f"{record['protocol']}, extractor {record['extractor']}, {reference_words(record)}.  ± is half the 95% "
+        f"interval.  {differences_sentence(results[0].confirmed, settings['metric'])}"
     )
-    parts = [f"# {title}", about, *(part for r in results for part in _section(r, settings))]
-    text = document(parts)
+    for result in results:
+        write_text(out / plan_name(result, settings), result.plan.to_json())
+    sections = [part for r in results for part in _section(r, settings, out)]
+    text = document([f"# {title}", about, *sections])
     write_text(out / "tuning.md", text)
-    save_records(out / "records.json", [r for result in results for r in _stored(result)])
+    save_records(out / "records.json", [record for result in results for record in _stored(result)])
     return text
 
 
-def _section(result: Any, settings: Mapping[str, Any]) -> list[str]:
+def plan_name(result: Any, settings: Mapping[str, Any]) -> str:
+    return f"{result.chosen['name']}-{settings['model']}-{result.steps}.json"
+
+
+def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:
     steps, metrics, metric = result.steps, settings["metrics"], settings["metric"]
-    rivals = result.confirmed.rows[1:]
+    winner, *rivals = result.confirmed.rows
     verdicts = [verdict(result.confirmed, row, steps, metric) for row in rivals]
+    path = out / plan_name(result, settings)
     return [
         f"## {steps} steps",
         f"Confirmed on fresh seeds, {result.confirmed.n(steps):,} samples:",
-        _scores(result.confirmed, steps, metrics),
-        "\n".join(f"- Tuned is {words}." for words in verdicts),
+        scores_grid(result.confirmed, steps, metrics),
+        "\n".join(f"- {winner} is {words}." for words in verdicts),
         f"All of this took {result.calls:,} image calls.  To use it:",
-        f"    {command(result, settings['model'], settings['spacing'])}",
-        f"Candidates on the tuning seeds, {result.tried.n(steps):,} samples each:",
-        _scores(result.tried, steps, metrics),
+        *lines_to_copy(result.chosen, steps, settings, path),
+        f"The best candidates on the tuning seed, of {len(result.tried)}:",
+        tried_grid(result.tried, metric),
     ]
+
+
+def tried_grid(records: Sequence[Record], metric: str) -> str:
+    """A Markdown table of candidates: those with most samples first, and of these the best."""
+    sign = 1 if METRICS[metric].lower_is_better else -1
+    scored = [(r["n"], score(r, metric), r["row"]) for r in records]
+    known = [(n, value, row) for n, value, row in scored if value is not None]
+    known.sort(key=lambda one: (-one[0], sign * one[1].value))
+    rows = [[row, f"{n:,}", format_score(metric, value)] for n, value, row in known[:SHOWN]]
+    return grid(["candidate", "N", METRICS[metric].title], rows)
 
 
 def verdict(confirmed: Table, rival: str, steps: int, metric: str) -> str:
@@ -60,14 +85,39 @@ def verdict(confirmed: Table, rival: str, steps: int, metric: str) -> str:
     )
 
 
-def command(result: Any, model: str, spacing: Any) -> str:
-    """The command that samples with what was chosen."""
-    options = " ".join(f"sampler.{k}={v}" for k, v in result.chosen.items() if k != "name")
-    spaced = "" if spacing == "even" else f"spacing={spacing} "
-    return f"python sample.py model={model} steps={result.steps} {spaced}sampler=mixpp {options}"
+def lines_to_copy(
+    sampler: Mapping[str, Any], steps: int, settings: Mapping[str, Any], path: Path
+) -> list[str]:
+    """How to use a sampler, or its plan at `path`, from the command line and in diffusers."""
+    return [
+        f"    {command(sampler, steps, settings)}\n"
+        f"    python sample.py model={settings['model']} sampler=plan sampler.path={path} steps=null",
+        "or in a pipeline of diffusers:",
+        f'    pipe.scheduler = PlanScheduler.from_json("{path}", like=pipe.scheduler)',
+    ]
 
 
-def _scores(table: Table, steps: int, metrics: Sequence[str]) -> str:
+def command(sampler: Mapping[str, Any], steps: int, settings: Mapping[str, Any]) -> str:
+    """The command that samples with it."""
+    chosen = {"spacing": settings["spacing"], **sampler}
+    spacing = chosen.pop("spacing")
+    words = [
+        f"sampler={chosen.pop('name')}",
+        *(f"sampler.{k}={_value(v)}" for k, v in chosen.items()),
+    ]
+    if spacing != "even":
+        words.insert(0, f"spacing={_value(spacing)}")
+    return f"python sample.py model={settings['model']} steps={steps} {shlex.join(words)}"
+
+
+def _value(value: Any) -> str:
+    """As a word of the command line has it."""
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
+    )
+
+
+def scores_grid(table: Table, steps: int, metrics: Sequence[str]) -> str:
     """A Markdown table of one step count: samplers x metrics."""
     rows = [
         [row, *(format_score(m, table.value(row, steps, m)) for m in metrics)] for row in table.rows
@@ -80,14 +130,13 @@ def _scores(table: Table, steps: int, metrics: Sequence[str]) -> str:
 
 
 def _stored(result: Any) -> list[Record]:
-    """The records of a result, each with what it was for."""
-    phases = {"tuning": result.tried, "fresh": result.confirmed}
+    return phased({"tuning": result.tried, "fresh": result.confirmed.records})
+
+
+def phased(phases: Mapping[str, Sequence[Record]]) -> list[Record]:
+    """Records for records.json, each with what it was for."""
     return [
-        {
-            "row": r["row"],
-            "phase": phase,
-            **{k: v for k, v in r.items() if k not in ("row", "steps")},
-        }
-        for phase, table in phases.items()
-        for r in table.records
+        {"row": r["row"], "phase": phase, **{k: v for k, v in r.items() if k != "row"}}
+        for phase, records in phases.items()
+        for r in records
     ]

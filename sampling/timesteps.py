@@ -18,7 +18,8 @@ AYS = {
     "ays_sdxl": (999, 845, 730, 587, 443, 310, 193, 116, 53, 13),
 }
 RHO = 7.0  # of Karras et al. (2022)
-CURVE = re.compile(r"karras\+(\d+(?:\.\d+)?)(?:\+(\d+(?:\.\d+)?))?")  # +rho, or +rho+shift
+NUMBER = r"\+(\d+(?:\.\d+)?)"
+CURVE = re.compile(rf"karras{NUMBER}(?:{NUMBER}(?:\+(\d+))?)?")  # +rho, +rho+shift, +rho+shift+end
 
 
 def timesteps(
@@ -48,6 +49,7 @@ def timesteps(
       `karras+5` is the same with rho = 5, where 1 is uniform in sigma and 1000 nearly `log_snr`.
       `karras+5+2` also moves u, which is 1 at T - 1 and 0 at 0, to shift u / (1 + (shift - 1) u) with a
       shift of 2, as flow matching moves its levels: above 1 more timesteps have much noise.
+      `karras+5+2+20` ends at timestep 20 and not at 0: what noise is left there goes in one jump.
     - `ays_sd`, `ays_sdxl`: the published 10-step lists of Align Your Steps, by timestep; other counts
       by interpolating log sigma linearly, as its authors advise.
     - sections, e.g. "90,60,60,20,20": T is cut into that many equal parts, from low to high
@@ -78,14 +80,14 @@ def _named(T: int, schedule: Schedule | None, steps: int | None, spacing: str) -
     if spacing not in known and not curve and not (name == "leading" and offset.isdecimal()):
         raise ValueError(
             f"unknown spacing {spacing!r}: choose one of {', '.join(known)}, leading+1, "
-            "karras+5+2 (a rho, a shift), sections such as '90,60,60,20,20' or an explicit list of timesteps"
+            "karras+5+2+20 (a rho, a shift, the last timestep), sections such as '90,60,60,20,20' or an explicit list of timesteps"
         )
     if steps is None or not 1 <= steps <= T:
         raise ValueError(f"steps must be between 1 and T = {T}, got {steps}")
     if spacing in NOISE_SPACINGS or curve:
         if schedule is None:
             raise ValueError(f"spacing={spacing} needs the noise schedule, not only T")
-        return _by_noise(schedule, steps, name, *_rho_and_shift(curve))
+        return _by_noise(schedule, steps, name, *_rho_shift_and_end(curve, T, steps))
     if spacing == "even":
         return _even(0, T, steps)[::-1].copy()
     if spacing == "ddim":
@@ -111,26 +113,35 @@ def _even(start: int, size: int, count: int) -> NDArray[np.int64]:
     return np.array(nodes, dtype=np.int64)
 
 
-def _rho_and_shift(curve: re.Match[str] | None) -> tuple[float, float]:
-    """Raises ValueError beyond what double precision makes a grid of."""
-    rho, shift = (float(v) for v in curve.groups("1")) if curve else (RHO, 1.0)
+def _rho_shift_and_end(
+    curve: re.Match[str] | None, T: int, steps: int | None
+) -> tuple[float, float, int]:
+    """Raises ValueError beyond what double precision makes a grid of, and for an end without room above."""
+    groups = curve.groups() if curve else (None, None, None)
+    rho, shift, end = (float(v) if v else d for v, d in zip(groups, (RHO, 1.0, 0), strict=True))
     if not 1 <= rho <= 1000 or not 0.01 <= shift <= 100:
         raise ValueError(
             "spacing=karras+RHO+SHIFT takes a rho of 1 to 1000 and a shift of 0.01 to 100, got "
             f"{rho:g} and {shift:g}: karras+7+1 is karras"
         )
-    return rho, shift
+    highest = T - (steps or 1)
+    if end > highest:
+        raise ValueError(
+            f"spacing=karras+RHO+SHIFT+END ends at timestep {end:g}, and {steps} steps have room above for "
+            f"ends of 0 to {highest}: lower it, as karras+{rho:g}+{shift:g}+{highest}"
+        )
+    return rho, shift, int(end)
 
 
 def _by_noise(
-    schedule: Schedule, steps: int, spacing: str, rho: float, shift: float
+    schedule: Schedule, steps: int, spacing: str, rho: float, shift: float, end: int
 ) -> NDArray[np.int64]:
     """`steps` timesteps whose noise levels are spaced as the name says."""
     log_sigma = np.log(schedule.noise_level)
     if not np.isfinite(log_sigma).all():
         raise ValueError(f"spacing={spacing} needs a schedule that keeps some signal everywhere")
     u = np.linspace(0, 1, steps)
-    high, low = log_sigma[-1], log_sigma[0]
+    high, low = log_sigma[-1], log_sigma[end]
     if spacing == "log_snr":
         wanted = high + u * (low - high)
     elif spacing == "karras":
@@ -148,7 +159,7 @@ def _by_noise(
     nearer = log_sigma[after] - wanted > wanted - log_sigma[after - 1]
     nodes = after - nearer
     for i in range(steps):  # distinct, and with room for those that follow
-        nodes[i] = max(nodes[i], steps - 1 - i)
+        nodes[i] = max(nodes[i], end + steps - 1 - i)
         if i:
             nodes[i] = min(nodes[i], nodes[i - 1] - 1)
     return nodes.astype(np.int64)

@@ -1,10 +1,11 @@
-"""Find Mix++'s window for a model, and confirm it on fresh seeds.
+"""Find the numbers of a sampler that are best for a model, and confirm them on fresh seeds.
 
-    python -m scripts.tune experiment=tune_small steps=10     # on digits; make tune
-    python -m scripts.tune model=adm_imagenet steps=25        # make tune MODEL=adm_imagenet
+    python -m scripts.tune experiment=tune_star_small steps=10     # Mix* on digits; make tune
+    python -m scripts.tune model=adm_imagenet steps=25             # make tune MODEL=adm_imagenet
+    python -m scripts.tune experiment=tune_small steps=10          # Mix++'s window
 
-Takes the settings of reproduce.py, and of configs/experiment/tune.yaml.  Writes tuning.md and
-records.json into out=DIR, with the line that samples with what was found.
+Takes the settings of reproduce.py, and of configs/experiment/tune_star.yaml or tune.yaml.  Writes tuning.md,
+records.json and the winner's plan into out=DIR, with the lines that sample with it.
 """
 
 from experiments.answers import answer

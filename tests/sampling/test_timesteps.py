@@ -201,7 +201,7 @@ def test_sections_go_from_low_to_high_timesteps_and_larger_parts_come_first():
         (
             25,
             "uniform",
-            "'uniform': choose one of even, linspace, ddim, leading, trailing, log_snr, karras, ays_sd, ays_sdxl, leading+1, karras+5+2 (a rho, a shift), sections such as",
+            "'uniform': choose one of even, linspace, ddim, leading, trailing, log_snr, karras, ays_sd, ays_sdxl, leading+1, karras+5+2+20 (a rho, a shift, the last timestep), sections such as",
         ),
         (25, "", "choose one of even, linspace, ddim, leading, trailing"),
         (None, "10,x", "sections must be integers separated by commas, got '10,x'"),

@@ -1,0 +1,218 @@
+"""What tuning and advice share: the model, what scores it, and the budget of every step count.
+
+Both sample as they go: which sampler is looked at next depends on the scores so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.records import Record, check_results
+from eval.scoring import METRICS, check_metrics
+from experiments.cells import Cell, Column, Model, Settings
+from experiments.config import (
+    Config,
+    evaluator_of,
+    load_backbone,
+    plain,
+    settings_of,
+    tracker_of,
+)
+from experiments.evaluate import Evaluator
+from experiments.experiment import able, sample_columns
+from experiments.race import ModelJudge, Race, Sampler, Samplers, race
+from experiments.scorers import ImageScorer, placed
+from experiments.workers import connected, worker
+from sampling import timesteps
+from sampling.options import check_choice
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A model with what scores its samples.  `options` are those of the experiment, in their final state."""
+
+    options: Options
+    seed: int
+    settings: Settings
+    evaluator: Evaluator
+    cfg: Config
+
+    @staticmethod
+    def of(cfg: Config, model: Model | None = None) -> Contest:
+        """Of the config's model, unless it is loaded.  Raises ValueError for settings that a contest does not take."""
+        if cfg.stage != "all" or cfg.parts != 1 or (worker()[1] > 1 and not connected()):
+            raise ValueError("this is one process or torchrun: leave stage, part and parts")
+        if cfg.dry or cfg.render_only:
+            raise ValueError(
+                "what this samples depends on what it finds: leave dry and render_only"
+            )
+        if cfg.samplers:
+            raise ValueError("leave samplers=null: the rivals are set as experiment.rivals")
+        options = {**plain(cfg.experiment)}
+        for key in ("steps", "num_samples"):
+            if key == "num_samples" and key not in options:
+                continue
+            options[key] = options[key] if cfg[key] is None else plain(cfg[key])
+        check_choice("experiment.metric", options["metric"], METRICS)
+        check_results(Path(cfg.out))
+        backbone, evaluator = model or load_backbone(cfg), evaluator_of(cfg)
+        evaluator.check_media(backbone.media)
+        wanted = {options["metric"], *check_metrics(options["metrics"])}
+        if absent := sorted(wanted - {*evaluator.scores, "label_agreement"}):
+            raise ValueError(
+                f"the protocol has no score {', '.join(absent)}: experiment.metric and "
+                f"experiment.metrics are among {', '.join(evaluator.scores)}"
+            )
+        settings = settings_of(cfg, backbone, options["spacing"], "id")
+        contest = Contest(options, cfg.seed, settings, evaluator, cfg)
+        for n in contest.sizes:
+            evaluator.check_size(n)
+        return contest
+
+    @property
+    def backbone(self) -> Model:
+        return self.settings.backbone
+
+    @property
+    def metric(self) -> str:
+        return str(self.options["metric"])
+
+    @property
+    def steps(self) -> list[int]:
+        """The step counts, ascending."""
+        steps = self.options["steps"]
+        return sorted([steps] if isinstance(steps, int) else steps)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Every number of samples that is scored, but for the rounds of a race."""
+        names = ("tuning_samples", "finalist_samples", "num_samples")
+        return [self.options[name] for name in names if name in self.options]
+
+    def judge(self, steps: int) -> ModelJudge:
+        return ModelJudge(self.settings, steps, self._quick, self._full)
+
+    @property
+    def rounds(self) -> list[int]:
+        """The samples of each round, of the numbers of experiment.rounds those that are enough for the score.
+
+        Raises ValueError if none is.
+        """
+        rounds: list[int] = self.options["rounds"]
+        enough = [n for n in rounds if self._is_enough(n)]
+        if not enough:
+            self._decider.evaluator.check_size(rounds[-1])
+        return enough
+
+    def limit(self, steps: int) -> int:
+        """The image calls that a step count may take: all as many, and of advice as many images each."""
+        if self.options["family"] == "named":
+            return self.budget * steps // sum(self.steps)
+        return self.budget // len(self.steps)
+
+    @property
+    def budget(self) -> int:
+        return budget_of(self.cfg)
+
+    def check_budget(self, least: Callable[[Contest, ModelJudge], int]) -> None:
+        """Raise ValueError unless every step count's share of the budget covers the least that it takes."""
+        needed = max(
+            least(self, self.judge(steps)) * self.budget / max(self.limit(steps), 1)
+            for steps in self.steps
+        )
+        if needed > self.budget:
+            raise ValueError(
+                f"budget={self.budget} image calls are too few for these step counts, rivals and rounds: give "
+                f"budget={float(f'{1.05 * needed:.2g}'):.0f} or more, or fewer of them"
+            )
+
+    def _is_enough(self, n: int) -> bool:
+        try:
+            self._decider.evaluator.check_size(n)
+        except ValueError:
+            return False
+        return True
+
+    def cell(self, row: str, sampler: Sampler, steps: int) -> Cell:
+        """The winner's, with its plan."""
+        return self.settings.cell(row, sampler, steps, 1)
+
+    def grid(self, steps: int, spacing: Any) -> NDArray[np.int64]:
+        """Its timesteps; none where the levels are the model's own."""
+        if self.backbone.schedule.straight is not None:
+            return np.empty(0, np.int64)
+        return timesteps(self.backbone.schedule, steps, spacing)
+
+    # --- rivals -----------------------------------------------------------------------------
+
+    def entrants(self, steps: int) -> Samplers:
+        """Every rival that the model can do, on every grid: "DDIM, karras".
+
+        One that says its own spacing has that alone; so has every one on a path whose levels are its model's.
+        """
+        rivals = able(self.settings, self.options["rivals"], steps)
+        grids = self.options["grids"] if self.backbone.schedule.straight is None else ["even"]
+        return {
+            f"{row}{GRID}{spacing}": {**sampler, "spacing": spacing}
+            for row, sampler in rivals.items()
+            for spacing in ([sampler["spacing"]] if sampler.get("spacing") else grids)
+        }
+
+    def grids_race(self, judge: ModelJudge, limit: int) -> Race:
+        """Every rival on its grids, those of one rival against each other."""
+        return race(
+            self.entrants(judge.steps),
+            judge,
+            self.rounds,
+            metric=self.metric,
+            steps=judge.steps,
+            seed=self.seed,
+            limit=limit,
+            group=rival,
+        )
+
+    # --- sampling and scoring ---------------------------------------------------------------
+
+    def _quick(self, column: Column) -> list[Record]:
+        """The deciding score alone."""
+        return self._records(column, self._decider)
+
+    def _full(self, column: Column) -> list[Record]:
+        return self._records(column, ImageScorer(self.evaluator))
+
+    @cached_property
+    def _decider(self) -> ImageScorer:
+        if self.metric not in self.evaluator.scores:
+            return ImageScorer(self.evaluator)
+        return ImageScorer(evaluator_of(self.cfg, [self.metric]))
+
+    def _records(self, column: Column, scorer: ImageScorer) -> list[Record]:
+        if not sample_columns([column], self.backbone, self.tracker, worker()):
+            raise ValueError("others are sampling the same: wait for them and run this again")
+        return placed(column.cells, scorer.score(column.cells))
+
+    @cached_property
+    def tracker(self) -> Any:
+        return tracker_of(self.cfg, f"{self.cfg.model.name}-{self.options['name']}")
+
+
+def budget_of(cfg: Config) -> int:
+    """The image calls of all step counts."""
+    return int(cfg.experiment.budget if cfg.budget is None else cfg.budget)
+
+
+GRID = ", "  # between a rival's name and its grid
+
+
+def rival(row: str) -> str:
+    """The rival's name, of a row that also names its grid."""
+    return row.rpartition(GRID)[0]
