@@ -12,7 +12,7 @@ SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
 OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
+.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 advise tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render train-digits bench check clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -108,8 +108,11 @@ figure6: .venv/installed ## frames of Open-Sora as shipped and of Mix, prompt by
 figure7: .venv/installed ## as figure6, with the cactus
 	$(PY) reproduce.py experiment=figure7 $(OF_MODEL) $(ARGS)
 
-tune: .venv/installed ## find Mix++'s window for a model, MODEL=digits by default (20 minutes)
-	$(PY) -m scripts.tune experiment=tune$(SMALL_UNLESS_OTHER) $(OF_MODEL) $(ARGS)
+advise: .venv/installed ## which sampler at how many calls, on MODEL or digits: ARGS='budget=200000' (20 minutes)
+	$(PY) -m scripts.advise $(OF_MODEL) $(ARGS)
+
+tune: .venv/installed ## find the numbers of Mix* for MODEL or digits, and confirm them (hours)
+	$(PY) -m scripts.tune experiment=tune_star$(SMALL_UNLESS_OTHER) $(OF_MODEL) $(ARGS)
 
 slurm-table1: .venv/installed ## submit table1 to SLURM (docs/scaling.md): ARGS='parts=16', ARGS=--dry
 	$(PY) -m scripts.slurm experiment=table1$(OWN) $(OF_MODEL) $(ARGS)

@@ -44,13 +44,14 @@ from experiments.config import composed, run_command
 from files.places import ROOT
 from models.adm.networks import Options as Network
 from sampling.samplers import SAMPLERS
-from scripts import train, tune
+from scripts import advise, train, tune
 
 MAINS = {
     "sample": sample.main,
     "evaluate": evaluate.main,
     "reproduce": reproduce.main,
     "tune": tune.main,
+    "advise": advise.main,
     "train": train.main,
 }
 FEW = ["metrics.options.kid_subset_size=50", "metrics.options.bootstrap=3", "num_samples=70"]
@@ -67,6 +68,7 @@ BASES = [
     ("reproduce", ["experiment=table1_small", *TABLE, "model.precision=fp32"]),
     ("reproduce", ["experiment=figure4_small", *TABLE]),
     ("reproduce", ["experiment=figure2_small", *DIGITS]),
+    ("advise", [*DIGITS, *FEW, "steps=3", "budget=20000", "experiment.rounds=[70]"]),
     ("tune", ["experiment=tune_small", *DIGITS, *FEW, "steps=3", "experiment.tuning_samples=70"]),
     ("train", ["model=digits"]),
     ("train", ["model=digits", "what=classifier"]),

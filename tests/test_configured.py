@@ -252,8 +252,8 @@ experiment:
               Mix 458: { name: mix, cutoff: 458 }, Mix 541: { name: mix, cutoff: 541 },
               Mix 666: { name: mix, cutoff: 666 }, Mix 791: { name: mix, cutoff: 791 } } }
   tune: &tune
-    { model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, steps: [10, 25],
-      num_samples: 10000, tuning_samples: 5000, spacing: even, label: null, metric: fid,
+    { family: window, model: adm_imagenet, metrics of: adm, reference: adm_imagenet256,
+      steps: [10, 25], num_samples: 10000, tuning_samples: 5000, spacing: even, label: null, metric: fid,
       metrics: [fid, is], windows: 12, orders: [[1, 1], [2, 2]], variances: [fixed_small],
       rivals: { Mix (paper): *mix, Skipped-Step: *skipped, DDIM: *ddim,
                 DPM-Solver++(2M): { name: dpmpp } } }
@@ -264,6 +264,28 @@ experiment:
   study_cifar10: { <<: *study, <<: *natural, steps: [25, 10, 5], num_samples: 5000 }
   tune_small: { <<: *tune, num_samples: 4000, tuning_samples: 1000,
                 metrics: [fid, is, kid, precision, recall] }
+  # On seed 10: the windows of Mix++ among the rivals were chosen on seed 0
+  tune_star: &tune_star
+    { family: mixstar, model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, steps: [10, 25],
+      num_samples: 10000, budget: 10000000, rounds: [1000, 2000, 5000], finalist_samples: 10000,
+      starts: 8, orders: [[2], [3], [1, 2]], spacing: even, grids: [even, log_snr, karras], label: null,
+      metric: fid, metrics: [fid, is],
+      rivals: &named { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
+                       ER-SDE: { name: er_sde } } }
+  tune_star_small:
+    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 3500000,
+      rounds: [256, 512, 1024], finalist_samples: 2000, precision: bf16, model.precision: bf16, batch_size: 128,
+      metrics: *all,
+      rivals: { <<: *named, DDPM: *learned, Heun: { name: heun }, iPNDM: { name: ipndm },
+                Mix++ 166..624: { name: mixpp, lo: 166, hi: 624 },
+                "Mix++ 444..": { name: mixpp, lo: 444 } } }
+  advise:
+    { <<: *small, family: named, steps: [5, 10, 25, 50], budget: 1500000,
+      rounds: [256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],
+      against: { sampler: *skipped, steps: 250, num_samples: 2000 }, metric: fid,
+      metrics: [is, fid, kid, precision, recall],
+      rivals: { <<: *second, UniPC: { name: unipc }, SA-Solver: { name: sa_solver }, DDIM: *ddim,
+                Skipped-Step: *skipped, Mix: *mix } }
 """)
 for name in EXPECTED["experiment"]:
     if name.endswith(("_small", "_full")):  # the sizes of a laptop
@@ -372,10 +394,13 @@ def test_commands(command, words):
 @pytest.mark.parametrize("name", EXPECTED["experiment"])
 def test_experiments(name, monkeypatch):
     monkeypatch.setattr(configuration, "has_bf16", lambda device: True)
-    cfg = composition("tune" if name.startswith("tune") else "reproduce", f"experiment={name}")
+    command = {"tune": "tune", "advise": "advise"}.get(name.partition("_")[0], "reproduce")
+    cfg = composition(command, f"experiment={name}")
+    cfg.pop("budget", None)
     decided, model = cfg["experiment"], cfg["model"]["name"]
     own, title, paper = (decided.pop(key, None) for key in ("name", "title", "paper"))
-    assert own == name.removesuffix("_small").removesuffix("_cifar10") and title
+    names = {"advise": "advice"}
+    assert own == names.get(name, name.removesuffix("_small").removesuffix("_cifar10")) and title
     assert paper in (None, f"results/paper/{own.partition('_')[0]}.yaml")
     # What it changes of the command's settings, of its model and of its protocol.
     follows = {"label": decided["label"], "prompts": decided.get("prompts")}

@@ -36,13 +36,14 @@ from experiments.config import composed, plain
 from experiments.help import FLAGS, help_text, sections
 from experiments.settings import (
     COMMANDS,
+    CONTEST,
     EXPERIMENT,
+    FAMILIES,
     GIVEN,
     GUIDANCE,
     LOGGERS,
     METRICS,
     REFERENCE,
-    TUNING,
     Group,
     callable_at,
 )
@@ -50,11 +51,11 @@ from models.adm.cards import card_names, read_card
 from models.trainer import ClassifierRecipe, Recipe, Saving
 from sampling.borrowed import sampler_kinds
 from sampling.options import kinds_of
-from scripts import train, tune
+from scripts import advise, train, tune
 
 MODULES = {
     **{"sample": sample, "evaluate": evaluate, "reproduce": reproduce},
-    **{"train": train, "tune": tune},
+    **{"train": train, "tune": tune, "advise": advise},
 }
 GROUPS = [
     "model",
@@ -101,13 +102,22 @@ def understood(group: str, name: str) -> set[str]:
     if group == "reference":
         return {key for key, kind in REFERENCE.items() if kind != Group}
     if group == "experiment":
-        return set(TUNING if name.startswith("tune") else EXPERIMENT)
+        command = command_of(name)
+        if command == "reproduce":
+            return set(EXPERIMENT)
+        kinds = {**CONTEST, **FAMILIES[composed(command, f"experiment={name}").experiment.family]}
+        return {*kinds} - ({"num_samples"} if command == "advise" else set())
     if group == "training":
         parts = {"unet": Recipe, "saving": Saving, "classifier_recipe": ClassifierRecipe}
         return {f"{k}.{key}" for k, part in parts.items() for key in kinds_of(part)} - {
             "saving.folder"
         }
     return set({"guidance": GUIDANCE, "logger": LOGGERS}[group][name]) - {"name"}
+
+
+def command_of(experiment):
+    commands = {"tune": "tune", "advise": "advise"}
+    return commands.get(experiment.partition("_")[0], "reproduce")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -155,7 +165,7 @@ def test_a_sentence_stands_in_one_place():
 
 @pytest.mark.parametrize("experiment", options_of("experiment"))
 def test_defaults_are_those_of_the_composed_config(experiment):
-    command = "tune" if experiment.startswith("tune") else "reproduce"
+    command = command_of(experiment)
     cfg = plain(composed(command, f"experiment={experiment}"))
     shown = [s for part in sections(command, [f"experiment={experiment}"]).values() for s in part]
     for setting in shown:

@@ -24,13 +24,13 @@ from conftest import FEW, ROOT
 import evaluate
 import reproduce
 import sample
-from scripts import check, train, tune
+from scripts import advise, check, train, tune
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS = {"sample.py": sample, "evaluate.py": evaluate, "reproduce.py": reproduce}
 # Their docstrings are the examples of --help.
 HELP = [ROOT / name for name in COMMANDS]
-OF_HYDRA = {"scripts.train": train, "scripts.tune": tune}
+OF_HYDRA = {"scripts.train": train, "scripts.tune": tune, "scripts.advise": advise}
 STARTS = (
     r"(OMP_NUM_THREADS=\d+ )?(python|\.venv/bin/python|make|torchrun|srun|wandb|pip|skipped-step) "
 )
@@ -45,6 +45,24 @@ FEWER = [
 ]
 # The first pattern that fits a line says at which size it is tried here.
 SMALL = {
+    r"scripts\.advise.*model=diffusers": [
+        "model.id=DIR",
+        "steps=2",
+        "experiment.rounds=[4]",
+        "experiment.against={sampler:{name:skipped},steps:4,num_samples:4}",
+    ],
+    r"scripts\.advise": [
+        *SMALL_TABLE[:-3],
+        "steps=2",
+        "budget=4000",
+        "experiment.rounds=[70]",
+        "experiment.grids=[even]",
+    ],
+    r"scripts\.tune.*(tune_star|adm_imagenet)": [
+        *SMALL_TABLE[:-2],
+        *("steps=2", "budget=9000", "experiment.rounds=[70]", "experiment.finalist_samples=70"),
+        *("experiment.starts=1", "experiment.orders=[[2]]", "experiment.grids=[even]"),
+    ],
     r"scripts\.tune": [
         *SMALL_TABLE[:-2],
         "experiment.windows=2",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import numpy as np
-import pytest
 from conftest import FEW, done, refused
 
 import sample
 from eval.table import Table
-from experiments.tune import Tuned, search
+from experiments.tune import Tuned, search_window
 from report.tuning import command as command_of
 from report.tuning import verdict
-from scripts import tune
+from scripts import advise, tune
 
 EXPERIMENT = {
     "metric": "fid",
@@ -32,20 +33,23 @@ def record(row, n=10, **scores):
     return {"row": row, "steps": 5, "n": n, "scores": scores, "floor": None}
 
 
-def judged_by(quality, metric="fid"):
-    """A judge whose scores are a made-up function of the sampler, and what it was asked."""
-    asked = []
+class Judge:
+    """One whose scores are a made-up function of the sampler, and which keeps what it was asked."""
 
-    def judge(samplers, n, seed):
-        asked.append((list(samplers.values()), n, seed))
-        rows = [record(row, n, **{metric: quality(s)}) for row, s in samplers.items()]
-        return Table(rows), 100 * len(samplers)
+    def __init__(self, quality, metric="fid"):
+        self.quality, self.metric, self.asked, self.calls = quality, metric, [], 0
 
-    return judge, asked
+    def table(self, samplers, n, seed):
+        self.asked.append((list(samplers.values()), n, seed))
+        self.calls += 100 * len(samplers)
+        rows = [record(row, n, **{self.metric: self.quality(s)}) for row, s in samplers.items()]
+        return Table(rows)
+
+    confirmed = table
 
 
 def searched(judge, seed=0, **options) -> Tuned:
-    return search({**EXPERIMENT, **options}, 5, GRID, seed, judge)
+    return search_window({**EXPERIMENT, **options}, 5, GRID, seed, judge)
 
 
 def distance(sampler):
@@ -57,16 +61,16 @@ def distance(sampler):
 
 
 def test_finds_both_ends_and_confirms_on_the_next_seed():
-    judge, asked = judged_by(distance)
+    judge = Judge(distance)
     tuned = searched(judge, seed=7)
     chosen = {"lo": 250, "hi": 750, "stochastic_order": 2}
     assert {key: tuned.chosen[key] for key in chosen} == chosen
-    first, second, fresh = asked
+    first, second, fresh = judge.asked
     assert len(first[0]) == 2 * 6 and first[1:] == (10, 7)
     assert [s["hi"] for s in second[0]] == [500, 750, 999] and second[1:] == (10, 7)
     assert fresh[0] == [tuned.chosen, {"name": "mix", "cutoff": 291}] and fresh[1:] == (20, 8)
     assert tuned.calls == 100 * (12 + 3 + 2)
-    line = command_of(tuned, "digits", "even")
+    line = command_of(tuned.chosen, 5, {"model": "digits", "spacing": "even"})
     assert line.startswith("python sample.py model=digits steps=5 sampler=mixpp ")
     assert "sampler.lo=250" in line and "sampler.hi=750" in line
     said = verdict(tuned.confirmed, "Mix (paper)", 5, "fid")
@@ -77,12 +81,10 @@ def test_a_window_with_one_side_and_scores_where_higher_is_better():
     def only_lo(sampler):
         return 10 - abs(sampler.get("lo", 0) - 500) / 100 - (sampler.get("hi") is not None)
 
-    judge, _ = judged_by(only_lo, "is")
+    judge = Judge(only_lo, "is")
     tuned = searched(judge, metric="is")
     assert tuned.chosen["lo"] == 500 and tuned.chosen.get("hi") is None
     assert verdict(tuned.confirmed, "Mix (paper)", 5, "is").startswith("better than")
-    with pytest.raises(ValueError, match=r"unknown experiment\.metric 'fdi'"):
-        searched(judge, metric="fdi")
 
 
 def test_differences_within_the_interval_decide_nothing():
@@ -97,7 +99,7 @@ def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
     out = done(command(tune, *words))
     text = (tmp_path / "out/tuning.md").read_text()
     assert text.strip() in out and "image calls.  To use it" in text
-    (line,) = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
+    line, of_plan = [row.strip() for row in text.splitlines() if row.startswith("    python ")]
     stored = json.loads((tmp_path / "out/records.json").read_text())
     fresh = [r for r in stored if r["phase"] == "fresh"]
     rivals = ["Mix (paper)", "Skipped-Step", "DDIM", "DPM-Solver++(2M)"]
@@ -107,5 +109,85 @@ def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
     done(command(sample, *line.split()[2:], "num_samples=2", "out=again"))
     config = json.loads((tmp_path / "again/manifest.json").read_text())["config"]
     assert config["sampler"] == fresh[0]["cell"]["config"]["sampler"]
+    done(command(sample, *of_plan.split()[2:], "num_samples=2", "out=plan"))
+    assert same_pictures(tmp_path / "again", tmp_path / "plan")
     for word in ("dry=true", "render_only=true", "parts=2", "stage=sample"):
         refused(command(tune, *words, word), "leave")
+
+
+STAR = [
+    *("experiment=tune_star_small", "steps=2", "num_samples=70", *FEW, "out=out", "label=balanced"),
+    *("model.checkpoint=unet-1000", "model.precision=fp32", "experiment.rounds=[70]"),
+    *("experiment.finalist_samples=70", "experiment.starts=1", "experiment.orders=[[2]]"),
+    *("experiment.grids=[even,karras]", "budget=5000"),
+    *(f"~experiment.rivals.{row}" for row in ("UniPC", "DEIS", "SA-Solver", "Heun", "iPNDM")),
+]
+
+
+def test_mixstar_from_the_command_line_and_every_line_that_it_prints(command, tmp_path):
+    text = done(command(tune, *STAR))
+    assert (tmp_path / "out/tuning.md").read_text().strip() in text
+    by_hand, of_plan = [
+        row.strip() for row in text.splitlines() if row.startswith("    python sample.py")
+    ]
+    stored = json.loads((tmp_path / "out/records.json").read_text())
+    fresh = [r for r in stored if r["phase"] == "fresh"]
+    rivals = {r["row"].partition(",")[0] for r in fresh[1:]}
+    assert fresh[0]["row"] == "Mix*" and {"Mix", "DDIM", "DDPM", "Skipped-Step"} < rivals
+    assert {r["cell"]["config"]["seed"] for r in fresh} == {11}
+    assert {r["cell"]["config"]["seed"] for r in stored if r["phase"] == "tuning"} == {10}
+    few = ["num_samples=3", "seed=5", "model.checkpoint=unet-1000"]
+    for line, out in ((by_hand, "numbers"), (of_plan, "plan")):
+        done(command(sample, *shlex.split(line)[2:], *few, f"out={out}"))
+    assert same_pictures(tmp_path / "numbers", tmp_path / "plan")
+    assert 'PlanScheduler.from_json("out/mixstar-digits-2.json"' in text
+    # Again, it finds everything sampled and says the same, byte for byte.
+    there = [(tmp_path / "out" / name).read_bytes() for name in ("records.json", "tuning.md")]
+    again = command(tune, *STAR)
+    assert done(again) and there == [
+        (tmp_path / "out" / name).read_bytes() for name in ("records.json", "tuning.md")
+    ]
+    refused(command(tune, *STAR, "budget=100"), "are too few")
+    remedy = re.search(r"give (budget=\d+) or more", command(tune, *STAR, "budget=100")[2])
+    done(command(tune, *STAR, remedy[1]))
+
+
+ADVICE = [
+    *("steps=2", *FEW, "model.checkpoint=unet-1000", "experiment.rounds=[70,140]", "out=out"),
+    *("experiment.grids=[even,karras]", "budget=6000"),
+    *(f"~experiment.rivals.{row}" for row in ("UniPC", "SA-Solver")),
+]
+
+
+def test_advice_from_the_command_line(command, tmp_path):
+    text = done(command(advise, *ADVICE))
+    assert (tmp_path / "out/advice.md").read_text().strip() in text
+    head, table = text.split("| Calls |")
+    best = table.splitlines()[2].split("|")[2].strip()
+    assert "of seeds that chose nothing" in head and "many steps" not in head
+    lines = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
+    few = ["num_samples=3", "seed=5", "model.checkpoint=unet-1000"]
+    for line, out in zip(lines, ("numbers", "plan"), strict=True):
+        done(command(sample, *shlex.split(line)[2:], *few, f"out={out}"))
+    assert same_pictures(tmp_path / "numbers", tmp_path / "plan")
+    stored = json.loads((tmp_path / "out/records.json").read_text())
+    raced = {r["row"]: r for r in stored if r["phase"] == "race"}
+    fresh = {r["row"]: r for r in stored if r["phase"] == "fresh"}
+    assert len(raced) == 5 * 2 and best in fresh and "DDIM, even" in fresh
+    most = max(r["n"] for r in raced.values())
+    scores = {row: r["scores"]["fid"]["value"] for row, r in raced.items() if r["n"] == most}
+    assert best == min(scores, key=scores.get)
+    spent = int(re.search(r"took ([\d,]+) image calls", text)[1].replace(",", ""))
+    assert spent <= 6000
+    refused(command(advise, "experiment=tune_small", "steps=2"), "choose advise")
+
+
+def test_advice_without_real_images_is_against_many_steps_of_the_model(command, tmp_path):
+    few = ["experiment.against.num_samples=100", "experiment.against.steps=4", "reference=none"]
+    text = done(command(advise, *ADVICE, *few))
+    assert "There were no real images" in text and "reference `itself` (100 images" in text
+    refused(command(advise, *ADVICE, *few, "budget=700"), "experiment.against.num_samples=87")
+
+
+def same_pictures(one, other):
+    return np.array_equal(*(np.load(folder / "samples.npz")["arr_0"] for folder in (one, other)))

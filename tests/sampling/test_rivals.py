@@ -234,7 +234,15 @@ def test_spacing_mistakes():
     for spacing in ("karras+0.9", "karras+1001+1", "karras+7+0", "karras+7+101"):
         with pytest.raises(ValueError, match=r"rho of 1 to 1000 and a shift.*karras\+7\+1 is"):
             timesteps(LINEAR, 10, spacing)
-    for spacing in ("karras+", "karras+7+", "karras+-1", "karras+7+1+1+1", "karras+7+1+0.5", "log_snr+7", "karras+1e2"):
+    for spacing in (
+        "karras+",
+        "karras+7+",
+        "karras+-1",
+        "karras+7+1+1+1",
+        "karras+7+1+0.5",
+        "log_snr+7",
+        "karras+1e2",
+    ):
         with pytest.raises(ValueError, match=r"unknown spacing .*karras\+5\+2"):
             timesteps(LINEAR, 10, spacing)
     with pytest.raises(ValueError, match="needs the noise schedule"):
