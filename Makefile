@@ -137,6 +137,11 @@ DIAL = $(PY) reproduce.py -m experiment=study_dial \
     model.checkpoint=unet-1000,unet-3000,unet-6500,exact
 PAIRS = $(PY) reproduce.py experiment=compare model=digits 'samplers=[mix,ddim,skipped]' \
     'steps=[10,25,50]' num_samples=1000 seed=2 out=results/digits/pairs
+TUNED = $(PY) -m scripts.tune experiment=tune_star_small
+# On networks of other error, with fewer rivals.
+OTHER = model.precision=fp32 steps=10 num_samples=2000 budget=500000 \
+    $(patsubst %,'~experiment.rivals.%',DDPM Mix UniPC DEIS SA-Solver ER-SDE Heun iPNDM 'Mix++ 166..624' 'Mix++ 444..')
+SCALE = $(PY) reproduce.py experiment=study_scale
 NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 
 study: .venv/installed ## all samplers on digits from 5 to 100 calls, and why: docs/study.md (three hours)

@@ -99,7 +99,7 @@ class Contest:
         return [self.options[name] for name in names if name in self.options]
 
     def judge(self, steps: int) -> ModelJudge:
-        return ModelJudge(self.settings, steps, self._quick, self._full)
+        return ModelJudge(self.settings, steps, self.metric, self._quick, self._full)
 
     @property
     def rounds(self) -> list[int]:
@@ -162,7 +162,7 @@ class Contest:
         rivals = able(self.settings, self.options["rivals"], steps)
         grids = self.options["grids"] if self.backbone.schedule.straight is None else ["even"]
         return {
-            f"{row}{GRID}{spacing}": {**sampler, "spacing": spacing}
+            f"{row}{GRID}{_word(spacing)}": {**sampler, "spacing": spacing}
             for row, sampler in rivals.items()
             for spacing in ([sampler["spacing"]] if sampler.get("spacing") else grids)
         }
@@ -211,6 +211,10 @@ def budget_of(cfg: Config) -> int:
 
 
 GRID = ", "  # between a rival's name and its grid
+
+
+def _word(spacing: Any) -> str:
+    return spacing if isinstance(spacing, str) else "-".join(map(str, spacing))
 
 
 def rival(row: str) -> str:

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, Protocol
 from eval.records import Record
 from eval.scoring import METRICS
 from eval.table import VERDICTS, Table, gain
+from eval.words import format_score
 from experiments.cells import Column, Settings, network_calls
+from experiments.workers import say
 from sampling import Plan
 
 Sampler = dict[str, Any]
@@ -48,6 +50,7 @@ class ModelJudge:
 
     settings: Settings
     steps: int
+    metric: str
     quick: Callable[[Column], Sequence[Record]]
     full: Callable[[Column], Sequence[Record]]
     calls: int = 0
@@ -76,6 +79,11 @@ class ModelJudge:
         table = Table(score(column))
         for cell in column.cells:
             self._seen[cell.digest, seed] = max(n, self._seen.get((cell.digest, seed), 0))
+        best = table.best(self.steps, self.metric)
+        score = format_score(self.metric, table.score(best, self.steps, self.metric))
+        say(
+            f"{self.steps} steps, {self.calls:,} image calls so far: the best of these is {best} ({score})"
+        )
         return table
 
     def _column(self, samplers: Samplers, n: int, seed: int) -> Column:

@@ -7,27 +7,35 @@ in braces that is filled here; a claim begins with one that says so if the recor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from eval.records import Record
 from eval.scoring import METRICS
 from eval.table import Row, Table, cutoff, gain
 from eval.words import format_score
-from models.digits.data import load_images, to_model_range
+from report import study_fresh
 from report.formats import bold, grid, score_grid
 from report.paper import Paper
+from report.study_fresh import NETWORKS, Fresh
+from report.study_theory import (
+    SCHEDULE,
+    SMALL_ERROR,
+    BySteps,
+    Theory,
+    ahead,
+    claim,
+    lowest,
+    place,
+    slots_of_errors,
+    slots_of_ranks,
+)
 from report.words import differences_sentence, listed, scored_sentence
-from sampling import Plan, Schedule, ddim, mix, skipped, timesteps
-from sampling.borrowed import sampler_at
-from sampling.gaussian import gaussian_frechet
 
 WINDOWS = {  # of Mix++, by the spacing and the number of steps for which they were tuned
     "even": {10: "Mix++ 444..", 25: "Mix++ 166..624"},
@@ -35,13 +43,10 @@ WINDOWS = {  # of Mix++, by the spacing and the number of steps for which they w
 }
 RIVALS = ("DPM", "SDE", "UniPC", "DEIS", "SA", "Heun")  # how their rows begin
 CHECKPOINTS = ("unet-1000", "unet-3000", "unet-6500", "exact")
-ERRORS = (0.0, 0.0025, 0.005, 0.01, 0.02, 0.05)  # of the score in the closed form
-SMALL_ERROR = 0.005  # the one at which it orders the samplers as the paper's Table 1 does
-ORDERED = (5, 8, 10, 15, 20, 25, 50, 100, 500, 1000)  # step counts at which it orders the samplers
-SCHEDULE = Schedule.linear()
-
+TUNED = {
+    "unet-6500": "tune_star"
+}  # where the tuner's records are, of networks but the default `tune_star-NAME`
 Slots = dict[str, Any]
-BySteps = dict[str, dict[int, float]]  # a distance by sampler and steps
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Study:
     natural_rivals: Table
     dial: dict[str, Table]
     paper: BySteps
+    fresh: Fresh
+    networks: dict[str, Fresh]
+    scales: Table
 
     @staticmethod
     def load(results: Path) -> Study:
@@ -85,59 +93,19 @@ class Study:
                 row["name"]: {cell["steps"]: cell["fid"] for cell in row["cells"]}
                 for row in Paper.load(printed)["rows"]
             },
+            fresh=_fresh(results, "tune_star"),
+            networks={
+                name: _fresh(results, TUNED.get(name, f"tune_star-{name}")) for name in NETWORKS
+            },
+            scales=table("study_scale"),
             natural=natural("figure4").by_cutoff(),
             natural_paper=natural("table1"),
             natural_rivals=natural("study"),
         )
 
 
-@dataclass(frozen=True)
-class Theory:
-    """The closed form for Gaussian data with the covariance of real digits: `eigenvalues` [784]."""
-
-    eigenvalues: NDArray[np.float64]
-
-    @staticmethod
-    def of_digits() -> Theory:
-        pixels = to_model_range(load_images("reference")[0]).flatten(1).double().numpy()
-        return Theory(np.linalg.eigvalsh(np.cov(pixels.T)).clip(min=0))
-
-    def error(self, plan: Plan, score_error: float = 0.0) -> float:
-        return gaussian_frechet(plan, self.eigenvalues, None, score_error)
-
-    def of_record(self, record: Record) -> float | None:
-        """What it says of a record's sampler; None where the network says how much noise is added."""
-        config = record["cell"]["config"]
-        options = dict(config["sampler"])
-        name = options.pop("name")
-        if options.get("variance") == "learned":
-            return None
-        return self.error(_plan(name, config["steps"], config["spacing"], **options))
-
-    def of_row(self, table: Table, row: str) -> list[float | None]:
-        """As `of_record`, at every step count of a row in ascending order."""
-        return [self.of_record(table.record(row, s) or {}) for s in sorted(table.columns)]
-
-    def at_291(self, score_error: float) -> BySteps:
-        """The error of the paper's three."""
-        samplers: dict[str, Callable[..., Plan]] = {"DDIM": ddim, "Skipped-Step": skipped}
-        samplers["Mix"] = partial(mix, cutoff=291)
-        grids = {steps: timesteps(SCHEDULE, steps) for steps in ORDERED}
-        return {
-            name: {s: self.error(plan(SCHEDULE, grid), score_error) for s, grid in grids.items()}
-            for name, plan in samplers.items()
-        }
-
-    def by_cutoff(self, steps: int, score_error: float) -> dict[int, float]:
-        """The error of Mix at every cutoff that makes a difference; 0 is Skipped-Step, T DDIM."""
-        grid = timesteps(SCHEDULE, steps)
-        cutoffs = [0, *(int(t) for t in grid[-2::-1]), SCHEDULE.T]
-        return {c: self.error(mix(SCHEDULE, grid, cutoff=c), score_error) for c in cutoffs}
-
-
-@cache  # of diffusers' samplers it takes seconds
-def _plan(name: str, steps: int, spacing: str, **options: Any) -> Plan:
-    return sampler_at(name, SCHEDULE, steps, spacing, **options)
+def _fresh(results: Path, name: str) -> Fresh:
+    return Fresh.load(results / "digits" / name / "records.json", "make study")
 
 
 # --- what the records say, by FID ---------------------------------------------------------------
@@ -180,29 +148,6 @@ def ddim_ratio(table: Table, steps: int) -> float:
     return table.score("DDIM", steps, "fid").value / table.score("Skipped-Step", steps, "fid").value
 
 
-def ahead(by: BySteps) -> list[int]:
-    """The step counts at which Skipped-Step is before DDIM."""
-    return [s for s in sorted(by["DDIM"]) if by["Skipped-Step"][s] < by["DDIM"][s]]
-
-
-def lowest(by: dict[int, float]) -> int:
-    return min(by, key=by.__getitem__)
-
-
-def percent(error: float) -> str:
-    return f"{100 * error:g}%"
-
-
-def place(at: int) -> str:
-    """A cutoff, or what Mix is there."""
-    return {0: "Skipped-Step", SCHEDULE.T: "DDIM"}.get(at, str(at))
-
-
-def claim(holds: bool) -> str:
-    """What begins a sentence of the template: nothing, unless the records do not bear it out."""
-    return "" if holds else "(Not borne out by these records:) "
-
-
 def differences(table: Table, ours: Row, theirs: Row, metric: str = "fid") -> Slots:
     """The step counts at which one row is better, worse or neither, and claims on them."""
     better, worse, tied = table.against(ours, theirs, metric).values()
@@ -231,7 +176,9 @@ def text(study: Study, theory: Theory) -> str:
         **_differences(study),
         **_on_pairing(study),
         **_on_discretisation(study, theory),
-        **_on_errors(study, theory),
+        **slots_of_errors(theory, _measured(study), study.paper),
+        **slots_of_ranks(theory, study.even, "SDE-DPM-Solver++(2M)", 10),
+        **study_fresh.slots(study.fresh, study.networks, study.scales),
         **_dial(study, 25),
         **_dial(study, 10),
         **_on_natural_images(study),
@@ -437,34 +384,9 @@ def _on_discretisation(study: Study, theory: Theory) -> Slots:
     }
 
 
-def _on_errors(study: Study, theory: Theory) -> Slots:
-    """The closed form for a score that errs, and the order of the samplers that it gives."""
-
-    def bests(error: float, steps: int) -> str:
-        by = theory.by_cutoff(steps, error)
-        at = lowest(by)
-        return f"{place(at)} ({by[SCHEDULE.T]:.2f} / {by[at]:.2f} / {by[0]:.2f})"
-
-    def order(name: str, by: BySteps) -> list[str]:
-        others = {s: min(by["DDIM"][s], by["Skipped-Step"][s]) for s in sorted(by["Mix"])}
-        between = [s for s, distance in others.items() if by["Mix"][s] < distance]
-        return [name, listed(ahead(by)), listed(between)]
-
-    even, steps = study.even, (10, 25, 50, 100)
-    measured = {r: {s: even.score(r, s, "fid").value for s in even.columns} for r in study.paper}
-    orders = [order(f"closed form, {percent(e)}", theory.at_291(e)) for e in ERRORS]
-    orders.append(order("the paper's Table 1, FID", study.paper))
-    orders.append(order("digits, FID (point estimates)", measured))
-    errors = [[percent(e), *(bests(e, s) for s in steps)] for e in ERRORS]
-    heads = ["", "Skipped-Step before DDIM: steps", "Mix before both: steps"]
-    long = timesteps(SCHEDULE, 1000)
-    return {
-        "errors_table": grid(["Error of the score", *(f"{s} steps" for s in steps)], errors),
-        "ddim_keeps": theory.error(ddim(SCHEDULE, long), 0.02),
-        "skipped_keeps": theory.error(skipped(SCHEDULE, long), 0.02),
-        "ordered": listed(ORDERED),
-        "orders_table": grid(heads, orders),
-    }
+def _measured(study: Study) -> BySteps:
+    even = study.even
+    return {r: {s: even.score(r, s, "fid").value for s in even.columns} for r in study.paper}
 
 
 def _dial(study: Study, steps: int) -> Slots:

@@ -11,7 +11,8 @@ import numpy as np
 from eval.score import Score
 from eval.table import Table, cutoff
 from report.plots import CUTOFF_LABEL, save_figure
-from report.study import ERRORS, WINDOWS, Study, Theory, lowest, percent
+from report.study import WINDOWS, Study
+from report.study_theory import ERRORS, Theory, lowest, percent
 from report.words import metric_title
 
 DRAWN = (  # in the order of their colours

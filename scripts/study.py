@@ -7,8 +7,9 @@ from eval.endings import parser
 from experiments.endings import reported
 from files.places import ROOT
 from files.whole import write_text
-from report.study import Study, Theory, text
+from report.study import Study, text
 from report.study_figures import draw
+from report.study_theory import Theory
 
 
 def main() -> None:
