@@ -80,9 +80,9 @@ class ModelJudge:
         for cell in column.cells:
             self._seen[cell.digest, seed] = max(n, self._seen.get((cell.digest, seed), 0))
         best = table.best(self.steps, self.metric)
-        score = format_score(self.metric, table.score(best, self.steps, self.metric))
+        value = format_score(self.metric, table.score(best, self.steps, self.metric))
         say(
-            f"{self.steps} steps, {self.calls:,} image calls so far: the best of these is {best} ({score})"
+            f"{self.steps} steps, {self.calls:,} image calls so far: the best of these is {best} ({value})"
         )
         return table
 
