@@ -21,6 +21,7 @@ from report.escape import in_figure
 from report.styles import REAL, Style
 
 REAL_IMAGES, FLOOR = "real images", "\0real"  # in legends, and the key that no row can have
+DPI = 130
 LONGEST = 48  # letters of a name in a legend
 SMALL = 8  # points: ticks and labels
 UNKNOWN = Score(math.nan, math.nan)
@@ -284,14 +285,17 @@ def save_figure(figure: Any, path: Path, title: str, note: str = "") -> None:
     width = int(14 * figure.get_size_inches()[0])
     lines = [textwrap.fill(printable(text), width) for text in (title, note) if text]
     figure.suptitle(in_figure("\n".join(lines)), fontsize=SMALL + 1)
+    figure.set_dpi(DPI)  # letters are not as wide at every one
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # or it would change again with the ticks
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             if axes.axison:
                 _thin(axis, horizontal=axis is axes.xaxis)
-    # A fixed "Software" field, or the file would change with matplotlib's version.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    # A fixed "Software" field, or the file would change with matplotlib's version.  "tight": whole,
+    # however long a name is.
+    tight = {"bbox_inches": "tight", "pad_inches": 0.08}
+    figure.savefig(path, dpi=DPI, metadata={"Software": None}, **tight)
     plt.close(figure)
 
 

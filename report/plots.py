@@ -70,7 +70,7 @@ def finish(panel: Panel, table: Table, metric: str) -> None:
 
 def _of_one_size(table: Table) -> Iterator[list[int]]:
     """Runs of columns with the same N, which one line may join."""
-    return (list(part) for _, part in groupby(table.columns, key=table.n))
+    return (list(part) for _, part in groupby(sorted(table.columns), key=table.n))
 
 
 def published(paper: Paper, metric: str) -> dict[str, list[tuple[int, float]]]:
