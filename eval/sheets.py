@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from files.whole import file_sha256, printable, read_json, reading, write_atomic, write_json
 
 INDEX = "pictures.json"
+REMEDY = f"remove {INDEX} and make the pictures anew"
 SIDE = 128  # pixels at most; larger pictures are reduced
 SMALL = 64  # up to here pictures are kept without loss, and as many as MANY
 MANY, FEW = 20, 8
@@ -71,16 +73,35 @@ def write_sheets(folder: Path, rows: Sequence[Pictures]) -> None:
     write_json(folder / INDEX, {**index, "left": left, "top": top, "sheets": sheets})
 
 
+def label_sheets(folder: Path, config: dict[str, Any]) -> None:
+    """Write the words on sheets from before there were any, where the pictures stay as they are.
+
+    `config` is that of any of the samples.  Raises as `read_sheets`.
+    """
+    index = read_sheets(folder)
+    if not index or index["left"] or max(index["width"], index["height"]) > SMALL:
+        return
+    rows = []
+    with reading(folder / INDEX, REMEDY):
+        for steps, sheet in index["sheets"].items():
+            size = (len(sheet["rows"]), index["height"], index["count"], index["width"], 3)
+            pixels = np.asarray(Image.open(BytesIO(sheet["content"])).convert("RGB"))
+            blocks = pixels.reshape(size).swapaxes(1, 2)
+            pairs = zip(sheet["rows"], blocks, strict=True)
+            rows += [Pictures(row, int(steps), x, index["titles"], config) for row, x in pairs]
+    write_sheets(folder, rows)
+
+
 def read_sheets(folder: Path) -> dict[str, Any] | None:
     """The index of a folder's sheets, each with its `content` in place of its file; None without one.
 
     Raises `Damaged`, also for files of other names, which may lie outside of the folder.
     """
-    path, remedy = folder / INDEX, f"remove {INDEX} and make the pictures anew"
+    path = folder / INDEX
     if not path.is_file():
         return None
-    index: dict[str, Any] = read_json(path, remedy)
-    with reading(path, remedy):
+    index: dict[str, Any] = read_json(path, REMEDY)
+    with reading(path, REMEDY):
         shown = {key: int(index[key]) for key in ("count", "width", "height")}
         start = {key: int(index.get(key, 0)) for key in ("left", "top")}  # once there were no words
         titles = index["titles"] and [str(title) for title in index["titles"]]

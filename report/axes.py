@@ -214,7 +214,7 @@ def limits(scale: Scale, scores: Sequence[Score], floors: Sequence[float]) -> tu
     reach = float(np.nanmedian(np.abs(ends[1] - places)))
     span = high - low or reach or 0.1 * abs(low) or 1.0
     marks = scale.forward(np.array(floors))
-    near = [place for place in marks if low - 2 * span < place < high + 2 * span]
+    near = [place for place in marks if low - 1.25 * span < place < high + 1.25 * span]
     low, high = min([low, *near]), max([high, *near])
     room = max(0.4 * span, 1.2 * reach)  # more of an unusually wide interval is cut off
     bottom = min(low, max(low - room, float(np.nanmin(ends[0]))))

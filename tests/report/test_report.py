@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval.records import Record, save_records
 from eval.score import Score
-from eval.sheets import Pictures, write_sheets
+from eval.sheets import Pictures, read_sheets, write_sheets
 from eval.table import Table, cutoff
 from eval.words import format_score
 from report.paper import Paper
@@ -229,6 +229,23 @@ def test_sheets_hold_the_pictures_of_every_sampler(tmp_path, side, shown):
     if side == shown:  # kept without loss
         last = sheet[top + shown :, left : left + shown, 0]
         assert np.array_equal(last, grey[0, ..., 0] + np.uint8(1))
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_rendering_writes_words_on_sheets_that_have_none(tmp_path, side):
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * side, 3 * side, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "pictures-5.webp", lossless=True)
+    sheet = {"file": "pictures-5.webp", "rows": ["Mix", "<b>"]}
+    index = {"count": 3, "width": side, "height": side, "titles": ["a", "b", "c"]}
+    (tmp_path / "pictures.json").write_text(json.dumps({**index, "sheets": {"5": sheet}}))
+    render("table", tmp_path, "A table", TABLE, ["fid"], None)
+    first = (tmp_path / "pictures-5.webp").read_bytes()
+    read = read_sheets(tmp_path)
+    assert read["left"] > 0 < read["top"] and read["sheets"]["5"]["rows"] == ["Mix", "<b>"]
+    labelled = np.asarray(Image.open(tmp_path / "pictures-5.webp"))
+    assert np.array_equal(labelled[read["top"] :, read["left"] :], pixels)
+    render("table", tmp_path, "A table", TABLE, ["fid"], None)
+    assert (tmp_path / "pictures-5.webp").read_bytes() == first
 
 
 def test_guidance_and_precision_are_told():
