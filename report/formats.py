@@ -13,7 +13,7 @@ from eval.words import decimals, format_score
 from files.whole import printable
 from report.escape import in_csv, in_latex, in_markdown
 from report.paper import Paper
-from report.words import metric_title, protocol_sentence
+from report.words import curves_caption, cutoffs_caption, metric_title, protocol_sentence
 
 
 def document(parts: Iterable[str]) -> str:
@@ -40,7 +40,8 @@ def markdown(title: str, table: Table, metrics: Sequence[str], paper: Paper | No
             *(_paper_grid(paper, metric) for metric in shared),
         ]
     grids = [score_grid(table, metric, beside) for metric in metrics]
-    return document([*_scored(title, table, about, metrics, grids), *below])
+    picture = image("table.png", *curves_caption(table, metrics, beside is not None))
+    return document([*_scored(title, table, about, metrics, grids), picture, *below])
 
 
 def cutoffs_markdown(title: str, table: Table, metrics: Sequence[str], paper: Paper | None) -> str:
@@ -54,7 +55,8 @@ def cutoffs_markdown(title: str, table: Table, metrics: Sequence[str], paper: Pa
             f"[{low}, {high}], and prints no numbers."
         )
     grids = [score_grid(table, metric, head="Cutoff") for metric in metrics]
-    return document(_scored(title, table, about, metrics, grids))
+    picture = image("figure.png", *cutoffs_caption(table, metrics))
+    return document([*_scored(title, table, about, metrics, grids), picture])
 
 
 def _scored(
@@ -77,6 +79,11 @@ def _paper_grid(paper: Paper, metric: str) -> str:
     names = [row["name"] for row in paper["rows"]]
     rows = [[name, *(str(paper.value(name, s, metric)) for s in columns)] for name in names]
     return grid([METRICS[metric].title, *heads], rows)
+
+
+def image(file: str, title: str, caption: str) -> str:
+    """A picture of the same folder, and below it what it shows, to be read without the rest."""
+    return f"![{in_markdown(title)}]({file})\n\n*{in_markdown(title)}.* {in_markdown(caption)}"
 
 
 def grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

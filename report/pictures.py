@@ -7,11 +7,11 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from eval.sheets import Pictures
+from eval.sheets import Pictures, shared_words
 from files.whole import printable, write_atomic, write_text
+from report.axes import one_line, save_figure
 from report.escape import in_figure
-from report.formats import document, grid
-from report.plots import save_figure
+from report.formats import document, grid, image
 from report.words import sampling_sentence
 
 PER_LINE = 12  # pictures side by side; a longer row continues on the next line
@@ -30,19 +30,26 @@ def write_pictures(out: Path, title: str, pictures: Sequence[Pictures]) -> str:
 
 
 def _markdown(title: str, rows: Sequence[Pictures]) -> str:
-    config = rows[0].config
-    what = "prompt" if "prompts" in config else "label"
     about = (
-        f"{sampling_sentence(config)}\nThe first {len(rows[0].images)} samples of the seed, none "
-        f"chosen; picture i of every row has the same x_T, {what} and noise."
+        f"{sampling_sentence(rows[0].config)}\nThe first {len(rows[0].images)} samples of the seed, "
+        f"none chosen; {shared_words(rows[0].config)}."
     )
     texts = []
     for i, row in enumerate(rows, 1):
         sampler = ", ".join(f"{k} {v}" for k, v in row.config["sampler"].items())
         texts.append([str(i), f"{row.row} ({sampler})", str(row.steps)])
-    return document(
-        [f"# {printable(title)}", about, grid(["Row", "Sampler", "Network calls"], texts)]
-    )
+    shared = f"{_sentence(shared_words(rows[0].config))} The first of the seed, none chosen."
+    parts = [
+        f"# {printable(title)}",
+        about,
+        grid(["Row", "Sampler", "Steps"], texts),
+        image("figure.png", "Samples of each sampler at each number of steps", shared),
+    ]
+    return document(parts)
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
@@ -50,18 +57,24 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     across, lines = min(n, PER_LINE), math.ceil(n / PER_LINE)
     height, width = rows[0].images.shape[1:3]
     inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
-    size = (across * inch + 1.4, len(rows) * lines * inch * height / width + 0.6)
-    figure, axes = plt.subplots(len(rows) * lines, across, figsize=size, squeeze=False)
+    size = (max(5, across * inch + 1.6), len(rows) * lines * (inch * height / width + 0.2) + 0.8)
+    figure, axes = plt.subplots(
+        len(rows) * lines, across, figsize=size, squeeze=False, layout="constrained"
+    )
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     for ax in axes.flat:
         ax.axis("off")
-    for row, block in zip(rows, axes.reshape(len(rows), -1), strict=True):
-        for i, (ax, image) in enumerate(zip(block, row.images, strict=False)):
-            shown = image.squeeze(-1) if image.shape[-1] == 1 else image
+    for row, block in zip(rows, axes.reshape(len(rows), lines, across), strict=True):
+        for i, (ax, picture) in enumerate(zip(block.flat, row.images, strict=False)):
+            shown = picture.squeeze(-1) if picture.shape[-1] == 1 else picture
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255)
             if row is rows[0] and row.titles is not None:
-                words = textwrap.fill(row.titles[i], int(14 * inch))
+                words = textwrap.fill(printable(row.titles[i]), max(4, int(14 * inch)))
                 ax.set_title(in_figure(words), fontsize=7, pad=2)
-        name, first = in_figure(f"{row.row}\n{row.steps} steps"), block[0]
-        place = {"ha": "right", "va": "center", "transform": first.transAxes}
-        first.text(-0.1, 0.5, name, fontsize=8, **place)
-    save_figure(figure, path, title)
+        for i, line in enumerate(block):
+            first, last = i * PER_LINE, min((i + 1) * PER_LINE, n) - 1
+            which = f"\nsamples {first} to {last}" if lines > 1 else ""
+            name = in_figure(textwrap.fill(one_line(row.row), 24))
+            look = {"ha": "right", "va": "center", "transform": line[0].transAxes, "fontsize": 8}
+            line[0].text(-0.06, 0.5, f"{name}\n{row.steps} steps{which}", **look)
+    save_figure(figure, path, title, _sentence(shared_words(rows[0].config)))

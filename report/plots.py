@@ -1,55 +1,79 @@
 """Plots of tables, by matplotlib."""
 
-import math
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.patches import Patch
 
-matplotlib.use("Agg")  # files only, on any machine
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.ticker import LogFormatter
-
-from eval.score import Score
 from eval.scoring import METRICS
 from eval.table import Table, cutoff
+from report.axes import Panel, calls_axis, legends, new_figure, one_line, save_figure
 from report.escape import in_figure
 from report.paper import Paper
-from report.words import metric_title
+from report.styles import SAMPLERS, Style, in_groups, styles_of
+from report.words import curves_note, cutoffs_note, metric_title, sizes_words
 
 CUTOFF_LABEL = "cutoff (0: Skipped-Step, 1000: DDIM)"
+ACROSS = 4  # panels side by side
 
 
 def plot_table(
     path: Path, title: str, table: Table, metrics: Sequence[str], paper: Paper | None
 ) -> None:
-    """Score against steps, one panel a metric; then the paper's, where it has that metric."""
+    """Score against network calls, one panel a metric; then the paper's, where it has that metric.
+
+    Of many samplers each panel has some (`in_groups`), with a column of panels for each group.
+    """
     beside = paper if paper and paper.is_of(table.records[0]) else None
     below = None if beside else paper
-    theirs = [m for m in metrics if below and any(_published(below, m).values())]
-    count = len(metrics) + len(theirs)
-    across = min(4, count)
-    down = math.ceil(count / across)
-    figure, axes = plt.subplots(down, across, figsize=(3.8 * across, 3.1 * down), squeeze=False)
-    panels = list(axes.flat)
-    for ax in panels[count:]:
-        ax.axis("off")
-    for ax, metric in zip(panels, metrics, strict=False):
-        _plot_metric(ax, table, metric, beside)
-    panels[0].legend(fontsize=7)
-    for ax, metric in zip(panels[len(metrics) :], theirs, strict=False):
+    theirs = [m for m in metrics if below and any(published(below, m).values())]
+    groups = in_groups(table.rows)
+    drawn = [(group, metric) for metric in metrics for group in groups]
+    across = len(groups) if len(groups) > 1 else min(ACROSS, len(metrics) + len(theirs))
+    panels = new_figure(len(drawn) + len(theirs), across)
+    styles = styles_of(table.rows)
+    for panel, (group, metric) in zip(panels, drawn, strict=False):
+        plot_metric(panel, table, metric, {row: styles[row] for row in group})
+        if beside:
+            for row in group:
+                points = [(s, beside.value(row, s, metric)) for s in table.columns]
+                panel.numbers(points, styles[row], f"{row}, the paper")
+        finish(panel, table, metric)
+    for panel, metric in zip(panels[len(drawn) :], theirs, strict=False):
         assert below is not None
-        for name, points in _published(below, metric).items():
-            ax.plot(*zip(*points, strict=True), marker="o", ms=3, label=in_figure(name))
-        _style(ax, f"paper: {METRICS[metric].title} on {below['dataset']}", metric, _xs(points))
-        ax.set_facecolor("whitesmoke")
-    save_figure(figure, path, title)
+        _plot_paper(panel, below, metric)
+    legends(panels, across, one=len(groups) == 1)
+    save_figure(panels[0].axes.figure, path, title, curves_note(table, beside is not None))
 
 
-def _published(paper: Paper, metric: str) -> dict[str, list[tuple[int, float]]]:
+def plot_metric(panel: Panel, table: Table, metric: str, styles: dict[str, Style]) -> None:
+    """The samplers that have a style, a little apart at each number of calls, and the floor."""
+    for i, (row, style) in enumerate(styles.items()):
+        apart = 1.015 ** (i - (len(styles) - 1) / 2)
+        for part in _of_one_size(table):
+            calls = [r["cell"]["nfe"] if (r := table.record(row, s)) else s for s in part]
+            scores = [table.value(row, s, metric) for s in part]
+            panel.curve([(apart * c, s) for c, s in zip(calls, scores, strict=True)], style, row)
+    for part in _of_one_size(table):
+        panel.floor((s, table.floor(s, metric)) for s in part)
+
+
+def finish(panel: Panel, table: Table, metric: str) -> None:
+    """The axes of network calls and of a metric."""
+    calls_axis(panel.axes, table.columns, f"network calls a sample ({sizes_words(table)})")
+    label = metric_title(metric, table.records[0]["extractor"])
+    panel.finish(label, METRICS[metric].lower_is_better)
+
+
+def _of_one_size(table: Table) -> Iterator[list[int]]:
+    """Runs of columns with the same N, which one line may join."""
+    return (list(part) for _, part in groupby(sorted(table.columns), key=table.n))
+
+
+def published(paper: Paper, metric: str) -> dict[str, list[tuple[int, float]]]:
     """The paper's points (steps, score) of each row, where it states the steps."""
     return {
         row["name"]: [(c["steps"], c[metric]) for c in row["cells"] if metric in c and c["steps"]]
@@ -57,100 +81,58 @@ def _published(paper: Paper, metric: str) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def _plot_metric(ax: Any, table: Table, metric: str, beside: Paper | None) -> None:
-    """One panel: every sampler, the floor, and the paper's points for each."""
-    columns = table.columns
-    for i, row in enumerate(table.rows):
-        for part, label in _of_one_size(table, row):
-            points = _there((s, table.value(row, s, metric)) for s in part)
-            ax.errorbar(
-                _xs(points),
-                [v.value for _, v in points],
-                [v.half for _, v in points],
-                color=f"C{i}",
-                marker="o",
-                ms=3,
-                capsize=2,
-                label=label and in_figure(label),
-            )
-        if beside:
-            published = [beside.value(row, s, metric) for s in columns]
-            values = [np.nan if v is None else v for v in published]
-            ax.plot(
-                columns, values, color=f"C{i}", ls="--", lw=0.8, label=in_figure(f"{row}, paper")
-            )
-    for part, label in _of_one_size(table, "real"):
-        floor = _there((s, table.floor(s, metric)) for s in part)
-        if floor:
-            ax.plot(_xs(floor), [f.value for _, f in floor], "k:", label=label)
-    _style(ax, metric_title(metric, table.records[0]["extractor"]), metric, columns)
-    ax.set_xticks(columns, [f"{s}\nN={table.n(s)}" for s in columns])
-
-
-def _of_one_size(table: Table, label: str) -> list[tuple[list[int], str | None]]:
-    """Runs of columns with the same N, which one line may join; only the first is labelled."""
-    parts = [list(part) for _, part in groupby(table.columns, key=table.n)]
-    return [(part, None if i else label) for i, part in enumerate(parts)]
-
-
-def _there(points: Iterable[tuple[Any, Score | None]]) -> list[tuple[Any, Score]]:
-    return [(x, score) for x, score in points if score is not None]
-
-
-def _xs(points: Sequence[tuple[Any, Any]]) -> list[Any]:
-    return [x for x, _ in points]
-
-
-def _style(ax: Any, title: str, metric: str, steps: Sequence[int]) -> None:
-    ax.set_title(in_figure(title), fontsize=8)
-    ax.set_xscale("log")
-    ax.set_xticks(steps, [str(s) for s in steps])
-    ax.minorticks_off()
-    ax.set_xlabel("network calls", fontsize=8)
-    if metric == "fid":
-        ax.set_yscale("log")
-        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            axis(
-                LogFormatter(minor_thresholds=(1.5, 0.5))
-            )  # between decades only where there is room
-    ax.tick_params(labelsize=7, which="both")
-    ax.grid(alpha=0.3, which="both", lw=0.4)
+def _plot_paper(panel: Panel, paper: Paper, metric: str) -> None:
+    """The paper's numbers on data of its own: to compare orderings."""
+    ours = {row["name"]: row.get("ours", row["name"]) for row in paper["rows"]}
+    styles = styles_of(ours.values())
+    points = published(paper, metric)
+    for name, row in ours.items():
+        panel.numbers(points[name], styles[row], name, line=True)
+    panel.axes.set_title("the paper's numbers", fontsize=9)
+    panel.axes.set_facecolor("whitesmoke")
+    calls_axis(panel.axes, [s for some in points.values() for s, _ in some])
+    panel.finish(metric_title(metric, paper["dataset"]), METRICS[metric].lower_is_better)
 
 
 def plot_cutoffs(
     path: Path, title: str, table: Table, metrics: Sequence[str], paper: Paper | None
 ) -> None:
-    """As the paper's figure 4: one panel a step count, first metric left axis, second right."""
+    """As the paper's figure 4: a column of panels for each step count, a row for each of two metrics."""
     columns = sorted(table.columns)
-    figure, axes = plt.subplots(1, len(columns), figsize=(4.2 * len(columns), 3.4), squeeze=False)
-    extractor = table.records[0]["extractor"]
-    for ax, steps in zip(axes[0], columns, strict=True):
-        sides = zip(metrics[:2], ("tab:orange", "tab:blue"), (ax, ax.twinx()), strict=False)
-        for metric, colour, side in sides:
-            cells = table.column(steps)
-            points = _there((cutoff(c), table.value(c["row"], steps, metric)) for c in cells)
-            t = np.array(_xs(points))
-            y = np.array([v.value for _, v in points])
-            half = np.array([v.half for _, v in points])
-            side.plot(t, y, marker="o", ms=3, color=colour)
-            side.fill_between(t, y - half, y + half, color=colour, alpha=0.2, lw=0)
-            side.set_ylabel(in_figure(metric_title(metric, extractor)), color=colour, fontsize=8)
-            side.tick_params(labelsize=7)
+    drawn = [(metric, steps) for metric in metrics[:2] for steps in columns]
+    panels = new_figure(len(drawn), len(columns))
+    for panel, (metric, steps) in zip(panels, drawn, strict=True):
         if paper and "optimal_cutoffs" in paper.data:
-            ax.axvspan(*paper["optimal_cutoffs"], color="k", alpha=0.06, lw=0)
-        ax.set_title(f"{steps} steps (N={table.n(steps)})", fontsize=9)
-        ax.set_xlabel(CUTOFF_LABEL, fontsize=8)
-        ax.grid(alpha=0.3)
-    save_figure(figure, path, title)
+            _shade(panel, paper)
+        plot_dial(panel, table, steps, metric)
+        panel.axes.set_title(f"{steps} network calls (N = {table.n(steps):,})", fontsize=9)
+    legends(panels, len(columns), one=True)
+    save_figure(panels[0].axes.figure, path, title, cutoffs_note(table))
 
 
-def save_figure(figure: Any, path: Path, title: str, bottom: float = 0.0) -> None:
-    """Write a figure whole and the same for the same data, and close it.
+def _shade(panel: Panel, paper: Paper) -> None:
+    low, high = paper["optimal_cutoffs"]
+    look: dict[str, Any] = {"color": "k", "alpha": 0.09, "lw": 0}
+    panel.axes.axvspan(low, high, **look)
+    data = one_line(paper["dataset"])
+    words = f"[{low}, {high}]: where the paper has the best cutoffs ({data})"
+    panel.entries["the paper"] = in_figure(textwrap.fill(words, 60)), Patch(**look)
 
-    `bottom` is the share of its height that is kept free for a legend.
-    """
-    figure.suptitle(in_figure(title), fontsize=10)
-    figure.tight_layout(rect=(0, bottom, 1, 1))
-    # A fixed "Software" field, or the file would change with matplotlib's version.
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+
+def plot_dial(panel: Panel, table: Table, steps: int, metric: str) -> None:
+    """A metric against Mix's cutoff, its two ends in the styles of what Mix is there."""
+    cells = sorted(table.column(steps), key=cutoff)
+    points = [(cutoff(r), table.value(r["row"], steps, metric)) for r in cells]
+    panel.curve(points, SAMPLERS["Mix"], "Mix")
+    for end, name in ((0, "Skipped-Step"), (1000, "DDIM")):
+        panel.curve([(x, s) for x, s in points if x == end], SAMPLERS[name], name, size=6)
+    panel.floor([(cutoff(cells[0]), table.floor(steps, metric))])
+    cutoff_axis(panel.axes)
+    label = metric_title(metric, table.records[0]["extractor"])
+    panel.finish(label, METRICS[metric].lower_is_better)
+
+
+def cutoff_axis(axes: Any) -> None:
+    axes.set_xlim(-30, 1030)
+    axes.set_xticks(range(0, 1001, 200))
+    axes.set_xlabel(CUTOFF_LABEL, fontsize=8)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.sheets import Pictures
+from eval.sheets import Pictures, label_sheets
 from eval.table import Table
 from files.places import ROOT
 from files.whole import remove_partial, write_atomic, write_text
@@ -62,6 +62,7 @@ def render(
 ) -> str:
     """Write a table by one of RENDERERS, or pictures, into `out`; returns the Markdown.
 
+    A table's contact sheets that have no words yet get them.
     `paper` is the path of a file of results/paper within the repository.
     """
     if not isinstance(content, Table):
@@ -69,5 +70,6 @@ def render(
     else:
         numbers = None if paper is None else Paper.load(ROOT / paper)
         text = RENDERERS[renderer](out, title, content, metrics, numbers)
+        label_sheets(out, content.records[0]["cell"]["config"])
     remove_partial(out, FILES)
     return text

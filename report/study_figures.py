@@ -1,118 +1,132 @@
-"""The study's figures: quality.png, why.png and dial.png."""
+"""The study's figures: quality.png, rivals.png, why.png and dial.png."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
+from matplotlib.lines import Line2D
 
 from eval.score import Score
 from eval.table import Table, cutoff
-from report.plots import CUTOFF_LABEL, save_figure
-from report.study import WINDOWS, Study
+from report.axes import Panel, legends, new_figure, save_figure
+from report.plots import cutoff_axis, finish, plot_metric
+from report.study import Study
 from report.study_theory import ERRORS, Theory, lowest, percent
+from report.styles import SAMPLERS, in_groups, ordinal, styles_of
 from report.words import metric_title
 
-DRAWN = (  # in the order of their colours
-    *("DDIM", "Skipped-Step", "Mix", *WINDOWS["even"].values(), WINDOWS["log_snr"][10]),
-    *("DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)", "UniPC", "DEIS"),
-)
+BARS = "Bars: 95% intervals; dotted: as many real images in place of samples."
 
 
 def draw(folder: Path, study: Study, theory: Theory) -> None:
     _draw_quality(folder / "quality.png", study)
+    _draw_rivals(folder / "rivals.png", study)
     _draw_why(folder / "why.png", study, theory)
     _draw_dial(folder / "dial.png", study)
 
 
+def _groups(study: Study) -> list[list[str]]:
+    """The rows of its tables by figure and panel: the best known first."""
+    tables = (study.even, study.log_snr, study.exact)
+    return in_groups(list(dict.fromkeys(row for table in tables for row in table.rows)))
+
+
+def _curves(panel: Panel, table: Table, metric: str, study: Study, rows: Sequence[str]) -> None:
+    """The rows that the table has, in styles that all figures of the study share."""
+    styles = styles_of(row for group in _groups(study) for row in group)
+    plot_metric(panel, table, metric, {r: styles[r] for r in rows if r in table.rows})
+    finish(panel, table, metric)
+
+
 def _draw_quality(path: Path, study: Study) -> None:
     """FID for both spacings and the exact denoiser; IS, precision and recall for the even one."""
-    panels = [
+    drawn = [
         (study.even, "fid", "even spacing"),
         (study.log_snr, "fid", "uniform in log-SNR"),
         (study.exact, "fid", "exact denoiser, even spacing"),
         *((study.even, metric, "even spacing") for metric in ("is", "precision", "recall")),
     ]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.6))
-    handles = {}
-    for ax, (table, metric, title) in zip(axes.flat, panels, strict=True):
-        for i, row in enumerate(DRAWN):
-            if row in table.rows:
-                _curve(ax, table, row, metric, f"C{i}")
-        _floor(ax, table, metric)
-        _steps_axis(ax, sorted(study.even.columns), fontsize=8)
-        if metric == "fid":
-            ax.set_yscale("log")
-            ax.set_ylim(0.5, 120)
-        ax.set_title(f"{metric_title(metric, 'digits')}\n{title}", fontsize=9)
-        ax.set_xlabel("network calls", fontsize=8)
-        ax.grid(alpha=0.3)
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles[label] = handle
-    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=6, fontsize=8)
-    save_figure(figure, path, "Samplers on digits; bands are 95% intervals", bottom=0.08)
+    panels = new_figure(len(drawn), 3)
+    for panel, (table, metric, title) in zip(panels, drawn, strict=True):
+        _curves(panel, table, metric, study, _groups(study)[0])
+        panel.axes.set_title(title, fontsize=9)
+    legends(panels, 3, one=True)
+    save_figure(panels[0].axes.figure, path, "The best known samplers on digits", BARS)
+
+
+def _draw_rivals(path: Path, study: Study) -> None:
+    """FID of the other samplers, with Mix to compare: a row of panels for each few."""
+    tables = {
+        "even spacing": study.even,
+        "uniform in log-SNR": study.log_snr,
+        "exact denoiser, even spacing": study.exact,
+    }
+    groups = _groups(study)[1:] or _groups(study)
+    panels = new_figure(3 * len(groups), 3)
+    places = [(group, title) for title in tables for group in groups]
+    by_table = [panel for i in range(3) for panel in panels[i::3]]
+    for panel, (group, title) in zip(by_table, places, strict=True):
+        _curves(panel, tables[title], "fid", study, group)
+        panel.axes.set_title(title, fontsize=9)
+    legends(panels, 3, one=True)
+    title = "All other samplers on digits, and Mix to compare"
+    save_figure(panels[0].axes.figure, path, title, BARS)
 
 
 def _draw_why(path: Path, study: Study, theory: Theory) -> None:
     """The closed form beside the measurement, and against the cutoff with an erring score."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4))
+    left, right = panels = new_figure(2, 2, (5.2, 4.2))
     table, steps = study.pixels, sorted(study.pixels.columns)
-    for i, row in enumerate(("DDIM", "Skipped-Step", "Mix", "DPM-Solver++(2M)")):
-        left.plot(steps, theory.of_row(table, row), color=f"C{i}", ls="--", lw=1)
-        _curve(left, table, row, "diagonal_fid", f"C{i}")
-    _floor(left, table, "diagonal_fid")
-    left.set(yscale="log", xlabel="network calls")
-    _steps_axis(left, steps)
-    left.set_title("Frechet distance in pixels\ndashed: closed form for Gaussian data", fontsize=9)
-    for i, error in enumerate(ERRORS):
-        by, label = theory.by_cutoff(25, error), f"score error {percent(error)}"
-        right.plot(list(by), list(by.values()), color=f"C{i}", label=label)
-        right.plot([lowest(by)], [by[lowest(by)]], "o", color=f"C{i}")
-    right.set(yscale="log", xlabel=CUTOFF_LABEL)
-    right.set_title("Closed form at 25 steps; dots: the best cutoff", fontsize=9)
-    for ax in (left, right):
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
-    save_figure(figure, path, "A sampler's own error")
+    rows = [r for r in ("DDIM", "Skipped-Step", "Mix", "DPM-Solver++(2M)") if r in table.rows]
+    closed: dict[str, Any] = {"lw": 2.5, "alpha": 0.35}
+    for row in rows:
+        values = theory.of_row(table, row)
+        left.axes.plot(steps, values, color=SAMPLERS[row].colour, **closed)
+        left.curves += [Score(value, math.nan) for value in values if value is not None]
+    _curves(left, table, "diagonal_fid", study, rows)
+    left.explain("closed form for Gaussian data", Line2D([], [], color="k", **closed))
+    left.axes.set_title("Frechet distance of pixels: measured and closed form", fontsize=9)
+    for error, style in zip(ERRORS, ordinal(len(ERRORS)), strict=True):
+        by = theory.by_cutoff(25, error)
+        scores = [(at, Score(value, math.nan)) for at, value in by.items()]
+        right.curve(scores, style, f"score error {percent(error)}")
+        right.axes.plot([lowest(by)], [by[lowest(by)]], **_ring(style.colour))
+    _cutoffs(right, "Frechet distance by the closed form, lower is better")
+    right.explain("the best cutoff", Line2D([], [], **_ring("k")))
+    right.axes.set_title("Closed form at 25 steps", fontsize=9)
+    legends(panels, 2, one=False)
+    save_figure(left.axes.figure, path, "A sampler's own error", BARS)
+
+
+def _ring(colour: str) -> dict[str, Any]:
+    return {"color": colour, "marker": "o", "ms": 10, "mfc": "none", "ls": "none"}
 
 
 def _draw_dial(path: Path, study: Study) -> None:
     """FID against Mix's cutoff for every network."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4))
-    for ax, steps in zip(axes, (25, 10), strict=True):
-        for i, (name, table) in enumerate(study.dial.items()):
+    panels = new_figure(2, 2, (5.2, 4.0))
+    for panel, steps in zip(panels, (25, 10), strict=True):
+        styles = ordinal(len(study.dial))
+        for (name, table), style in zip(study.dial.items(), styles, strict=True):
             mixes = [r for r in table.column(steps) if not math.isnan(cutoff(r))]
-            points = [(cutoff(r), table.score(r["row"], steps, "fid")) for r in mixes]
-            _band(ax, sorted(points), f"C{i}", name)
-        floor = study.dial["exact"].floor(steps, "fid")
-        ax.axhline(floor.value if floor else np.nan, color="k", ls=":", label="real")
-        ax.set(yscale="log", xlabel=CUTOFF_LABEL)
-        ax.set_title(f"FID (digits) at {steps} steps", fontsize=9)
-        ax.grid(alpha=0.3)
-    axes[0].legend(fontsize=7)
-    save_figure(figure, path, "Mix's cutoff along training")
+            points = [(cutoff(r), table.value(r["row"], steps, "fid")) for r in mixes]
+            panel.curve(sorted(points, key=lambda point: point[0]), style, _network(name))
+        exact = study.dial["exact"]
+        panel.floor([(0, exact.floor(steps, "fid"))])
+        _cutoffs(panel, metric_title("fid", exact.records[0]["extractor"]))
+        title = f"{steps} network calls (N = {exact.n(steps):,})"
+        panel.axes.set_title(title, fontsize=9)
+    legends(panels, 2, one=True)
+    title = "The best cutoff of Mix moves with the network: digits, even spacing"
+    save_figure(panels[0].axes.figure, path, title, BARS)
 
 
-def _curve(ax: Any, table: Table, row: str, metric: str, colour: str) -> None:
-    _band(ax, [(s, table.score(row, s, metric)) for s in sorted(table.columns)], colour, row)
+def _network(checkpoint: str) -> str:
+    steps = checkpoint.removeprefix("unet-")
+    return f"network after {int(steps):,} steps" if steps.isdigit() else f"{checkpoint} denoiser"
 
 
-def _band(ax: Any, points: Iterable[tuple[float, Score]], colour: str, label: str) -> None:
-    """A line with its 95% interval."""
-    x, scores = zip(*points, strict=True)
-    y, half = np.array([s.value for s in scores]), np.array([s.half for s in scores])
-    ax.plot(x, y, color=colour, marker="o", ms=3, lw=1.2, label=label)
-    ax.fill_between(x, np.maximum(y - half, 0.05 * y), y + half, color=colour, alpha=0.15, lw=0)
-
-
-def _floor(ax: Any, table: Table, metric: str) -> None:
-    floors = [(s, table.floor(s, metric)) for s in sorted(table.columns)]
-    ax.plot(*zip(*((s, f.value) for s, f in floors if f), strict=True), "k:", label="real")
-
-
-def _steps_axis(ax: Any, steps: Sequence[int], **style: Any) -> None:
-    ax.set_xscale("log")
-    ax.set_xticks(steps, [str(s) for s in steps], **style)
-    ax.minorticks_off()
+def _cutoffs(panel: Panel, label: str) -> None:
+    cutoff_axis(panel.axes)
+    panel.finish(label, lower_is_better=True)

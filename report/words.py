@@ -1,6 +1,7 @@
 """What scores and records say, in words."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from eval.records import Record
@@ -8,12 +9,75 @@ from eval.scoring import METRICS
 from eval.table import Table
 from eval.words import reference_words
 from files.whole import printable
+from report.styles import MOST
 
 
 def metric_title(metric: str, extractor: str) -> str:
     """ "FID (digits)": scores of different extractors never share a name."""
     arrow = "lower" if METRICS[metric].lower_is_better else "higher"
     return f"{METRICS[metric].title} ({extractor}), {arrow} is better"
+
+
+def sizes_words(table: Table) -> str:
+    """Of how many samples each score is: "N = 500", or "N = 1,000 at 25, 50; N = 200 at 100"."""
+    parts = [(n, list(part)) for n, part in groupby(sorted(table.columns), key=table.n)]
+    if len(parts) == 1:
+        return f"N = {parts[0][0]:,}"
+    return "; ".join(f"N = {n:,} at {listed(steps)}" for n, steps in parts)
+
+
+def curves_note(table: Table, beside: bool) -> str:
+    """What a plot of a table shows, in a line below its title."""
+    real = "dotted: as many real images in place of samples" if table.records[0]["floor"] else ""
+    paper = "hollow: the paper's numbers" if beside else ""
+    lines = "lines join scores of the same number of samples N"
+    mixed = lines if len({table.n(s) for s in table.columns}) > 1 else ""
+    return "; ".join(filter(None, ["Bars: 95% intervals", real, paper, mixed])) + "."
+
+
+def cutoffs_note(table: Table) -> str:
+    """As `curves_note`, of a plot against Mix's cutoff."""
+    how = "Mix makes Skipped-Step's steps while t is at least the cutoff, and DDIM's below"
+    return f"{how}. {curves_note(table, False)}"
+
+
+def curves_caption(table: Table, metrics: Sequence[str], beside: bool) -> tuple[str, str]:
+    """Title and text of a plot of scores against network calls, to be read without the table."""
+    many = "Panels of one metric show a few samplers each, on ranges of their own."
+    return f"{_titles(metrics)} against network calls a sample", " ".join(
+        [
+            curves_note(table, beside),
+            "Points of the same number of calls are drawn a little apart.",
+            *([many] if len(table.rows) > MOST else []),
+            _made_words(table),
+        ]
+    )
+
+
+def cutoffs_caption(table: Table, metrics: Sequence[str]) -> tuple[str, str]:
+    """As `curves_caption`, of a plot against Mix's cutoff."""
+    shaded = "Shaded, where it is: the range in which the paper has the best cutoffs, on its data."
+    return f"{_titles(metrics[:2])} against Mix's cutoff", " ".join(
+        [
+            cutoffs_note(table),
+            "Cutoff 0 is Skipped-Step, cutoff 1000 is DDIM.",
+            shaded,
+            _made_words(table),
+        ]
+    )
+
+
+def _titles(metrics: Sequence[str]) -> str:
+    return ", ".join(METRICS[metric].title for metric in metrics)
+
+
+def _made_words(table: Table) -> str:
+    record = table.records[0]
+    config = record["cell"]["config"]
+    return printable(
+        f"Model `{config['model']['name']}`, spacing `{config['spacing']}`, seed {config['seed']}; "
+        f"scored with `{record['extractor']}`; {sizes_words(table)}."
+    )
 
 
 def listed(items: Sequence[Any], empty: str = "no") -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from eval.records import Record, save_records
 from eval.score import Score
-from eval.sheets import Pictures, write_sheets
+from eval.sheets import Pictures, read_sheets, write_sheets
 from eval.table import Table, cutoff
 from eval.words import format_score
 from report.paper import Paper
@@ -136,6 +136,8 @@ def test_table_in_all_formats(tmp_path):
     ):
         assert part in text
     assert "FID (digits), lower is better" in text and "another data set" in text
+    assert "![FID, IS against network calls a sample](table.png)" in text
+    assert "Model `digits`, spacing `even`, seed 0; scored with `digits`; N = 100." in text
     rows = csv_of(tmp_path / "table.csv")
     row = rows["DDPM", "25", "fid"]
     assert (len(rows), row["value"], row["paper"]) == (8, "3.0", "16.75")
@@ -169,6 +171,7 @@ def test_cutoff_figure(tmp_path):
     assert (tmp_path / "figure.md").read_text() == text
     assert text.index("| 0 | **3.00 ± 0.10** |") < text.index("| 291 |") < text.index("| 1000 |")
     assert "[100, 400]" in text and "another data set" in text
+    assert "![FID, IS against Mix's cutoff](figure.png)" in text and "N = 100." in text
     assert imread(tmp_path / "figure.png").shape[1] > 400
     assert Table.load(tmp_path / "records.json").rows == ["cutoff 291", "cutoff 0", "cutoff 1000"]
 
@@ -202,6 +205,9 @@ def test_pictures_are_labelled_rows(tmp_path):
     assert (tmp_path / "figure.md").read_text() == text
     assert text.index("| 1 | Mix (name mix, cutoff 291) | 50 |") < text.index("| 2 | Mix")
     assert "The first 4 samples of the seed" in text
+    assert (
+        "Picture i of every row is sample i of seed 0, from the same x_T, label and noise" in text
+    )
     height, width, _ = imread(tmp_path / "figure.png").shape
     assert width > height
 
@@ -216,9 +222,30 @@ def test_sheets_hold_the_pictures_of_every_sampler(tmp_path, side, shown):
     assert (index["width"], index["height"], index["titles"]) == (shown, shown, ["a", "b", "c"])
     assert list(index["sheets"]) == ["5", "10"] and index["sheets"]["5"]["rows"] == ["Mix", "DDIM"]
     sheet = np.asarray(Image.open(tmp_path / index["sheets"]["5"]["file"]))
-    assert sheet.shape == (2 * shown, 3 * shown, 3)
+    left, top = index["left"], index["top"]
+    assert sheet.shape == (top + 2 * shown, left + 3 * shown, 3)
+    names, heads = sheet[top:, :left], sheet[:top]
+    assert (names[:shown] < 128).any() and (names[shown:] < 128).any() and (heads < 128).any()
     if side == shown:  # kept without loss
-        assert np.array_equal(sheet[shown:, :shown, 0], grey[0, ..., 0] + np.uint8(1))
+        last = sheet[top + shown :, left : left + shown, 0]
+        assert np.array_equal(last, grey[0, ..., 0] + np.uint8(1))
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_rendering_writes_words_on_sheets_that_have_none(tmp_path, side):
+    pixels = np.random.default_rng(0).integers(0, 256, (2 * side, 3 * side, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "pictures-5.webp", lossless=True)
+    sheet = {"file": "pictures-5.webp", "rows": ["Mix", "<b>"]}
+    index = {"count": 3, "width": side, "height": side, "titles": ["a", "b", "c"]}
+    (tmp_path / "pictures.json").write_text(json.dumps({**index, "sheets": {"5": sheet}}))
+    render("table", tmp_path, "A table", TABLE, ["fid"], None)
+    first = (tmp_path / "pictures-5.webp").read_bytes()
+    read = read_sheets(tmp_path)
+    assert read["left"] > 0 < read["top"] and read["sheets"]["5"]["rows"] == ["Mix", "<b>"]
+    labelled = np.asarray(Image.open(tmp_path / "pictures-5.webp"))
+    assert np.array_equal(labelled[read["top"] :, read["left"] :], pixels)
+    render("table", tmp_path, "A table", TABLE, ["fid"], None)
+    assert (tmp_path / "pictures-5.webp").read_bytes() == first
 
 
 def test_guidance_and_precision_are_told():
