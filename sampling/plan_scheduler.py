@@ -108,8 +108,8 @@ class PlanScheduler(Stepping):
             check_schedule(self._stored, self._path.trial.schedule)
         except ValueError as error:
             raise ValueError(
-                f"{error}: {LIKE} takes the pipeline's own, and if that is what you did, make the plan "
-                "with its model, as `python sample.py model=diffusers model.id=... show_plan=FILE.json`"
+                f"{error}: take the pipeline's own, as {LIKE}, or make the plan with its model, as "
+                "`python sample.py model=diffusers model.id=... show_plan=FILE.json`"
             ) from None
 
     def _check_start(self, plan: Plan) -> None:
@@ -150,13 +150,14 @@ class PlanScheduler(Stepping):
 
     def _told(self, levels: Levels, times: Array) -> Levels:
         """What a pipeline of flow matching is told at `times`: its own levels, linear in between."""
-        T, path = float(self.config.num_train_timesteps), levels.schedule.times
+        T = float(self.config.num_train_timesteps)
         ends = (T, 0.0) if self._path.inverted else (0.0, T)
 
-        def told(known: list[float], unit: float) -> Array:
-            before, after = [0.0] * (path[0] > 0), [T] * (path[-1] < T)
-            y = [*(ends[0] * unit for _ in before), *known[::-1], *(ends[1] * unit for _ in after)]
-            return np.interp(times, [*before, *path, *after], y)
+        def told(theirs: list[float], unit: float) -> Array:
+            known = {0.0: ends[0] * unit, T: ends[1] * unit}
+            known |= dict(zip(levels.schedule.times.tolist(), theirs[::-1], strict=True))
+            path = sorted(known)
+            return np.interp(times, path, [known[t] for t in path])
 
         sigmas = levels.sigmas
         if sigmas is not None:

@@ -121,6 +121,8 @@ class Stepping(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             check_options(cls.__name__, kwargs, sorted({*known, *placing}))
         stated = {k: kwargs[k] for k in {*kwargs} & {*known, *placing}}
         config = inherited(config or {}, {**cls._unread, **stated})
+        if "plan" not in known:  # diffusers would print all of it, as an option without a meaning
+            config.pop("plan", None)
         kwargs = {k: v for k, v in kwargs.items() if k in known or k not in placing}
         made: Any = super().from_config(config, return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
