@@ -21,7 +21,7 @@ from sampling.borrowed import sampler_at, sampler_kinds
 from sampling.brownian import BrownianNoise
 from sampling.denoise import Denoised
 from sampling.options import check_choice, check_options
-from sampling.plan import eps_scale_of
+from sampling.plan import eps_scale_of, read_plan
 from sampling.samplers import check_sampler, check_schedule
 
 if TYPE_CHECKING:
@@ -275,17 +275,14 @@ def network_calls(model: Model, plans: Sequence[Plan]) -> int:
 
 
 def stored_plan(path: Any) -> Plan:
-    """The plan in a file that `show_plan=FILE.json` wrote.  Raises ValueError for what is none."""
-    remedy = "`python sample.py ... show_plan=FILE.json` writes one"
+    """The plan at `sampler.path`.  Raises ValueError for what is none."""
     if not isinstance(path, str):
-        raise ValueError(f"sampler=plan needs sampler.path=FILE.json: {remedy}")
+        raise ValueError(
+            "sampler=plan needs sampler.path=FILE.json: `python sample.py ... show_plan=FILE.json` "
+            "writes one"
+        )
     check_regular(path)
-    try:
-        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"there is no plan at {path}: {remedy}") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
+    return read_plan(path)
 
 
 def _word(value: Any) -> str:

@@ -23,7 +23,9 @@ LIBRARIES = (
     "diffusers",
     "transformers",
     "sampling.schedulers",
+    "sampling.plan_scheduler",
     "skipped_step.schedulers",
+    "skipped_step.plan_scheduler",
     "stable_diffusion",
 )
 # Classes of networks; the last one is how folders of DiT from before name theirs.

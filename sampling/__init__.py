@@ -19,7 +19,8 @@ inherit.py     what another scheduler's config says: honoured, or refused
 levels.py      the timesteps of betas that a scheduler of ours visits
 flow.py        the noise levels of flow matching, as diffusers' own classes place them
 output.py      what a scheduler's step returns
-schedulers.py  Skipped-Step, Mix and Mix++ for diffusers pipelines
+schedulers.py  Skipped-Step, Mix, Mix++ and any plan for diffusers pipelines: `plan_scheduler.py` is the
+               last of them, `stepping.py` what they share
 options.py     misspelt names and options
 """
 

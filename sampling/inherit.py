@@ -35,7 +35,7 @@ from .options import check_choice
 from .schedule import Schedule
 
 _KEEP = "keep the scheduler that the pipeline came with"
-OURS = ("SkippedStepScheduler", "MixScheduler", "MixPlusPlusScheduler")
+OURS = ("SkippedStepScheduler", "MixScheduler", "MixPlusPlusScheduler", "PlanScheduler")
 # The values of options that are known here.
 VALUES: dict[str, tuple[str, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
@@ -86,6 +86,7 @@ SWITCHES = (
     "lo",
     "hi",
     "orders",
+    "plan",
 )
 
 BETAS = (
@@ -295,13 +296,14 @@ def inherited(
 
     diffusers would give a new class its own defaults for all that the old config does not state:
     a pixel model that DDPM clips by default would not be clipped any more.  `overrides` are the
-    options that the caller states instead.  Raises ValueError for what cannot be done as the
+    options that the caller states instead; a `timestep_spacing` of None says that no grid is made
+    by the config.  Raises ValueError for what cannot be done as the
     config's class does it (see the module).
     """
     stated = {key: value for key, value in config.items() if key != "_use_default_values"}
     stated |= {k: v for k, v in (overrides or {}).items() if k not in OWN}  # of the config's class
     overrides = {k: v for k, v in (overrides or {}).items() if k in OWN}
-    again = {"drops_last_node": False} if "timestep_spacing" in overrides else {}
+    again = {"drops_last_node": False} if overrides.get("timestep_spacing") else {}
     alike = [stated["_class_name"]] if "_class_name" in stated else _classes_of(config)
     if not alike or alike[0] in OURS:
         if flow := stated.get("flow_matching"):
@@ -333,6 +335,7 @@ def _inherited_flow(
 ) -> dict[str, Any]:
     """The same for flow matching: options keep their names, and `flow_matching` is the class."""
     source, defaults = FLOW_SOURCES[name], options_of(name)
+    overrides = {k: v for k, v in overrides.items() if k not in NO_FLOW or v is not None}
     if overrides.get("flow_matching", name) != name:
         raise ValueError(
             f"the config is {words}'s, and flow_matching cannot be another class: leave it out"

@@ -41,12 +41,6 @@ class Levels(NamedTuple):
     times: list[float]
     sigmas: Tensor | None = None
 
-    @property
-    def table(self) -> Tensor:
-        """alpha and sigma of the nodes and of the end, [2, nodes + 1]."""
-        nodes = np.stack([self.schedule.alpha, self.schedule.sigma])[:, self.nodes]
-        return torch.from_numpy(np.column_stack([nodes, self.schedule.end]))
-
     def switch(self, name: str, value: Any, T: int) -> Any:
         """A cutoff, None or in 0..T, in the plan's t; ValueError for any other.
 

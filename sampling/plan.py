@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -230,6 +231,17 @@ class Plan:
         start = _number("start", content["start"])
         _check_values({**columns, "start": np.array([start])})
         return cls(name=content["name"], start=start, **columns)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a file that `show_plan=FILE.json` wrote.  Raises ValueError for what is none."""
+    remedy = "`python sample.py ... show_plan=FILE.json` writes one"
+    try:
+        return Plan.from_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"there is no plan at {path}: {remedy}") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no plan: {error}; {remedy}") from None
 
 
 def _trimmed(column: Array) -> Array:

@@ -77,6 +77,16 @@ def _start(plan: Plan, noise: Noise) -> Tensor:
     return x if plan.start == 1 else x * plan.start
 
 
+def at_first_call(plan: Plan, noise: Noise) -> Tensor:
+    """What the plan shows the network first: x_T, or what rows make of it that only add noise."""
+    x = _start(plan, noise)
+    for row in plan.rows():
+        if row.calls:
+            break
+        x = advance(row, x, None, (), noise.at(row.t, row.s, row.visit) if row.noise else None)
+    return x
+
+
 def step_row(
     row: Row, denoiser: Denoiser, x: Tensor, history: History, memory: Memory, noise: Noise
 ) -> tuple[Tensor, Tensor | None, History]:
@@ -84,14 +94,25 @@ def step_row(
     told = (row.t,) if row.eps_scale == 1 else (row.t, row.eps_scale)
     denoised = guided(row, Denoised(*denoiser(x, *told))) if row.calls else None
     z = noise.at(row.t, row.s, row.visit) if row.noise else None
+    out, history = moved(row, x, denoised, history, memory, z)
+    return out, None if denoised is None else denoised.x0, history
+
+
+def moved(
+    row: Row,
+    x: Tensor,
+    denoised: Denoised | None,
+    history: History,
+    memory: Memory,
+    z: Tensor | None = None,
+) -> tuple[Tensor, History]:
+    """`advance`, and the calls before with this one, as many as are remembered."""
     out = advance(row, x, denoised, history, z)
-    if denoised is None:
-        return out, None, history
-    x0 = denoised.x0
-    if memory.length:
+    if denoised is not None and memory.length:
+        x0 = denoised.x0
         eps = x.sub(x0, alpha=row.alpha).div_(row.sigma) if memory.eps else None
         history = (Past(x0, eps), *history[: memory.length - 1])
-    return out, x0, history
+    return out, history
 
 
 def guided(row: Row, denoised: Denoised) -> Denoised:

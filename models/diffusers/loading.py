@@ -17,11 +17,10 @@ import models.stable_diffusion
 from files.media import Images, Media, Videos
 from models.backbone import Backbone
 from models.diffusers.pixels import pixel_backbone
-from models.diffusers.running import FINEST, PlanScheduler, WholePipeline, nominal_levels
+from models.diffusers.running import FINEST, Looking, WholePipeline, nominal_levels
 from models.distilled import check_distilled
 from models.hub import hub_file
 from models.pipelines import (
-    is_flow,
     load_pipeline,
     pipeline_digest,
     pipeline_index,
@@ -183,7 +182,7 @@ def _our_config(id: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises ValueError for a scheduler that ours cannot replace.
     """
     try:
-        stated = inherited(config, {} if is_flow(config) else {"timestep_spacing": None})
+        stated = inherited(config, {"timestep_spacing": None})
         if not stated.get("flow_matching"):
             schedule_of(stated)
         return stated
@@ -284,10 +283,9 @@ def _whole(
     """A `WholePipeline` of this scheduler's config, without a pipe yet."""
     is_flow = bool(stated.get("flow_matching"))
 
-    def scheduler() -> PlanScheduler:
+    def scheduler(kind: Any = Looking, **options: Any) -> Any:
         grid = {} if is_flow else {"timestep_spacing": "even"}
-        made: PlanScheduler = PlanScheduler.from_config(dict(config), **grid)
-        return made
+        return kind.from_config(dict(config), **grid, **options)
 
     path = nominal_levels(scheduler(), FINEST).schedule if is_flow else schedule_of(stated)
     limited = bool(stated.get("clip_sample") or stated.get("thresholding"))
@@ -297,7 +295,7 @@ def _whole(
 def _countable(id: str, prompts: Sequence[str] | None, device: torch.device) -> WholePipeline:
     """What can be counted of a model that is not here: as if of the usual thousand timesteps."""
 
-    def none() -> PlanScheduler:
+    def none(*_: Any, **options: Any) -> Any:
         raise FileNotFoundError(
             f"{id} is not here: run the command without dry=true, which fetches it"
         )

@@ -8,7 +8,7 @@ plans are run one after the other.
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -23,13 +23,11 @@ from models.backbone import REMEDY
 from models.memory import Room, ran_out
 from models.weights import reason
 from sampling import Noise, Plan, Schedule
-from sampling.denoise import Denoised
 from sampling.flow import FlowMatching
 from sampling.levels import Asked, Levels
 from sampling.output import StepOutput
-from sampling.run import History, Memory, step_row
-from sampling.schedule import Level
-from sampling.schedulers import SkippedStepScheduler
+from sampling.run import at_first_call
+from sampling.schedulers import PlanScheduler, SkippedStepScheduler
 
 OURS = ("models.", "sampling.")
 NETWORKS = ("unet", "transformer", "transformer_2")  # what is asked in every step
@@ -56,92 +54,45 @@ class _Stopped(Exception):
         self.seen = seen
 
 
-class PlanScheduler(SkippedStepScheduler):
-    """Any plan as the scheduler of a pipeline, once it was told to `follow` one.
-
-    Until then the pipeline's first step ends in `_Stopped`.
-    """
-
-    plan_to_run: Plan | None = None
-    called: Callable[[], object]
-
-    def follow(
-        self, plan: Plan, levels: Levels | None, noise: Noise, called: Callable[[], object]
-    ) -> None:
-        """Run `plan`; `called` hears of every network call.
-
-        On flow matching the pipeline is told its own times of the `levels`.
-        """
-        self.plan_to_run, self.path_levels = plan, levels
-        self.noise, self.called = noise, called
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
-        mu: float | None = None,
-    ) -> None:
-        """The plan's rows, whatever is asked; of flow matching, its levels are."""
-        plan = self.plan_to_run
-        if plan is None:
-            super().set_timesteps(num_inference_steps, device, timesteps, sigmas, mu)
-            return
-        self._rows = list(plan.rows())
-        times, shown = [row.t for row in self._rows if row.calls], None
-        if levels := self.path_levels:
-            shown = levels.sigmas
-            times = np.interp(times, levels.schedule.times, levels.times[::-1]).tolist()
-        if all(t == int(t) for t in times):
-            times = [int(t) for t in times]
-        self._show(times, shown, device)
-        self.num_inference_steps = len(times)
-        self._step_index, self._begin_index = 0, None
-        self._history: History = ()
-        self._memory = Memory.of([plan])
+class Looking(SkippedStepScheduler):
+    """Ends the pipeline's call in its first step."""
 
     def step(
-        self,
-        model_output: Tensor,
-        timestep: int | float | Tensor,
-        sample: Tensor,
-        generator: Any = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-        **foreign: Any,
-    ) -> StepOutput | tuple[Tensor, Tensor]:
-        """The row that is due, and those after it that call no network."""
-        output, x = model_output.float(), sample.float()
-        has_variance = output.shape[1] == 2 * x.shape[1]
-        if self.plan_to_run is None:
-            assert self._levels is not None
-            if len(sample) > 2:  # two of one sample: with and without guidance
-                raise ValueError(
-                    "the pipeline steps the frames of a video apart, where a sample has no noise of its "
-                    "own: give another pipeline as model.id=..."
-                )
-            raise _Stopped(Seen(tuple(sample.shape[1:]), has_variance, self._levels))
-        self._check_foreign(foreign)
-        output, v = output.chunk(2, dim=1) if has_variance else (output, None)
-        at = self._step_index or 0
-        row = self._rows[at]
-        level = Level(row.alpha, row.sigma)
-        x0 = self._reading.x0(-output if self._inverted else output, x, level, row.eps_scale)
-        assert self.noise is not None
-        noise = _Repeated(self.noise, len(x))
-        while True:
-            seen = Denoised(x0, v)
-            x, _, self._history = step_row(
-                self._rows[at], lambda *_, seen=seen: seen, x, self._history, self._memory, noise
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **more: Any
+    ) -> StepOutput:
+        """Raises `_Stopped`."""
+        assert self._levels is not None
+        if len(sample) > 2:  # two of one sample: with and without guidance
+            raise ValueError(
+                "the pipeline steps the frames of a video apart, where a sample has no noise of its "
+                "own: give another pipeline as model.id=..."
             )
-            at += 1
-            if at == len(self._rows) or self._rows[at].calls:
-                break
-        self._step_index = at
+        has_variance = model_output.shape[1] == 2 * sample.shape[1]
+        raise _Stopped(Seen(tuple(sample.shape[1:]), has_variance, self._levels))
+
+
+class _Following(PlanScheduler):
+    """The plan of a command, row by row, whatever the pipeline asks for; x_T comes from the command, too."""
+
+    init_noise_sigma = 1.0
+    each: Noise
+    called: Callable[[], object]  # hears of every network call
+
+    def _check_start(self, plan: Plan) -> None: ...
+
+    def _check_asked(self, *asked: Any) -> None: ...
+
+    def _position(self, timestep: Any) -> int:
+        return self._step_index or 0
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **more: Any
+    ) -> Any:
+        """As its class, with noise of `each` sample."""
+        self.noise = _Repeated(self.each, len(sample))
+        out = super().step(model_output, timestep, sample, *args, **more)
         self.called()
-        x = x.to(sample.dtype)
-        return StepOutput(prev_sample=x, pred_original_sample=x0) if return_dict else (x, x0)
+        return out
 
 
 @dataclass(frozen=True)
@@ -165,13 +116,13 @@ class _Repeated:
 class WholePipeline:
     """A pipeline on its `device`, ready to run plans; what a `Backbone` says of itself, it says alike.
 
-    `scheduler` makes one of ours by the pipeline's config, `schedule` is its path: of flow matching a
-    fine one that stands for those of all runs (`schedule_at`).  `call` are the arguments of every
+    `scheduler` makes one of ours, by its class and options beside the pipeline's config; `schedule` is
+    its path: of flow matching a fine one that stands for those of all runs (`schedule_at`).  `call` are the arguments of every
     call.  Without `pipe` it is there to be counted.
     """
 
     pipe: Any
-    scheduler: Callable[[], PlanScheduler]
+    scheduler: Callable[..., Any]
     schedule: Schedule
     num_classes: int | None
     clip: bool
@@ -286,10 +237,9 @@ class WholePipeline:
         `called` hears of every network call of how many samples it was.
         `steps` are those of `schedule_at` that the plan was made with.
         """
-        start = noise.start()
-        scheduler = self.scheduler()
-        levels = self.look(steps).levels if self.is_flow else None
-        scheduler.follow(plan, levels, noise, lambda: called(len(start)))
+        start = at_first_call(plan, noise)
+        scheduler = self.scheduler(_Following, plan=plan.to_json())
+        scheduler.each, scheduler.called = noise, lambda: called(len(start))
         self.pipe.scheduler = scheduler
         words = self._words(len(start), labels)
         if "latents" in inspect.signature(self.pipe.__call__).parameters:
@@ -320,7 +270,7 @@ class WholePipeline:
         return words
 
 
-def nominal_levels(scheduler: PlanScheduler, steps: int) -> Levels:
+def nominal_levels(scheduler: Looking, steps: int) -> Levels:
     """The levels of flow matching where no pipeline tells what it asks for."""
     path = FlowMatching(scheduler.config)
     mu = 1.0 if path.source.config.get("use_dynamic_shifting") else None

@@ -31,8 +31,8 @@ from sampling import (
     mix,
     mixpp,
     run,
-    schedulers,
     skipped,
+    stepping,
     tabulate,
 )
 from sampling.denoise import NetworkDenoiser, Reading
@@ -492,7 +492,7 @@ def test_no_step_looks_at_the_device(cls, begin, monkeypatch):
     for i, t in enumerate(ours.timesteps[begin:], begin):
         x = ours.step(torch.empty_like(x), t, x).prev_sample
         assert ours.step_index == i + 1
-    monkeypatch.setattr(schedulers, "_same_memory", lambda a, b: False)
+    monkeypatch.setattr(stepping, "_same_memory", lambda a, b: False)
     ours.set_timesteps(8, device="meta")
     ours.set_begin_index(begin)
     x = ours.scale_noise(x, ours.timesteps[begin : begin + 1].repeat(2), x)

@@ -21,8 +21,8 @@ from sampling import (
     mix,
     mixpp,
     run,
-    schedulers,
     skipped,
+    stepping,
     timesteps,
 )
 from sampling.inherit import schedule_of
@@ -397,7 +397,7 @@ def test_no_step_looks_at_the_device(cls, begin, monkeypatch):
         rows.append(scheduler.step_index)
     assert rows == list(range(begin + 1, 9))
     # Timesteps that are copies are counted, from where the pipeline says that it begins.
-    monkeypatch.setattr(schedulers, "_same_memory", lambda a, b: False)
+    monkeypatch.setattr(stepping, "_same_memory", lambda a, b: False)
     scheduler.set_timesteps(8, device="meta")
     scheduler.set_begin_index(begin)
     assert (scheduler.begin_index, scheduler.step_index) == (begin, None)
