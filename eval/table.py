@@ -38,7 +38,7 @@ class Gain(NamedTuple):
 
     def text(self, places: int) -> str:
         """ "+0.31 ± 0.20", without an interval where there is none."""
-        half = "" if math.isnan(self.half) else f" ± {self.half:.{places}f}"
+        half = f" ± {self.half:.{places}f}" if math.isfinite(self.half) else ""
         return f"{self.value:+.{places}f}{half}"
 
 

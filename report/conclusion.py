@@ -1,6 +1,7 @@
 """Which sampler at how many network calls: what the page of results says first, from records alone."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -88,6 +89,8 @@ class Conclusion:
         if ours is None or theirs is None:
             return "", "-"
         difference = gain(self.metric, ours, theirs)
+        if not math.isfinite(difference.value):
+            return "", "-"
         word = difference.words.removesuffix(" than").removesuffix(" from")
         return difference.words, f"{word}, {difference.text(decimals(self.metric))}"
 
