@@ -25,7 +25,7 @@ from report.words import (
 
 Found = Mapping[Path, Table]  # the tables under results/ by their folders
 FILES = (  # what is written of an experiment, in the order of the links to it
-    *("table.md", "figure.md", "tuning.md", "coverage.md", "table.csv", "figure.csv"),
+    *("table.md", "figure.md", "tuning.md", "advice.md", "coverage.md", "table.csv", "figure.csv"),
     *("table.tex", "table.png", "figure.png", "records.json"),
 )
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from eval.records import COMPARABLE, Record, precision
 from eval.scoring import METRICS
 from eval.table import VERDICTS, Table, gain
-from eval.words import decimals, format_score, reference_words
+from eval.words import decimals, format_score
 from report.styles import sampler_of
-from report.words import listed, network_words
+from report.words import extractor_sentence, listed, network_words
 
 MIX = "Mix"
 RIVALS = ("DDIM", "Skipped-Step")  # what Mix is made of, and the paper compares it with
@@ -51,10 +51,8 @@ class Conclusion:
 
     @property
     def note(self) -> str:
-        record = self.table.records[0]
         return (
-            f"Extractor {record['extractor']} ({record['extractor_weights']}), "
-            f"{reference_words(record)}. From {listed(self.sources)}, which say the rest; a sampler on "
+            f"{extractor_sentence(self.table.records[0])} From {listed(self.sources)}, which say the rest; a sampler on "
             "another grid than the even one names it. Differences are judged by their own intervals "
             "where records tell how scores move with the noise that samplers share, else as of "
             "independent samples."

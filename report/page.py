@@ -10,7 +10,7 @@ import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from eval.records import load_records
 from eval.sheets import INDEX
@@ -26,7 +26,6 @@ ASSETS = Path(__file__).parent / "assets"
 PAPER_TABLES = ("table1", "table2", "table3", "table4")
 ABLATION = "figure4"
 DIAL = "study_dial-"
-TUNING = "tune"  # how folders begin in which every record tells its phase
 # What is drawn against network calls, in this order; then whatever else is a table.
 CURVES = ("study", "study_log_snr", "study_exact", "table1", "table1_full", "table2", "table3")
 WITHOUT = (study_closed.FOLDER, "pairs")  # listed in full, but neither drawn nor concluded from
@@ -47,7 +46,7 @@ def build_page(results: Path, page: Path | None = None) -> str:
     folders = sorted(p.parent for p in results.glob("*/*/records.json"))
     if not folders:
         raise FileNotFoundError(f"no records under {results}: run make table1 MODEL=digits first")
-    tuned = [p for p in folders if p.name.startswith(TUNING)]
+    tuned = [p for p in folders if _has_phases(p)]
     found = {p: Table.load(p / "records.json") for p in folders if p not in tuned}
     kinds = _kinds(found)
     parts = {
@@ -84,6 +83,12 @@ def write_page(results: Path, out: Path) -> int:
     write_text(out, page)
     remove_partial(out.parent, re.escape(out.name))
     return len(page.encode())
+
+
+def _has_phases(folder: Path) -> bool:
+    """Whether records are those of a search, each of which says what it was for."""
+    records: Any = load_records(folder / "records.json")
+    return isinstance(records, list) and any("phase" in r for r in records if isinstance(r, dict))
 
 
 def _kinds(found: Found) -> dict[str, list[Path]]:

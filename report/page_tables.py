@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from eval.words import format_score
 from report.charts import plain
 from report.conclusion import Conclusion
 from report.paper import Paper
-from report.tuning import command, verdict
-from report.words import scored_sentence
+from report.tuning import verdict
+from report.words import extractor_sentence, scored_sentence
 
 Entry = tuple[str, float | None]  # the text of a cell, and the number by which it sorts
 Rows = Sequence[Sequence[Entry]]
@@ -88,40 +88,49 @@ def _sorting(text: str) -> float | None:
 
 
 def tuning(name: str, records: Sequence[Record]) -> str:
-    """What `make tune` chose at each step count, how it did on fresh seeds, and what it chose from."""
-    parts = [f"<h3>{html.escape(name)}</h3>", paragraph(plain(scored_sentence(records[0])))]
+    """What was chosen at each step count, how it did on fresh seeds, and what it was chosen from.
+
+    Each of the records, of scripts.tune or its like, says its `phase`: "fresh", or another for what chose.
+    """
+    parts = [f"<h3>{html.escape(name)}</h3>", paragraph(plain(extractor_sentence(records[0])))]
     placed = [{**r, "steps": r["cell"]["config"]["steps"]} for r in records]
     for steps, of_steps in groupby(sorted(placed, key=lambda r: r["steps"]), lambda r: r["steps"]):
-        phases: dict[str, list[Record]] = {"tuning": [], "fresh": []}
+        tried: list[Record] = []
+        fresh: list[Record] = []
         for record in of_steps:
-            phases[record["phase"]].append(record)
-        parts += _tuned(name, steps, {k: Table(v) for k, v in phases.items() if v})
+            (fresh if record["phase"] == "fresh" else tried).append(record)
+        parts.append(f"<h4>{steps} steps</h4>")
+        parts += [_confirmed(name, steps, Table(fresh))] if fresh else []
+        if tried:
+            title = f"Candidates at {steps} steps, on the seeds that chose"
+            parts.append(folded(title, _scored(title, tried)))
     return "".join(parts)
 
 
-def _tuned(name: str, steps: int, phases: Mapping[str, Table]) -> list[str]:
-    parts = [f"<h4>{steps} steps</h4>"]
-    if confirmed := phases.get("fresh"):
-        record = confirmed.records[0]
-        config, scores = record["cell"]["config"], record["scores"]
-        metric = "fid" if "fid" in scores else next(iter(scores))
-        rivals = [r for r in confirmed.rows[1:] if confirmed.value(r, steps, metric) is not None]
-        words = [f"{confirmed.rows[0]} is {verdict(confirmed, r, steps, metric)}." for r in rivals]
-        line = command(steps, config["sampler"], config["model"]["name"], config["spacing"])
-        parts += [bullets(words), f"<pre>{html.escape(line)}</pre>"]
-        about = f"Confirmed on fresh seeds, N = {confirmed.n(steps):,}"
-        parts += [paragraph(f"{about}:"), _scored(f"{name}, {steps} steps", confirmed)]
-    if tried := phases.get("tuning"):
-        title = f"Candidates at {steps} steps on the tuning seeds, N = {tried.n(steps):,}"
-        parts.append(folded(title, _scored(title, tried)))
-    return parts
+def _confirmed(name: str, steps: int, fresh: Table) -> str:
+    """The chosen one, which is the first row, against the others on seeds that chose nothing."""
+    scores = fresh.records[0]["scores"]
+    metric = "fid" if "fid" in scores else next(iter(scores))
+    chosen, *rivals = fresh.rows
+    known = [
+        r for r in rivals if fresh.value(r, steps, metric) and fresh.value(chosen, steps, metric)
+    ]
+    words = [f"{chosen} is {verdict(fresh, r, steps, metric)}." for r in known]
+    return (
+        bullets(words)
+        + paragraph("Confirmed on fresh seeds:")
+        + _scored(f"{name}, {steps} steps, fresh seeds", fresh.records)
+    )
 
 
-def _scored(label: str, scored: Table) -> str:
+def _scored(label: str, records: Sequence[Record]) -> str:
     """Samplers x metrics."""
-    metrics = [m for m in METRICS if any(m in r["scores"] for r in scored.records)]
-    heads = ["Sampler", *(METRICS[m].title for m in metrics)]
-    rows = [[(r["row"], None), *(_number(m, r) for m in metrics)] for r in scored.records]
+    metrics = [m for m in METRICS if any(m in r["scores"] for r in records)]
+    heads = ["Sampler", "N", *(METRICS[m].title for m in metrics)]
+    rows = [
+        [(r["row"], None), (f"{r['n']:,}", r["n"]), *(_number(m, r) for m in metrics)]
+        for r in records
+    ]
     return table(label, heads, rows)
 
 

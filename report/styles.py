@@ -103,6 +103,7 @@ SAMPLERS = {
     "Restart": _style("brown", LONG, "h"),
     "Naive stride": _style("grey", LONG, "P"),
 }
+MOST = 6  # curves of a panel
 REFERENCE = "Mix"  # what the panels that share a figure have in common
 ALSO = {  # other names of theirs, as `_key` has them
     **{"skipped": "Skipped-Step", "mixpp": "Mix++", "tuned": "Mix++", "mixstar": "Mix*"},
@@ -209,7 +210,7 @@ def ordinal(count: int) -> list[Style]:
     return [Style(light[at], dark[at], lines[i % 3], marks[i % 6]) for i, at in enumerate(places)]
 
 
-def in_groups(rows: Sequence[str], at_most: int = 6) -> list[list[str]]:
+def in_groups(rows: Sequence[str], at_most: int = MOST) -> list[list[str]]:
     """Rows for panels of at most so many curves, the first those to be shown where only one is.
 
     It has the best known samplers in the order of SAMPLERS, one row each where they suffice.

@@ -44,7 +44,7 @@ def _section(result: Any, settings: Mapping[str, Any]) -> list[str]:
         _scores(result.confirmed, steps, metrics),
         "\n".join(f"- Tuned is {words}." for words in verdicts),
         f"All of this took {result.calls:,} image calls.  To use it:",
-        f"    {command(steps, result.chosen, settings['model'], settings['spacing'])}",
+        f"    {command(result, settings['model'], settings['spacing'])}",
         f"Candidates on the tuning seeds, {result.tried.n(steps):,} samples each:",
         _scores(result.tried, steps, metrics),
     ]
@@ -60,11 +60,11 @@ def verdict(confirmed: Table, rival: str, steps: int, metric: str) -> str:
     )
 
 
-def command(steps: int, chosen: Mapping[str, Any], model: str, spacing: Any) -> str:
+def command(result: Any, model: str, spacing: Any) -> str:
     """The command that samples with what was chosen."""
-    options = " ".join(f"sampler.{k}={v}" for k, v in chosen.items() if k != "name")
+    options = " ".join(f"sampler.{k}={v}" for k, v in result.chosen.items() if k != "name")
     spaced = "" if spacing == "even" else f"spacing={spacing} "
-    return f"python sample.py model={model} steps={steps} {spaced}sampler=mixpp {options}"
+    return f"python sample.py model={model} steps={result.steps} {spaced}sampler=mixpp {options}"
 
 
 def _scores(table: Table, steps: int, metrics: Sequence[str]) -> str:

@@ -62,8 +62,12 @@ def protocol_sentence(table: Table) -> str:
 
 def scored_sentence(record: Record) -> str:
     """How samples were sampled and scored."""
+    return f"{sampling_sentence(record['cell']['config'])} {extractor_sentence(record)}"
+
+
+def extractor_sentence(record: Record) -> str:
+    """How samples were scored."""
     return (
-        f"{sampling_sentence(record['cell']['config'])} "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
     )

@@ -96,15 +96,19 @@ function showPictures(box, pictures, steps, row) {
   const count = pictures.count;
   const least = pictures.width <= 64 ? "2.6rem" : "7rem";
   box.style.gridTemplateColumns = `repeat(auto-fill, minmax(${least}, 1fr))`;
-  const place = (i, n) => (n > 1 ? (100 * i) / (n - 1) : 0);
+  // Left of the pictures and above them the sheet has words.
+  const { width, height, left = 0, top = 0 } = pictures;
+  const [wide, high] = [left + count * width, top + sheet.rows.length * height];
+  const place = (start, size, whole) => (whole > size ? (100 * start) / (whole - size) : 0);
   for (let i = 0; i < count; i++) {
     const title = pictures.titles ? pictures.titles[i] : `sample ${i}`;
     const figure = element(box, "figure");
     const picture = element(figure, "div", { role: "img", "aria-label": `${title}, ${row}` });
     picture.style.aspectRatio = `${pictures.width} / ${pictures.height}`;
     picture.style.backgroundImage = `url(${sheet.image})`;
-    picture.style.backgroundSize = `${100 * count}% ${100 * sheet.rows.length}%`;
-    picture.style.backgroundPosition = `${place(i, count)}% ${place(index, sheet.rows.length)}%`;
+    picture.style.backgroundSize = `${(100 * wide) / width}% ${(100 * high) / height}%`;
+    const [x, y] = [place(left + i * width, width, wide), place(top + index * height, height, high)];
+    picture.style.backgroundPosition = `${x}% ${y}%`;
     if (pictures.width > 64) element(figure, "figcaption", {}, title);
   }
 }

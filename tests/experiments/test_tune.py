@@ -66,7 +66,7 @@ def test_finds_both_ends_and_confirms_on_the_next_seed():
     assert [s["hi"] for s in second[0]] == [500, 750, 999] and second[1:] == (10, 7)
     assert fresh[0] == [tuned.chosen, {"name": "mix", "cutoff": 291}] and fresh[1:] == (20, 8)
     assert tuned.calls == 100 * (12 + 3 + 2)
-    line = command_of(tuned.steps, tuned.chosen, "digits", "even")
+    line = command_of(tuned, "digits", "even")
     assert line.startswith("python sample.py model=digits steps=5 sampler=mixpp ")
     assert "sampler.lo=250" in line and "sampler.hi=750" in line
     said = verdict(tuned.confirmed, "Mix (paper)", 5, "fid")

@@ -106,6 +106,33 @@ def test_everything_under_results_is_in_it(report):
     assert text.count('src="data:image/png;base64,') == 2  # figures 2 and 3
 
 
+def test_tuning_is_what_its_records_say(report, tmp_path):
+    text = report.read_text()
+    shown = html.unescape(text[text.index('id="tuning"') : text.index('id="paper"')])
+    for name in ("tune", "tune_log_snr"):
+        written = (RESULTS / "digits" / name / "tuning.md").read_text()
+        verdicts = re.findall(r"^- (Tuned is .*\.)$", written, re.M)
+        assert len(verdicts) >= 6
+        for verdict in verdicts:
+            assert f"<li>{verdict}</li>" in shown
+        for steps in (10, 25):
+            assert f"<h4>{steps} steps</h4>" in shown
+    records = json.loads((RESULTS / "digits" / "tune" / "records.json").read_text())
+    for r in records:
+        assert f">{r['row']}</th>" in shown
+        assert f">{format_score('fid', score(r, 'fid'))}</td>" in shown
+    # A search in rounds scores candidates at several N; another folder's name says nothing.
+    for r in records[:9]:
+        r["n"] = 7
+    path = tmp_path / "digits" / "advise" / "records.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps([{**r, "steps": r["cell"]["config"]["steps"]} for r in records]))
+    shutil.copytree(RESULTS / "paper", tmp_path / "paper")
+    alone = build_page(tmp_path)
+    assert "<h3>digits/advise</h3>" in alone and ">7</td>" in alone
+    assert 'id="conclusion"' not in alone and 'href="#conclusion"' not in alone
+
+
 # --- what it concludes ----------------------------------------------------------------------------
 
 
