@@ -38,7 +38,7 @@ class Gain(NamedTuple):
 
     def text(self, places: int) -> str:
         """ "+0.31 ± 0.20", without an interval where there is none."""
-        half = "" if math.isnan(self.half) else f" ± {self.half:.{places}f}"
+        half = f" ± {self.half:.{places}f}" if math.isfinite(self.half) else ""
         return f"{self.value:+.{places}f}{half}"
 
 
@@ -163,7 +163,8 @@ class Table:
     def _scores(self, steps: int, metric: str, rows: Iterable[str] | None) -> dict[str, Score]:
         wanted = self.rows if rows is None else rows
         values = {row: self.value(row, steps, metric) for row in wanted}
-        return {row: value for row, value in values.items() if value is not None}
+        # A score that is no number is neither best nor tied with it.
+        return {row: v for row, v in values.items() if v is not None and math.isfinite(v.value)}
 
     def against(self, ours: Row, theirs: Row, metric: str) -> dict[str, list[int]]:
         """The step counts, ascending, of each of VERDICTS on one row against another."""

@@ -16,14 +16,14 @@ def decimals(metric: str) -> int:
 
 
 def format_score(metric: str, value: Score | None) -> str:
-    """ "3.21 ± 0.20": the value and the half width of its 95% interval."""
-    if value is None:
+    """ "3.21 ± 0.20": the value and the half width of its 95% interval; "-" for what is no number."""
+    if value is None or not np.isfinite(value.value):
         return "-"
     places = decimals(metric)
     if metric == "kid" and value.se > 0.01:
         # KID grows as the cube of its features: small with Inception's, not with digits'.
         places = 2
-    half = "" if np.isnan(value.se) else f" ± {value.half:.{places}f}"
+    half = "" if not np.isfinite(value.se) else f" ± {value.half:.{places}f}"
     return f"{value.value:.{places}f}{half}"
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +65,8 @@ def _harmless(method: Callable[..., None]) -> Callable[..., None]:
 class WandbTracker(Tracker):
     """Tells W&B; `dir` holds its local files and a note of what was told.
 
-    Falls back to offline mode, whose files `wandb sync` uploads, if there is no key or no answer.
+    Falls back to offline mode, whose files `wandb sync` uploads, if there is no key or no answer, or
+    if WANDB_MODE says so.
     """
 
     MODES = ("online", "offline", "disabled")
@@ -77,8 +81,14 @@ class WandbTracker(Tracker):
         self.options["dir"] = str(self.folder.absolute())
         self._live: dict[str, Any] = {}  # runs of cells that are being sampled
         self.folder.mkdir(parents=True, exist_ok=True)
-        if mode == "online" and (obstacle := self._obstacle()):
+        # W&B itself would not look at its variable, since each run is given a mode.
+        asked = os.environ.get("WANDB_MODE", mode)
+        if mode == "online" and asked in self.MODES:
+            self.mode = asked
+        if self.mode == "online" and (obstacle := self._obstacle()):
             self._go_offline(obstacle)
+        elif self.mode == "offline":
+            _say(f"offline: {self._upload()}")
 
     def _obstacle(self) -> str | None:
         """Why W&B cannot be reached, found out without asking on the terminal."""
@@ -90,8 +100,14 @@ class WandbTracker(Tracker):
 
     def _go_offline(self, why: str) -> None:
         self.mode = "offline"
-        upload = f"wandb sync {self.folder}/wandb/offline-run-*"
-        _say(f"{why}: going on offline; upload later with `{upload}`")
+        _say(f"{why}: going on offline; {self._upload()}")
+
+    def _upload(self) -> str:
+        """Where the files of offline runs lie, and the line that uploads them."""
+        runs = self.folder / "wandb"
+        program = "wandb" if shutil.which("wandb") else f"{shlex.quote(sys.executable)} -m wandb"
+        line = f"{program} sync {shlex.quote(str(runs))}/offline-run-*"
+        return f"runs are kept in {runs}; upload them with `{line}`"
 
     @_harmless
     def sampling(self, cells: Sequence[Cell], k: int) -> None:

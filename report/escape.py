@@ -4,7 +4,11 @@ A row's name, a prompt or a model's name may come from somebody else's records.
 """
 
 import json
+import math
+import os
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from files.whole import printable
 
@@ -41,7 +45,20 @@ def in_figure(text: str) -> str:
 def in_script(data: Any) -> str:
     """JSON inside of a script element, which `</script>` or `<!--<script>` would end or prolong.
 
-    Raises ValueError for what is no JSON: numbers that are not finite.
+    What JSON has no number for, as NaN, is null.
     """
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def in_link(target: Path, page: Path) -> str:
+    """The address of a file for a page in folder `page`: relative, and never a scheme of its own."""
+    return quote(Path(os.path.relpath(target, page)).as_posix())

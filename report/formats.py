@@ -77,7 +77,7 @@ def _paper_grid(paper: Paper, metric: str) -> str:
     columns = [cell["steps"] for cell in paper["rows"][0]["cells"]]
     heads = [f"{s} steps" if s else "steps not stated" for s in columns]
     names = [row["name"] for row in paper["rows"]]
-    rows = [[name, *(str(paper.value(name, s, metric)) for s in columns)] for name in names]
+    rows = [[name, *(paper.printed(name, s, metric) or "-" for s in columns)] for name in names]
     return grid([METRICS[metric].title, *heads], rows)
 
 
@@ -102,7 +102,7 @@ def score_grid(
     def text(row: str, steps: int) -> str:
         value = table.value(row, steps, metric)
         text = bold(format_score(metric, value), row in tied[steps])
-        return text + _beside(metric, value, beside.value(row, steps, metric) if beside else None)
+        return text + _beside(metric, value, beside.printed(row, steps, metric) if beside else None)
 
     rows = [[row, *(text(row, steps) for steps in table.columns)] for row in table.rows]
     floors = [table.floor(steps, metric) for steps in table.columns]
@@ -115,11 +115,11 @@ def bold(text: str, best: bool) -> str:
     return f"**{text}**" if best else text
 
 
-def _beside(metric: str, ours: Score | None, theirs: float | None) -> str:
+def _beside(metric: str, ours: Score | None, theirs: str | None) -> str:
     """ " (9.41, +0.64)": the paper's number and the difference; empty where one lacks."""
     if ours is None or theirs is None:
         return ""
-    return f" ({theirs:g}, {ours.value - theirs:+.{decimals(metric)}f})"
+    return f" ({theirs}, {ours.value - float(theirs):+.{decimals(metric)}f})"
 
 
 def write_csv(path: Path, table: Table, paper: Paper | None) -> None:
@@ -174,7 +174,7 @@ def latex(title: str, table: Table, metrics: Sequence[str], paper: Paper | None)
         value = table.value(row, s, m)
         text = number(m, value)
         text = f"$\\mathbf{{{text}}}$" if row in tied[s, m] else f"${text}$"
-        return text + _beside(m, value, beside.value(row, s, m) if beside else None)
+        return text + _beside(m, value, beside.printed(row, s, m) if beside else None)
 
     lines = [
         f"% {printable(title)}; +- is the half width of the 95% interval; Real: real images for samples"

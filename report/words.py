@@ -1,5 +1,6 @@
 """What scores and records say, in words."""
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -80,6 +81,16 @@ def _made_words(table: Table) -> str:
     )
 
 
+def network_words(checkpoint: str) -> str:
+    """What stands behind the name of a checkpoint: "exact denoiser", "network after 1,000 steps of training"."""
+    if checkpoint == "exact":
+        return "exact denoiser"
+    trained = re.fullmatch(r"unet-(\d+)", checkpoint)
+    return (
+        f"network after {int(trained[1]):,} steps of training" if trained else printable(checkpoint)
+    )
+
+
 def listed(items: Sequence[Any], empty: str = "no") -> str:
     return ", ".join(map(str, items)) or empty
 
@@ -115,8 +126,12 @@ def protocol_sentence(table: Table) -> str:
 
 def scored_sentence(record: Record) -> str:
     """How samples were sampled and scored."""
+    return f"{sampling_sentence(record['cell']['config'])} {extractor_sentence(record)}"
+
+
+def extractor_sentence(record: Record) -> str:
+    """How samples were scored."""
     return (
-        f"{sampling_sentence(record['cell']['config'])} "
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
     )

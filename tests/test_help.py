@@ -328,6 +328,18 @@ def test_make_help_tells_of_every_target():
     (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)
     told = re.findall(r"^([a-z0-9_-]+):.*## [a-zA-Z].*[^.]$", makefile, re.M)
     assert sorted(told) == sorted(targets.split())
+    # As it is printed: each once, in a group.
+    out = subprocess.run(
+        ["make", "help"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    ).stdout
+    first, *groups = out.split("\n\n")
+    assert first.split()[0] == "help" and len(groups) > 4
+    printed = re.findall(r"^  ([a-z0-9_-]+) +[a-zA-Z]", out, re.M)
+    assert sorted(printed) == sorted(told)
+    for group in groups[:-1]:
+        title, *lines = group.splitlines()
+        assert title[0].isupper() and lines and all(line.startswith("  ") for line in lines)
+    assert re.search(r"^  test .* minutes ", out, re.M)
 
 
 # --- shell completion ---------------------------------------------------------------------------

@@ -181,3 +181,15 @@ def test_table4_totals_are_weighted_four_to_one():
     for row in DATA["table4"]["rows"]:
         (cell,) = row["cells"]
         assert round((4 * cell["quality"] + cell["semantic"]) / 5, 2) == cell["total"]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_numbers_keep_the_digits_that_they_are_printed_with(table):
+    paper = Paper.load(FOLDER / f"{table}.yaml")
+    for row, cells in printed_cells(table).items():
+        for cell in cells:
+            steps = None if cell["steps"] == "null" else int(cell["steps"])
+            for metric in cell.keys() - {"steps"}:
+                assert paper.printed(row, steps, metric) == cell[metric]
+                assert paper.value(row, steps, metric) == float(cell[metric])
+    assert paper.printed("Mix", 10**6, "fid") is paper.value("Mix", 10**6, "fid") is None

@@ -163,6 +163,40 @@ def test_code_in_a_folder_is_never_run(command, mine, tmp_path, case):
     assert not mark.exists()
 
 
+class Evil:
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
+
+
+def test_pickled_weights_of_a_pipeline_are_not_run(command, mine, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    folder, mark = mine("sd"), tmp_path / "ran"
+    for part, stem in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        (folder / part / f"{stem}.safetensors").unlink()
+        name = "pytorch_model" if part == "text_encoder" else stem
+        torch.save({"weight": Evil(mark)}, folder / part / f"{name}.bin")
+    refused(command(sample, *of(folder)), "copy or download it again")
+    assert not mark.exists()
+
+
+def test_code_that_a_part_names_is_never_run(command, mine, tmp_path):
+    """transformers' auto_map, which asks to be run in place of the class that model_index.json names."""
+    folder, mark = mine("sd"), tmp_path / "ran"
+    for part, file, kinds in (
+        ("tokenizer", "tokenizer_config.json", {"AutoTokenizer": ["theirs.CLIPTokenizer", None]}),
+        ("text_encoder", "config.json", {"AutoModel": "theirs.CLIPTextModel"}),
+        ("unet", "config.json", {"AutoModel": "theirs.UNet2DConditionModel"}),
+    ):
+        edit(folder / part / file, auto_map=kinds)
+        code = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nfrom transformers import *\n"
+        (folder / part / "theirs.py").write_text(code)
+    done(command(sample, *of(folder, "out=o")))
+    assert not mark.exists()
+
+
 def write(path: str, text: str):
     return lambda folder: (folder / path).write_text(text)
 

@@ -26,7 +26,7 @@ function shape(parent, name, attributes, text = "") {
 function fill(select, names, wanted) {
   const before = select.value;
   select.replaceChildren();
-  for (const name of names) element(select, "option", { value: name }, name);
+  for (const name of names) element(select, "option", { value: name, dir: "auto" }, name);
   const choice = [before, wanted].find((name) => names.includes(name));
   if (choice !== undefined) select.value = choice;
 }
@@ -46,6 +46,34 @@ function radios(fieldset, values, start, chosen) {
 function hide(section) {
   byId(section).hidden = true;
   document.querySelector(`nav a[href="#${section}"]`).hidden = true;
+}
+
+function showLinks(box, links) {
+  box.replaceChildren();
+  for (const { text, href } of links) {
+    element(box, "a", { href }, text);
+    box.append(" ");
+  }
+}
+
+/** What makes an element have a style's colour, in light and in dark. */
+const tint = (style) => ({ class: "tint", style: `--light: ${style.light}; --dark: ${style.dark}` });
+
+/** A piece of a line with its marker, as in the charts. */
+function swatch(parent, style) {
+  const svg = shape(parent, "svg", { ...tint(style), width: 34, height: 12, viewBox: "0 0 34 12", "aria-hidden": "true" });
+  line(svg, style, "1,6 33,6");
+  if (style.marker) mark(svg, style, 17, 6);
+}
+
+function line(parent, style, points) {
+  const dash = style.dash.map((length) => 2 * length).join(" ");  // style.dash is in widths of the line
+  shape(parent, "polyline", { class: "line", points, ...(dash && { "stroke-dasharray": dash }) });
+}
+
+function mark(parent, style, x, y) {
+  if (style.marker) return shape(parent, "path", { class: "dot", d: data.markers[style.marker], transform: `translate(${x} ${y}) scale(4)` });
+  return shape(parent, "circle", { class: "hit", cx: x, cy: y, r: 5 });
 }
 
 function showScores(box, scores, metrics) {
@@ -93,7 +121,8 @@ function ticksOf(low, high, log) {
     const ticks = [];
     for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e++)
       for (const m of [1, 2, 5]) ticks.push(m * 10 ** e);
-    return ticks.filter((t) => t >= low && t <= high);
+    const within = ticks.filter((t) => t >= low && t <= high);
+    if (within.length > 2) return within;
   }
   const raw = (high - low) / 5 || 1;
   const unit = 10 ** Math.floor(Math.log10(raw));
@@ -104,6 +133,17 @@ function ticksOf(low, high, log) {
 }
 
 const short = (value) => String(Number(value.toPrecision(4)));
+
+/** Those ticks whose labels have room: `size` of a label in pixels along the axis. */
+function apart(ticks, at, size) {
+  const kept = [];
+  for (const tick of ticks)
+    if (kept.every((other) => Math.abs(at(tick) - at(other)) > (size(tick) + size(other)) / 2)) kept.push(tick);
+  return kept;
+}
+
+const wide = (tick) => 7 * short(tick).length + 6;
+const tall = () => 15;
 
 function scale(low, high, from, to, log) {
   const f = log ? Math.log : (v) => v;
@@ -126,8 +166,9 @@ function rangeOf(series, log) {
 }
 
 /**
- * Lines with bands. `series` are {name, colour, points: [[x, y, half width]], axis: 0|1, dashed, best}.
- * `options` are {label, x: {label, ticks, log, range}, axes: [{label, log}], here, shaded}.
+ * Lines with bands. `series` are {name, style, points: [[x, y, half width, text]], axis: 0|1, best}.
+ * `options` are {label, x: {label, ticks, log, range}, axes: [{label, log}], here, shaded, names}.
+ * Returns where the x axis begins and ends in the box, in pixels.
  */
 function draw(box, series, options) {
   box.replaceChildren();
@@ -135,11 +176,11 @@ function draw(box, series, options) {
   const width = Math.max(280, Math.min(960, box.clientWidth));
   const height = Math.max(260, width / 2.1);
   const axes = options.axes;
-  const inner = { left: 56, right: width - (axes.length > 1 ? 56 : 18), top: 14, bottom: height - 44 };
+  const inner = { left: 62, right: width - (axes.length > 1 ? 62 : 18), top: 14, bottom: height - 44 };
   const svg = shape(box, "svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": options.label });
   if (!known.length) {
     shape(svg, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "nothing is chosen");
-    return;
+    return inner;
   }
   const xs = known.flatMap((s) => s.points.map(([x]) => x));
   const [left, right] = options.x.range || [Math.min(...xs), Math.max(...xs)];
@@ -148,9 +189,12 @@ function draw(box, series, options) {
     const [from, to] = options.shaded.map(x);
     shape(svg, "rect", { class: "range", x: from, y: inner.top, width: to - from, height: inner.bottom - inner.top });
   }
-  for (const tick of options.x.ticks || ticksOf(left, right, options.x.log)) {
+  const ticks = options.x.ticks || ticksOf(left, right, options.x.log);
+  const labelled = apart([...ticks].reverse(), x, wide);  // the last is surely there
+  for (const tick of ticks) {
     shape(svg, "line", { class: "grid", x1: x(tick), x2: x(tick), y1: inner.top, y2: inner.bottom });
-    shape(svg, "text", { class: "axis", x: x(tick), y: inner.bottom + 16, "text-anchor": "middle" }, short(tick));
+    if (labelled.includes(tick))
+      shape(svg, "text", { class: "axis x", x: x(tick), y: inner.bottom + 16, "text-anchor": "middle" }, short(tick));
   }
   shape(svg, "text", { class: "axis", x: (inner.left + inner.right) / 2, y: height - 8, "text-anchor": "middle" }, options.x.label);
   axes.forEach((axis, side) => {
@@ -160,98 +204,119 @@ function draw(box, series, options) {
     const [low, high] = rangeOf(mine, log);
     const y = scale(low, high, inner.bottom, inner.top, log);
     const floor = (v) => y(log ? Math.max(v, low) : v);
-    for (const tick of ticksOf(low, high, log)) {
+    for (const tick of apart(ticksOf(low, high, log), y, tall)) {
       if (side === 0) shape(svg, "line", { class: "grid", x1: inner.left, x2: inner.right, y1: y(tick), y2: y(tick) });
       const at = side === 0 ? { x: inner.left - 6, "text-anchor": "end" } : { x: inner.right + 6 };
-      shape(svg, "text", { class: "axis", ...at, y: y(tick) + 4 }, short(tick));
+      shape(svg, "text", { class: "axis y", ...at, y: y(tick) + 4 }, short(tick));
     }
     const middle = (inner.top + inner.bottom) / 2;
     const at = side === 0 ? 14 : width - 8;
     shape(svg, "text", { class: "axis", "text-anchor": "middle", transform: `translate(${at} ${middle}) rotate(-90)` }, axis.label);
-    for (const one of mine) {
-      const group = shape(svg, "g", { style: `color: var(--c${one.colour})` });
-      const points = one.points.filter(([, v]) => !log || v > 0);
-      const banded = points.filter(([, , half]) => half);
-      if (banded.length > 1) {
-        const up = banded.map(([a, b, half]) => `${x(a)},${y(b + half)}`);
-        const down = banded.map(([a, b, half]) => `${x(a)},${floor(b - half)}`).reverse();
-        shape(group, "polygon", { class: "band", points: [...up, ...down].join(" ") });
-      }
-      const line = points.map(([a, b]) => `${x(a)},${y(b)}`).join(" ");
-      shape(group, "polyline", { class: "line", points: line, ...(one.dashed && { "stroke-dasharray": "5 4" }) });
-      for (const [a, b, , text] of points) {
-        const dot = shape(group, "circle", { class: "dot", cx: x(a), cy: y(b), r: 3 });
-        shape(dot, "title", {}, `${one.name}, ${short(a)}: ${text || short(b)}`);
-      }
-      if (one.best) {
-        const best = points.reduce((p, q) => (q[1] < p[1] ? q : p));
-        shape(group, "circle", { class: "best", cx: x(best[0]), cy: y(best[1]), r: 7 });
-      }
-    }
+    for (const one of mine) curve(svg, one, x, y, log, floor);
   });
   if (options.here !== undefined)
     shape(svg, "line", { class: "here", x1: x(options.here), x2: x(options.here), y1: inner.top, y2: inner.bottom });
   if (options.names) {
-    const names = element(box, "p", { class: "note" });
-    for (const one of known) {
-      const name = element(names, "span", { style: `color: var(--c${one.colour}); margin-right: 1.2rem; white-space: nowrap` });
-      name.append(`${one.dashed ? "- -" : "—"} ${one.name}`);
+    const names = element(box, "p", { class: "note names" });
+    for (const one of known.filter((s) => s.name)) {
+      const name = element(names, "span");
+      swatch(name, one.style);
+      element(name, "bdi", {}, one.name);
     }
+  }
+  return inner;
+}
+
+/** A line with its band and marks. */
+function curve(svg, one, x, y, log, floor) {
+  const group = shape(svg, "g", tint(one.style));
+  const points = one.points.filter(([, v]) => !log || v > 0);
+  const banded = points.filter(([, , half]) => half);
+  if (banded.length > 1) {
+    const up = banded.map(([a, b, half]) => `${x(a)},${y(b + half)}`);
+    const down = banded.map(([a, b, half]) => `${x(a)},${floor(b - half)}`).reverse();
+    shape(group, "polygon", { class: "band", points: [...up, ...down].join(" ") });
+  }
+  line(group, one.style, points.map(([a, b]) => `${x(a)},${y(b)}`).join(" "));
+  for (const [a, b, , text] of points)
+    shape(mark(group, one.style, x(a), y(b)), "title", {}, `${one.name || one.about}, ${short(a)}: ${text || short(b)}`);
+  if (one.best && points.length) {
+    const best = points.reduce((p, q) => (q[1] < p[1] ? q : p));
+    shape(group, "circle", { class: "best", cx: x(best[0]), cy: y(best[1]), r: 8 });
   }
 }
 
 // --- figure 4 ----------------------------------------------------------------------------------
 
 function figureFour() {
-  if (!data.ablations.length) return hide("cutoff");
+  const ablations = data.ablations.filter((a) => Object.keys(a.panels).length);
+  if (!ablations.length) return hide("cutoff");
   const select = byId("cutoff-data");
   const slider = byId("cutoff-slider");
-  fill(select, data.ablations.map((a) => a.name));
-  select.closest("label").hidden = data.ablations.length < 2;
+  const thumb = 20;  // its width in page.css
+  fill(select, ablations.map((a) => a.name));
+  select.closest("label").hidden = ablations.length < 2;
   let steps;
-  const current = () => data.ablations.find((a) => a.name === select.value);
+  let index = 0;
+  const current = () => ablations.find((a) => a.name === select.value);
+  const cutoffs = () => current().panels[steps].cutoffs;
 
   function show() {
     const ablation = current();
     const panel = ablation.panels[steps];
-    const index = Math.min(Number(slider.value), panel.cutoffs.length - 1);
+    index = Math.max(0, Math.min(index, panel.cutoffs.length - 1));
     const cutoff = panel.cutoffs[index];
     const what = { 0: " (Skipped-Step)", 1000: " (DDIM)" }[cutoff] || "";
+    slider.value = cutoff;
     byId("cutoff-value").textContent = `${cutoff}${what}`;
     slider.setAttribute("aria-valuetext", `cutoff ${cutoff}${what}`);
     showScores(byId("cutoff-scores"), panel.scores[index], ablation.metrics);
     showPictures(byId("cutoff-pictures"), ablation.pictures, steps, panel.rows[index]);
     const drawn = ["fid", "is"].map((key) => ablation.metrics.find((m) => m.key === key)).filter(Boolean);
     const series = drawn.map((metric, side) => ({
-      name: metric.title, colour: side ? 0 : 1, axis: side,
+      name: metric.title, style: ablation.styles[side], axis: side,
       points: panel.cutoffs.map((c, i) => [c, ...(panel.scores[i][metric.key] || [])]).filter((p) => p.length > 1),
     }));
-    draw(byId("cutoff-chart"), series, {
+    const inner = draw(byId("cutoff-chart"), series, {
       label: `${drawn.map((m) => m.name).join(" and ")} against the cutoff at ${steps} steps`,
       x: { label: "cutoff (0: Skipped-Step, 1000: DDIM)", range: [0, 1000] },
       axes: drawn.map((m) => ({ label: m.title })), here: cutoff, shaded: [100, 400], names: true,
     });
-    byId("cutoff-note").textContent = `${steps} steps, N = ${panel.n}. Shaded: the range that the paper calls best. ${ablation.protocol}`;
+    // The middle of the thumb goes from one end of the axis to the other.
+    slider.style.marginLeft = `${inner.left - thumb / 2}px`;
+    slider.style.width = `${inner.right - inner.left + thumb}px`;
+    byId("cutoff-note").textContent = `${steps} steps, N = ${panel.n}. Shaded: [100, 400], the range that the paper calls best. ${ablation.protocol}`;
+    showLinks(byId("cutoff-links"), ablation.links);
   }
 
   function change() {
     const all = Object.keys(current().panels);
     if (!all.includes(steps)) steps = all[0];
-    radios(byId("cutoff-steps"), all, steps, (value) => { steps = value; limit(); });
-    limit();
-  }
-
-  function limit() {
-    const cutoffs = current().panels[steps].cutoffs;
-    slider.max = cutoffs.length - 1;
+    radios(byId("cutoff-steps"), all, steps, (value) => { steps = value; show(); });
     show();
   }
 
-  slider.addEventListener("input", show);
+  /** Keys go from one cutoff to the next, wherever it lies. */
+  function key(event) {
+    const by = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -3, PageUp: 3, Home: -Infinity, End: Infinity }[event.key];
+    if (!by || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    index = Math.max(0, Math.min(index + by, cutoffs().length - 1));
+    show();
+  }
+
+  function nearest() {
+    const distance = (i) => Math.abs(cutoffs()[i] - Number(slider.value));
+    index = cutoffs().map((_, i) => i).reduce((best, i) => (distance(i) < distance(best) ? i : best));
+    show();
+  }
+
+  slider.addEventListener("input", nearest);
+  slider.addEventListener("keydown", key);
   select.addEventListener("change", change);
+  steps = Object.keys(current().panels)[0];
+  index = cutoffs().indexOf(291);
   change();
-  slider.value = Math.max(0, current().panels[steps].cutoffs.indexOf(291));
-  show();
   return show;
 }
 
@@ -262,49 +327,81 @@ function quality() {
   const select = byId("quality-data");
   const metric = byId("quality-metric");
   const legend = byId("quality-legend");
-  const drawn = {};  // by sampler, kept from one set of results to the next
+  const drawn = new Map();  // by sampler, kept from one set of results to the next
   fill(select, data.curves.map((c) => c.name));
   const current = () => data.curves.find((c) => c.name === select.value);
+  const chosen = () => current().metrics.find((m) => m.name === metric.value);
+  const isLog = (key) => ["fid", "sfid", "diagonal_fid"].includes(key);
+
+  function points(sampler, key) {
+    return sampler.points.filter((p) => p.scores[key] && p.nfe > 0).map((p) => [p.nfe, ...p.scores[key]]);
+  }
+
+  /** What real images score, [steps, value, half, text]. */
+  function real(key) {
+    return Object.entries(current().floor).filter(([, s]) => s[key]).map(([steps, s]) => [Number(steps), s[key][0], 0, s[key][2]]);
+  }
+
+  /** Whether the real images' line leaves the others at least half of the axis. */
+  function fits(key) {
+    const values = current().samplers.flatMap((s) => points(s, key).map(([, y]) => y)).filter((y) => !isLog(key) || y > 0);
+    const floor = real(key).map(([, y]) => y).filter((y) => !isLog(key) || y > 0);
+    if (!floor.length || !values.length) return true;
+    const f = isLog(key) ? Math.log : (y) => y;
+    const [low, high] = [f(Math.min(...values)), f(Math.max(...values))];
+    return Math.max(high, f(Math.max(...floor))) - Math.min(low, f(Math.min(...floor))) <= 2 * (high - low);
+  }
+
+  function choice(name, style, checked, changed) {
+    const label = element(legend, "label");
+    const input = element(label, "input", { type: "checkbox" });
+    input.checked = checked;
+    input.addEventListener("change", () => { changed(input.checked); show(); });
+    swatch(label, style);
+    element(label, "bdi", {}, name);
+  }
 
   function change() {
     const curves = current();
     fill(metric, curves.metrics.map((m) => m.name), "FID");
+    list();
+  }
+
+  function list() {
+    const { key } = chosen();
     for (const label of legend.querySelectorAll("label")) label.remove();
-    curves.samplers.forEach((sampler, i) => {
-      drawn[sampler.name] ??= sampler.drawn;
-      const label = element(legend, "label");
-      const input = element(label, "input", { type: "checkbox" });
-      input.checked = drawn[sampler.name];
-      input.addEventListener("change", () => { drawn[sampler.name] = input.checked; show(); });
-      element(label, "span", { class: "swatch", style: `color: var(--c${i % 12})` });
-      label.append(sampler.name);
-    });
+    for (const sampler of current().samplers) {
+      if (!drawn.has(sampler.name)) drawn.set(sampler.name, sampler.drawn);
+      choice(sampler.name, sampler.style, drawn.get(sampler.name), (checked) => drawn.set(sampler.name, checked));
+    }
+    withReal = fits(key);
+    if (real(key).length) choice("real", data.real, withReal, (checked) => { withReal = checked; });
     show();
   }
 
+  let withReal;
+
   function show() {
     const curves = current();
-    const chosen = curves.metrics.find((m) => m.name === metric.value);
-    const series = curves.samplers.map((sampler, i) => ({
-      name: sampler.name, colour: i % 12,
-      points: drawn[sampler.name]
-        ? sampler.points.filter((p) => p.scores[chosen.key]).map((p) => [p.nfe, ...p.scores[chosen.key]])
-        : [],
+    const { key, title } = chosen();
+    const series = curves.samplers.map((sampler) => ({
+      name: sampler.name, style: sampler.style, points: drawn.get(sampler.name) ? points(sampler, key) : [],
     }));
-    const floor = Object.entries(curves.floor).filter(([, s]) => s[chosen.key]);
-    if (series.some((s) => s.points.length))
-      series.push({ name: "real", colour: 6, dashed: true, points: floor.map(([s, v]) => [Number(s), v[chosen.key][0], 0, v[chosen.key][2]]) });
+    if (withReal) series.push({ name: "real", style: data.real, points: real(key) });
     const ticks = [...new Set(curves.samplers.flatMap((s) => s.points.map((p) => p.steps)))].sort((a, b) => a - b);
+    const calls = series.flatMap((s) => s.points.map(([x]) => x));
     draw(byId("quality-chart"), series, {
-      label: `${chosen.title} against network calls`,
-      x: { label: "network calls", ticks, log: true, range: [ticks[0], ticks[ticks.length - 1]] },
-      axes: [{ label: chosen.title, log: ["fid", "sfid"].includes(chosen.key) }],
+      label: `${title} against network calls`,
+      x: { label: "network calls", ticks, log: true, range: [Math.min(...ticks, ...calls), Math.max(...ticks, ...calls)] },
+      axes: [{ label: title, log: isLog(key) }],
     });
-    byId("quality-note").textContent = `${curves.protocol} ${curves.verdicts[chosen.key]}`;
+    const floors = real(key).map(([steps, , , text]) => `${text} at ${steps} steps`).join(", ");
+    byId("quality-note").textContent = `${floors && `Real: ${floors}. `}${curves.protocol} ${curves.verdicts[key]}`;
+    showLinks(byId("quality-links"), curves.links);
   }
 
   select.addEventListener("change", change);
-  metric.addEventListener("change", show);
+  metric.addEventListener("change", list);
   change();
   return show;
 }
@@ -345,9 +442,9 @@ function dial() {
 
   function show() {
     const mine = data.dials.filter((d) => String(d.steps) === steps);
-    const series = mine.map((d, i) => ({
-      name: d.checkpoint, colour: i, best: true,
-      points: [...d.points].sort((a, b) => a.cutoff - b.cutoff).map((p) => [p.cutoff, ...p.scores.fid]),
+    const series = mine.map((d) => ({
+      name: d.checkpoint, style: d.style, best: true,
+      points: [...d.points].filter((p) => p.scores.fid).sort((a, b) => a.cutoff - b.cutoff).map((p) => [p.cutoff, ...p.scores.fid]),
     }));
     draw(byId("dial-chart"), series, {
       label: `FID against Mix's cutoff at ${steps} steps for networks of different error`,
@@ -357,6 +454,35 @@ function dial() {
   }
 
   radios(byId("dial-steps"), all, steps, (value) => { steps = value; show(); });
+  show();
+  return show;
+}
+
+// --- the closed form -----------------------------------------------------------------------------
+
+function closedForm() {
+  if (!data.closed.length) return hide("closed");
+  const [closed] = data.closed;
+
+  function show() {
+    const measured = closed.samplers.map((s) => ({ name: s.name, style: s.style, points: s.measured }));
+    const dashed = closed.samplers.map((s) => ({
+      about: `${s.name}, closed form`, style: { ...s.style, dash: [2, 2], marker: "" }, points: s.closed,
+    }));
+    const ticks = [...new Set(closed.samplers.flatMap((s) => s.measured.map(([x]) => x)))].sort((a, b) => a - b);
+    draw(byId("closed-chart"), [...measured, ...dashed], {
+      label: "Frechet distance in pixels against steps, measured and in closed form",
+      x: { label: "steps", ticks, log: true }, axes: [{ label: "Frechet distance in pixels", log: true }], names: true,
+    });
+    draw(byId("closed-cutoffs"), closed.cutoffs.map((c) => ({ ...c, best: true })), {
+      label: `The closed form against the cutoff at ${closed.steps} steps, for scores of different error`,
+      x: { label: "cutoff (0: Skipped-Step, 1000: DDIM)", range: [0, 1000] },
+      axes: [{ label: "Frechet distance, closed form", log: true }], names: true,
+    });
+  }
+
+  byId("closed-note").textContent = `Second chart: ${closed.steps} steps. ${closed.protocol}`;
+  showLinks(byId("closed-links"), closed.links);
   show();
   return show;
 }
@@ -384,7 +510,7 @@ for (const table of document.querySelectorAll("table"))
   [...table.tHead.rows[0].cells].forEach((head, column) =>
     head.querySelector("button").addEventListener("click", () => sortBy(table, column)));
 
-const redraw = [figureFour(), quality(), dial()];
+const redraw = [figureFour(), quality(), dial(), closedForm()];
 sideBySide();
 let drawnAt = window.innerWidth;
 window.addEventListener("resize", () => {

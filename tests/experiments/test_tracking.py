@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -221,8 +224,40 @@ def test_an_outage_does_not_stop_sampling(nowhere, command, monkeypatch, tmp_pat
     assert status == 0 and "30 samples" in out, err
     assert time.monotonic() - start < 60
     assert ("there is no key" if trouble == "no key" else "W&B: no answer (") in err
-    assert "going on offline" in err and "wandb sync runs/wandb/wandb/offline-run-*" in err
+    assert "going on offline" in err and " sync runs/wandb/wandb/offline-run-*`" in err
     assert len(stored_runs(tmp_path)["sample"]) == 1
+
+
+@pytest.mark.parametrize("how", ["setting", "variable"])
+@pytest.mark.parametrize("program", ["on PATH", "in the environment"])
+def test_offline_tells_the_folder_and_the_line_that_uploads(
+    command, monkeypatch, tmp_path, how, program
+):
+    folder = "my runs/W&B's"
+    words = ["sampler=ddim", "steps=2", "num_samples=30", "out=out", "logger=wandb"]
+    words.append(f'logger.dir="{folder}"')
+    if how == "setting":
+        words.append("logger.mode=offline")
+    else:
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setattr(tracking.WandbTracker, "_obstacle", lambda self: pytest.fail("asked"))
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    if program == "on PATH":
+        (bin / "wandb").write_text(f'#!/bin/sh\nexec {sys.executable} -m wandb "$@"\n')
+        (bin / "wandb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin}:/usr/bin:/bin")
+    status, _, err = command(sample, *words)
+    assert status == 0 and err.count("W&B: ") == 1, err
+    assert f"W&B: offline: runs are kept in {folder}/wandb; upload them with `" in err
+    line = re.search("with `(.*)`", err)[1]
+    assert line.startswith("wandb " if program == "on PATH" else f"{sys.executable} -m wandb ")
+    (run,) = (tmp_path / folder / "wandb").glob("offline-run-*")
+    dry = line.replace(" sync ", " sync --dry-run ")
+    told = subprocess.run(
+        ["bash", "-c", dry], capture_output=True, encoding="utf-8", cwd=tmp_path, check=True
+    )
+    assert "Would sync 1 run(s)" in told.stderr and run.name in told.stderr
 
 
 def test_a_failure_in_the_middle_is_said_once_and_sampling_goes_on(command, monkeypatch, tmp_path):
@@ -233,5 +268,5 @@ def test_a_failure_in_the_middle_is_said_once_and_sampling_goes_on(command, monk
     words = ["sampler=ddim", "steps=2", "num_samples=30", "shard_size=5", "out=out"]
     status, out, err = command(sample, *words, *OFFLINE)
     assert status == 0 and "30 samples" in out
-    assert err.count("W&B:") == 1
+    assert err.count("W&B: stopped") == 1
     assert "stopped (the disk of W&B is full): going on without it" in err

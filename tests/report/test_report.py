@@ -190,6 +190,19 @@ def test_the_papers_own_model_has_its_numbers_beside_ours_with_the_difference(tm
     assert {row["difference"] for row in csv_of(tmp_path / "table.csv").values()} == {""}
 
 
+def test_the_papers_digits_are_those_that_it_prints(tmp_path):
+    path = tmp_path / "paper.yaml"
+    cells = "cells: [{steps: 25, fid: 12.10, is: 70}]"
+    for backbone in ("digits", "adm_imagenet"):  # beside ours, and below
+        path.write_text(
+            f"title: T\nsource: S\ndataset: D\nbackbone: {backbone}\nrows: [{{name: DDPM, {cells}}}]\n"
+        )
+        text = write_table(tmp_path, "A table", TABLE, ["fid", "is"], Paper.load(path))
+        assert ("(12.10, -9.10)" if backbone == "digits" else "| DDPM | 12.10 |") in text
+        assert ("(70, -61.30)" if backbone == "digits" else "| DDPM | 70 |") in text
+    assert "(12.10," not in (tmp_path / "table.tex").read_text()
+
+
 def test_a_table_without_real_images_has_no_floor(tmp_path):
     table = Table([{**r, "floor": None} for r in RECORDS])
     write_table(tmp_path, "A table", table, ["fid"], Paper(PAPER))
