@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from eval.score import Score
 from eval.table import Table
-from report.study import ERRORS, Theory, percent
+from report.study_theory import ERRORS, Theory, percent
 
 FOLDER = "study_pixels"
 METRIC = "diagonal_fid"

@@ -20,7 +20,7 @@ from eval.words import format_score
 from report import page
 from report.conclusion import conclude
 from report.page import build_page
-from report.study import ERRORS, Theory
+from report.study_theory import ERRORS, Theory
 from report.styles import style_of
 
 RESULTS = ROOT / "results"
