@@ -16,8 +16,8 @@ from eval.table import Table
 from report import study
 from report.render import write_table
 from report.study import Study
-from report.study_theory import SCHEDULE, Theory
 from report.study_figures import draw
+from report.study_theory import SCHEDULE, Theory
 from sampling import ddim, mix, skipped, timesteps
 from sampling.borrowed import sampler_named
 from sampling.gaussian import gaussian_frechet
