@@ -48,6 +48,7 @@ INTEGRITY = (
 )
 SCRIPT, WASM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
 
+OURS = {*PAGE, GRAPH, WEIGHTS, SCRIPT, WASM, INDEX, "plans"}
 STEPS = (5, 10, 15, 20, 25, 50, 100)
 
 
@@ -67,7 +68,7 @@ class Choice:
 
 CHOICES = {
     "mix": Choice("Mix", "", "skipped", "ddim", "mix(cutoff=CUTOFF)"),
-    "ddim": Choice("DDIM", "No fresh noise: the picture is a function of the first noise."),
+    "ddim": Choice("DDIM", "No fresh noise in any row."),
     "skipped": Choice("Skipped-Step", "Fresh noise in every row but the last."),
     "mixpp": Choice("Mix++", "", "sde_dpmpp", "dpmpp", "mixpp(lo=CUTOFF, orders 2 and 2)"),
     "dpmpp": Choice("DPM-Solver++(2M)", "No fresh noise; looks one call back."),
@@ -93,8 +94,8 @@ def build(out: Path) -> int:
     Raises ValueError if something else is there, or the graph is not of these weights;
     FileNotFoundError or ValueError if the runtime cannot be had.
     """
-    if out.exists() and not (out / INDEX).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is no page of ours: choose another --out DIR")
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= OURS):
+        raise ValueError(f"{out} holds other files than this page: choose another --out DIR")
     runtime = runtime_files()
     check_graph((SOURCES / GRAPH).read_bytes(), (DIGITS / WEIGHTS).read_bytes())
     shutil.rmtree(out, ignore_errors=True)
@@ -224,7 +225,7 @@ def exported(weights: Path = DIGITS / WEIGHTS) -> bytes:
     for part in (model, model.graph, *model.graph.node, *model.graph.input, *model.graph.output):
         part.ClearField("metadata_props")  # where in the source it comes from
         part.ClearField("doc_string")
-    model.doc_string = digest
+    model.doc_string, model.producer_version = digest, ""
     return bytes(model.SerializeToString(deterministic=True))
 
 

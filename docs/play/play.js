@@ -79,7 +79,7 @@ function drawSlot(side) {
     input.addEventListener("change", () => input.files[0] && take(side, input.files[0]));
   } else if (choice.head) {
     const label = element(side.slot, "label", { for: `${side.id}-cutoff` }, "Cutoff ");
-    side.said = element(label, "output", { for: `${side.id}-cutoff` });
+    side.said = element(label, "span");
     side.slider = element(side.slot, "input", { type: "range", min: 0, max: 1, step: 1, id: `${side.id}-cutoff` });
     side.slider.addEventListener("input", () => {
       side.cutoff = cutoffs(side)[side.slider.value];
@@ -131,12 +131,14 @@ async function planOf(side, steps) {
   side.head = head;
   const nodes = cutoffs(side);
   const at = nodes.findIndex((t) => t >= side.cutoff);
-  const above = nodes.length - 1 - at;
+  const plan = splice(head, tail, nodes[at], choice.plan.replace("CUTOFF", nodes[at]));
+  const end = [choice.head, ...Array(nodes.length - 2), choice.tail][at];
+  const noisy = plan.rows.filter((row) => row.noise).length;
   side.slider.max = nodes.length - 1;
   side.slider.value = at;
-  side.said.textContent = `t ≥ ${nodes[at]}: noise in ${above} of ${head.rows.length} rows`;
+  side.said.textContent = `t ≥ ${nodes[at]}: ${end ? samplers[end].title : `noise in ${noisy} of ${plan.rows.length} rows`}`;
   side.slider.setAttribute("aria-valuetext", side.said.textContent);
-  return splice(head, tail, nodes[at], choice.plan.replace("CUTOFF", nodes[at]));
+  return plan;
 }
 
 // --- sampling ------------------------------------------------------------------------------------
@@ -202,13 +204,13 @@ function hear(data) {
     ready = false;
     return complain(`The network cannot run: ${data.error}. Check the connection and sample again, or try a newer browser.`);
   }
+  if (!ready) say("Sampling.");
   ready = true;
   byId("progress").hidden = true;
   if (data.seconds) return ended(data);
   const side = sides[data.side];
   side.states[data.k + 1] = data;
   const done = Math.min(...sides.map(({ states }) => states.length)) - 1;
-  say(`Row ${data.k + 1} of ${byId("row").max}.`);
   if (done === data.k + 1 || sides.some((one) => one.states.length > rowsOf(one))) show(data.k + 1);
 }
 
@@ -228,6 +230,7 @@ function show(k) {
   shown = k;
   byId("row").value = k;
   byId("where").textContent = k ? `row ${k} of ${byId("row").max}` : "the first noise";
+  byId("row").setAttribute("aria-valuetext", byId("where").textContent);
   for (const side of sides) {
     const at = Math.min(k, side.states.length - 1);
     const { x, x0 } = side.states[at];
@@ -298,7 +301,11 @@ function drawTable(side) {
 }
 
 function mark(side, at) {
-  side.lines.forEach((line, k) => (k === at - 1 ? line.setAttribute("aria-current", "step") : line.removeAttribute("aria-current")));
+  for (const line of side.lines) line.removeAttribute("aria-current");
+  const line = side.lines[at - 1];
+  line?.setAttribute("aria-current", "step");
+  const box = side.table.firstChild; // a long table moves inside its own box, not the page
+  box.scrollTop = line ? line.offsetTop - box.clientHeight / 2 : 0;
 }
 
 function stopReplay() {
@@ -356,6 +363,8 @@ async function begin() {
   byId("replay").addEventListener("click", replay);
   byId("loop").addEventListener("toggle", async () => (byId("source").textContent = await (await fetch("sampler.js")).text()), { once: true });
   window.addEventListener("hashchange", () => (recall(), start()));
+  // Where the page does not stand in the site, its neighbours are not there.
+  if (!/\/play\/(index.html)?$/.test(location.pathname)) for (const link of document.querySelectorAll("a.site")) link.removeAttribute("href");
   recall();
   await start();
 }
