@@ -160,9 +160,18 @@ def _fetch(place: Path) -> None:
         folder = temporary.with_name(f"{temporary.name}.npm")
         folder.mkdir()
         try:
-            command = [npm, "pack", "--silent", f"{RUNTIME}@{VERSION}", "--pack-destination", folder]
+            command = [
+                npm,
+                "pack",
+                "--silent",
+                f"{RUNTIME}@{VERSION}",
+                "--pack-destination",
+                folder,
+            ]
             if subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode:
-                raise FileNotFoundError(f"npm cannot fetch {RUNTIME}: check the network, or run {by_hand}")
+                raise FileNotFoundError(
+                    f"npm cannot fetch {RUNTIME}: check the network, or run {by_hand}"
+                )
             shutil.move(folder / place.name, temporary)
         finally:
             shutil.rmtree(folder)

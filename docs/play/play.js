@@ -246,7 +246,7 @@ function show(k) {
 
 /** [-1, 1] -> 0..255 by truncation, as the commands save it. */
 function draw({ canvas, caption }, values, text, side) {
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // it is only ever written whole
   const image = context.createImageData(canvas.width, canvas.height);
   for (let i = 0; values && i < values.length; i++) {
     const [n, pixel] = [Math.floor(i / SIZE), i % SIZE];
