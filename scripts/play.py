@@ -19,6 +19,7 @@ import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -156,28 +157,14 @@ def _fetch(place: Path) -> None:
     if npm is None:
         raise FileNotFoundError(f"npm is not here: install Node.js, or run {by_hand}")
 
-    def write(temporary: Path) -> None:
-        folder = temporary.with_name(f"{temporary.name}.npm")
-        folder.mkdir()
-        try:
-            command = [
-                npm,
-                "pack",
-                "--silent",
-                f"{RUNTIME}@{VERSION}",
-                "--pack-destination",
-                folder,
-            ]
-            if subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode:
-                raise FileNotFoundError(
-                    f"npm cannot fetch {RUNTIME}: check the network, or run {by_hand}"
-                )
-            shutil.move(folder / place.name, temporary)
-        finally:
-            shutil.rmtree(folder)
-
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(place, write)
+    command = [npm, "pack", "--silent", "--ignore-scripts", f"{RUNTIME}@{VERSION}"]
+    with TemporaryDirectory(prefix=".part-", dir=place.parent) as folder:
+        if subprocess.run(command, capture_output=True, cwd=folder, check=False).returncode:
+            raise FileNotFoundError(
+                f"npm cannot fetch {RUNTIME}: check the network, or run {by_hand}"
+            )
+        (Path(folder) / place.name).replace(place)
 
 
 # --- the network ---------------------------------------------------------------------------------

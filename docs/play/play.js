@@ -265,11 +265,11 @@ function drawTable(side) {
   side.table = box;
   box.replaceChildren();
   const { plan } = side;
-  const scroll = element(box, "div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${side.name} table` });
-  const table = element(scroll, "table");
   const title = samplers[side.pick.value]?.title ?? "Your plan";
-  const caption = element(table, "caption", {}, `${title} `);
-  element(caption, "span", {}, plan.name);
+  const heading = element(box, "h3", { id: `${side.id}-title` }, `${title} `);
+  element(heading, "span", {}, plan.name);
+  side.scroll = element(box, "div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": heading.id });
+  const table = element(side.scroll, "table", { "aria-labelledby": heading.id });
   const past = (key) => [...Array(Math.max(...plan.rows.map((row) => row[key].length))).keys()].slice(1);
   const columns = [
     ["x", (row) => row.x],
@@ -304,8 +304,8 @@ function mark(side, at) {
   for (const line of side.lines) line.removeAttribute("aria-current");
   const line = side.lines[at - 1];
   line?.setAttribute("aria-current", "step");
-  const box = side.table.firstChild; // a long table moves inside its own box, not the page
-  box.scrollTop = line ? line.offsetTop - box.clientHeight / 2 : 0;
+  // A long table moves inside its own box, not the page.
+  side.scroll.scrollTop = line ? line.offsetTop - side.scroll.clientHeight / 2 : 0;
 }
 
 function stopReplay() {
