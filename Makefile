@@ -12,7 +12,7 @@ SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
 OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 advise tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render notebooks train-digits bench check clean
+.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 advise tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report play render notebooks train-digits bench check clean
 .DEFAULT_GOAL := help
 
 # A line that begins with ## names a group in `make help`: the targets down to the next such line.
@@ -194,6 +194,9 @@ drill: .venv/installed ## kill runs and flip bits, thousands of times: all is wh
 
 notebooks: .venv/installed ## execute notebooks/ in place (two minutes)
 	$(PY) -m scripts.notebooks $(ARGS)
+
+play: .venv/installed ## the page where digits run in a browser, into build/play (npm fetches its runtime, 33 MB)
+	$(PY) -m scripts.play $(ARGS)
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits
 	$(PY) -m scripts.train model=digits what=classifier

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,6 +217,20 @@ def alone(module: ModuleType, *words: str, cwd: Path) -> None:
 def shards(folder: Path) -> dict[str, bytes]:
     """Every finished .npz file under a folder, by name; not those that are being written."""
     return {p.name: p.read_bytes() for p in sorted(folder.rglob("[!.]*.npz"))}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is driven by Playwright; without either, tests that ask for it are skipped."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def interrupt(args: list[str], cwd: Path, pattern: str) -> None:

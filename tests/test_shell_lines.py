@@ -89,6 +89,7 @@ ENDS = {
     r" --help": None,
     r"eval\.command.*VIRTUAL": "no reference at VIRTUAL_imagenet256_labeled.npz: fetch it from https:",
     r"eval\.command": "no reference at photos: give an .npz or a folder",
+    r"scripts\.play": "npm is not here: install Node.js, or run `npm pack onnxruntime-web@",
     r"scripts\.slurm.*--dry": None,
     r"scripts\.download digits": "needs no download",
     r"scripts\.(download adm|prepare_coco)": "no network in tests; run the same command to continue",

@@ -313,19 +313,6 @@ def test_scores_that_are_no_numbers_are_neither_shown_nor_best(spoilt):
 # --- in a browser -------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        pytest.skip("no Chromium here (apt-get install chromium)")
-    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def opened(browser, report):
     """A function that opens a page, the report; whatever it says or asks for fails the test."""
