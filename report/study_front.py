@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -48,7 +49,8 @@ def digest(records: Path) -> str:
 def draw(path: Path, records: Path) -> None:
     """Write the picture for the records of the study on the even grid."""
     figure = plt.figure(figsize=(10.4, 4.2), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+    sides: Any = figure.subfigures(1, 2, width_ratios=(1.05, 1))
+    left, right = sides
     _draw_digits(left, sampled())
     _draw_quality(right.subplots(), Table.load(records))
     # A fixed "Software" field, or the file would change with matplotlib's version.
@@ -58,7 +60,7 @@ def draw(path: Path, records: Path) -> None:
 
 def _draw_digits(figure: SubFigure, images: NDArray[np.uint8]) -> None:
     styles = styles_of(PAIR)
-    parts = figure.subfigures(len(STEPS), 1, hspace=0.06)
+    parts: Any = figure.subfigures(len(STEPS), 1, hspace=0.06)
     for part, steps, pair in zip(parts, STEPS, images, strict=True):
         part.supylabel(f"{steps} calls", fontsize=10)
         for ax, name, row in zip(part.subplots(len(PAIR), 1), PAIR, pair, strict=True):
