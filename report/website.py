@@ -2,7 +2,7 @@
 
 Pages link by paths in the repository, as Git hosts show them.  In the site README.md is the first
 page; what pages link outside of docs/ (pictures, cards, tests) comes along as a copy, so that no
-link leaves the site; and the page that plays in the browser is in the menu where it was built.
+link leaves the site; and the page that plays in the browser is part of it where it was built.
 """
 
 import posixpath
@@ -13,11 +13,11 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-PLAY = "play/index.html"
+PLAY = ROOT / "build" / "play"  # whose sources are in docs/play
 SHOWN = (".md", ".png", ".webp", ".svg", ".html", ".ipynb")  # other files are shown as plain text
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)(?=[)#])")
 # What a browser would fetch from elsewhere while it shows a page.
@@ -73,13 +73,19 @@ def in_the_site(text: str, path: str, root: Path = ROOT) -> str:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    if (Path(config.docs_dir) / PLAY).is_file() and config.nav:
-        config.nav.insert(1, {"In your browser": PLAY})
+    if (PLAY / "index.html").is_file() and config.nav:
+        config.nav.insert(1, {"In your browser": "play/index.html"})
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the first page, and what it and the others link, and what these do."""
+    """Add the page that plays, the first page, and what it and the others link, and what these do."""
+    for path in (path for path in PLAY.rglob("*") if path.is_file()):
+        uri = f"play/{path.relative_to(PLAY).as_posix()}"
+        built = File.generated(
+            config, uri, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED
+        )
+        files.append(built)
     pages = ["README.md", *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     while pages:
         page = pages.pop()

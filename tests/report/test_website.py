@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from mkdocs.config import load_config
+from mkdocs.structure.files import Files
 
+from report import website
 from report.website import in_the_site, linked, origin, place, requests_elsewhere
 
 
@@ -112,3 +115,18 @@ def test_links_are_moved_with_their_files(tmp_path):
     # A folder cannot be shown; a dead link is left, for mkdocs to refuse.
     assert moved("[m](../m) [gone](../m/gone.md)", "docs/a.md") == "m [gone](../m/gone.md)"
     assert list(linked(text, "docs/a.md", tmp_path)) == ["m/c.md", "README.md", "m/d.py"]
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_the_page_that_plays_is_in_it_where_it_was_built(monkeypatch, tmp_path, built):
+    if built:
+        (tmp_path / "plans").mkdir()
+        for name in ("index.html", "plans/mix-10.json"):
+            (tmp_path / name).touch()
+    monkeypatch.setattr(website, "PLAY", tmp_path)
+    config = website.on_config(load_config(str(ROOT / "mkdocs.yml")))
+    config.plugins._current_plugin = "website"  # as while mkdocs calls a hook
+    uris = {file.src_uri for file in website.on_files(Files([]), config)}
+    assert ({"In your browser": "play/index.html"} in config.nav) is built
+    assert ({"play/index.html", "play/plans/mix-10.json"} <= uris) is built
+    assert "index.md" in uris
