@@ -80,12 +80,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page that plays, the first page, and what it and the others link, and what these do."""
-    for path in (path for path in PLAY.rglob("*") if path.is_file()):
-        uri = f"play/{path.relative_to(PLAY).as_posix()}"
-        built = File.generated(
-            config, uri, abs_src_path=str(path), inclusion=InclusionLevel.INCLUDED
-        )
-        files.append(built)
+    for part in (part for part in PLAY.rglob("*") if part.is_file()):
+        uri, shown = f"play/{part.relative_to(PLAY).as_posix()}", InclusionLevel.INCLUDED
+        files.append(File.generated(config, uri, abs_src_path=str(part), inclusion=shown))
     pages = ["README.md", *(f"docs/{file.src_uri}" for file in files.documentation_pages())]
     while pages:
         page = pages.pop()
