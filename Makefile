@@ -12,7 +12,7 @@ SMALL = $(if $(filter digits cifar10,$(MODEL)),_small)
 OWN = $(if $(filter cifar10,$(MODEL)),_cifar10,$(SMALL))
 SMALL_UNLESS_OTHER = $(if $(filter-out digits cifar10,$(MODEL)),,_small)
 
-.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 advise tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report play render notebooks train-digits bench check clean
+.PHONY: help setup lint format test drill smoke download coco reference table1 table1_full table2 table3 table4 figure2 figure3 figure4 figure5 figure6 figure7 advise tune slurm-table1 slurm-table2 slurm-table3 slurm-table4 slurm-figure4 status study study-natural report render front site play notebooks train-digits bench check clean
 .DEFAULT_GOAL := help
 
 # A line that begins with ## names a group in `make help`: the targets down to the next such line.
@@ -139,6 +139,10 @@ render: .venv/installed ## rebuild tables and figures from the stored records, s
 	$(SCALE) render_only=true
 	$(NATURAL) render_only=true
 	$(PY) -m scripts.study
+	$(PY) -m scripts.front
+
+front: .venv/installed ## draw README's picture anew: docs/front.png
+	$(PY) -m scripts.front
 
 ## Your model and your images
 
@@ -197,6 +201,10 @@ notebooks: .venv/installed ## execute notebooks/ in place (two minutes)
 
 play: .venv/installed ## the page where digits run in a browser, into build/play (npm fetches its runtime, 33 MB)
 	$(PY) -m scripts.play $(ARGS)
+
+# What it silences is an advertisement of mkdocs-material for its successor.
+site: .venv/installed ## README and docs/ as a web site, into site/; a dead link is an error (half a minute)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits
 	$(PY) -m scripts.train model=digits what=classifier

@@ -353,18 +353,23 @@ COMPLETED = {
     "reproduce.py experiment=table1_s": {"experiment=table1_small"},
     "evaluate.py metrics.op": {"metrics.options."},
 }
-ASKED = """
-eval "$(python sample.py -sc install=bash)"
+# How the shell is told, in the page's words.
+(TOLD,) = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/completion.md").read_text("utf-8"), re.S)
+BASH, ZSH, OF_FISH = TOLD.splitlines()
+ASKED = (
+    f"{BASH}\n"
+    + """\
 COMP_LINE="python $1" COMP_WORDS=(python $1) COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
 COMP_POINT=${#COMP_LINE}
 hydra_bash_completion
 printf '%s\n' "${COMPREPLY[@]}"
 complete -p python >&2
 """
+)
 
 
-FISH = """
-python sample.py -sc install=fish | source
+FISH = f"""
+{OF_FISH}
 complete -C "python sample.py sampler=mixp"
 complete -C "python sample.py sampler=ddim sampler.e"
 """
@@ -376,6 +381,14 @@ def test_fish_completes_settings_and_names():
     made, environment = ["fish", "--no-config", "-c", FISH], {**os.environ, "PATH": path}
     out = subprocess.run(made, cwd=ROOT, text=True, capture_output=True, env=environment)
     assert {"sampler=mixpp", "sampler.eta=", "sampler.eps_scale="} <= set(out.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+def test_zsh_can_be_told_as_bash_is():
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    made, environment = ["zsh", "-f", "-c", f"{ZSH}\n{BASH}"], {**os.environ, "PATH": path}
+    out = subprocess.run(made, cwd=ROOT, text=True, capture_output=True, env=environment)
+    assert out.returncode == 0, out.stderr
 
 
 @pytest.mark.parametrize("typed", COMPLETED)

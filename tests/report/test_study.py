@@ -186,9 +186,9 @@ def test_an_optimum_in_the_middle_is_one_that_beats_both_ends(records, theory):
     assert "lowest FID at cutoff 0 (5.00 ± 0.20), not told apart from Skipped-Step" in slope
 
 
-def test_the_readme_has_the_widths_that_are_measured(records):
-    readme = (ROOT / "README.md").read_text("utf-8").replace("\n", " ")
+def test_the_docs_have_the_widths_that_are_measured(records):
+    page = (ROOT / "docs/evaluation.md").read_text("utf-8").replace("\n", " ")
     assert records.pairs.paired_columns("fid") == [10, 25, 50] and records.pairs.n(25) == 1000
     shares = dict(re.findall(r"\| (Mix and [\w-]+) \| (\S+) \|", study._widths(records.pairs)))
-    assert f"{shares['Mix and Skipped-Step']} times as wide for Mix and Skipped-Step" in readme
-    assert f"{shares['Mix and DDIM']} times for Mix and DDIM" in readme
+    assert f"{shares['Mix and Skipped-Step']} times as wide for Mix and Skipped-Step" in page
+    assert f"{shares['Mix and DDIM']} times for Mix and DDIM" in page
