@@ -112,7 +112,7 @@ TUNED = $(PY) -m scripts.tune experiment=tune_star_small
 # On networks of other error, with fewer rivals.
 OTHER = model.precision=fp32 steps=10 num_samples=2000 budget=500000 \
     $(patsubst %,~experiment.rivals.%,DDPM Mix UniPC DEIS SA-Solver ER-SDE Heun iPNDM) \
-    '~experiment.rivals.Mix++ 166..624' '~experiment.rivals.Mix++ 444..'
+    $(foreach window,166..624 444.. 410..886 11..999,'~experiment.rivals.Mix++ $(window)')
 SCALE = $(PY) reproduce.py experiment=study_scale
 NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 

@@ -273,12 +273,14 @@ experiment:
       rivals: &named { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
                        ER-SDE: { name: er_sde } } }
   tune_star_small:
-    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 3500000,
+    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 3550000,
       rounds: [256, 512, 1024], finalist_samples: 2000, precision: bf16, model.precision: bf16, batch_size: 128,
       metrics: *all,
       rivals: { <<: *named, DDPM: *learned, Heun: { name: heun }, iPNDM: { name: ipndm },
                 Mix++ 166..624: { name: mixpp, lo: 166, hi: 624 },
-                "Mix++ 444..": { name: mixpp, lo: 444 } } }
+                "Mix++ 444..": { name: mixpp, lo: 444 },
+                Mix++ 410..886: { name: mixpp, lo: 410, hi: 886, spacing: log_snr },
+                Mix++ 11..999: { name: mixpp, lo: 11, hi: 999, spacing: log_snr } } }
   advise:
     { <<: *small, family: named, steps: [5, 10, 25, 50], budget: 1500000,
       rounds: [256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],

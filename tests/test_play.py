@@ -340,7 +340,9 @@ def test_on_a_phone_in_the_dark(browser, address):
     tab.wait_for_selector("#pair > :last-child table")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     left, right = (tab.locator(f"#{side}-x").bounding_box() for side in ("left", "right"))
-    assert left["y"] == right["y"] and left["width"] > 100 and left["x"] + left["width"] < right["x"]
+    assert (
+        left["y"] == right["y"] and left["width"] > 100 and left["x"] + left["width"] < right["x"]
+    )
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background))) < 50
     tab.context.close()
