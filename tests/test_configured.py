@@ -244,6 +244,19 @@ experiment:
       rows: { <<: *rivals, DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
               Mix++ 410..886: { name: mixpp, lo: 410, hi: 886 },
               Mix++ 11..999: { name: mixpp, lo: 11, hi: 999 } } }
+  # Seed 12 of nothing else; scales around the 1.004 of Ning et al., who sample in more steps
+  study_scale:
+    { <<: *study, seed: 12, num_samples: 4000, spacing: log_snr, steps: [10], precision: bf16,
+      model.precision: bf16, batch_size: 128,
+      rows: { no noise: { name: dpmpp }, noise: { name: sde_dpmpp },
+              "no noise, eps / 1.005": { name: dpmpp, eps_scale: 1.005 },
+              "no noise, eps / 1.01": { name: dpmpp, eps_scale: 1.01 },
+              "no noise, eps / 1.015": { name: dpmpp, eps_scale: 1.015 },
+              "no noise, eps / 1.02": { name: dpmpp, eps_scale: 1.02 },
+              "noise, eps / 1.005": { name: sde_dpmpp, eps_scale: 1.005 },
+              "noise, eps / 1.01": { name: sde_dpmpp, eps_scale: 1.01 },
+              "noise, eps / 1.015": { name: sde_dpmpp, eps_scale: 1.015 },
+              "noise, eps / 1.02": { name: sde_dpmpp, eps_scale: 1.02 } } }
   study_dial:
     { <<: *study, out: results/digits/study_dial-unet-6500, steps: [25, 10], num_samples: 1000,
       rows: { <<: *second, Skipped-Step: *skipped, DDIM: *ddim,

@@ -145,7 +145,7 @@ def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path)
     small = ["num_samples=150", "shard_size=10"]
     # submitit takes the signal for a time-out if less than 10 minutes were asked for.
     site = [*SITE, "hydra.launcher.timeout_min=9"]
-    sweep = ["-m", "sampler=ddim,mix", "steps=2,20", *small, "hydra/launcher=slurm", *site]
+    sweep = ["-m", "sampler=ddim", "steps=2,20", *small, "hydra/launcher=slurm", *site]
     command = [sys.executable, str(ROOT / "sample.py"), *sweep]
     process = subprocess.Popen(
         command, cwd=tmp_path, env=cluster, stdout=subprocess.PIPE, text=True
@@ -153,7 +153,7 @@ def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path)
     shards = "runs/digits/*20steps*/shards/*.npz"
     wait_until(lambda: list(tmp_path.glob(shards)) or process.poll() is not None)
     assert process.poll() is None
-    jobs = [name for name in running(cluster, "sample") if name.endswith(("_1", "_3"))]
+    jobs = [name for name in running(cluster, "sample") if name.endswith("_1")]
     slurm("scancel", "--signal=USR2", jobs[0], env=cluster)
     out, _ = process.communicate(timeout=500)
     assert process.returncode == 0
@@ -161,7 +161,7 @@ def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path)
     logs = "".join(p.read_text() for p in tmp_path.glob("runs/multirun/**/*_log.*"))
     assert "this job is timed-out" in logs
     manifests = list(tmp_path.glob("runs/digits/*/manifest.json"))
-    assert len(manifests) == 4
+    assert len(manifests) == 2
     assert all('"complete": true' in m.read_text() for m in manifests)
 
 
@@ -169,7 +169,7 @@ def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path)
 @pytest.mark.slurm
 def test_an_error_of_a_job_comes_back(cluster, tmp_path):
     small = ["num_samples=30", "shard_size=10"]
-    wrong = ["-m", "steps=2,2000", "hydra/launcher=slurm", *small, *SITE]
+    wrong = ["-m", "steps=2000", "hydra/launcher=slurm", *small, *SITE]
     command = [sys.executable, str(ROOT / "sample.py"), *wrong]
     done = subprocess.run(command, cwd=tmp_path, env=cluster, capture_output=True, text=True)
     assert done.returncode == 2

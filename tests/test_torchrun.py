@@ -86,9 +86,9 @@ def test_features_that_ranks_bring_together_give_the_same_record(undisturbed, tm
     for folder in ("one", "several"):
         shutil.copytree(undisturbed, tmp_path / folder)
         np.savez(tmp_path / f"{folder}.npz", **many)
-    for ranks, suffix in ((2, ""), (3, ".npz")):
+    for suffix in ("", ".npz"):
         alone(evaluate, f"samples=one{suffix}", *FEW, cwd=tmp_path)
-        out = call(ranks, "evaluate.py", f"samples=several{suffix}", *FEW, cwd=tmp_path)
+        out = call(2, "evaluate.py", f"samples=several{suffix}", *FEW, cwd=tmp_path)
         assert out.count("FID (digits)") == 1  # the first process tells
     one, several = (
         [
