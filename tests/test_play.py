@@ -44,13 +44,19 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def address(folder):
+@contextlib.contextmanager
+def served(folder: Path):
     handler = functools.partial(_Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +351,27 @@ def test_on_a_phone_in_the_dark(browser, address):
     )
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background))) < 50
+    tab.context.close()
+
+
+def test_a_plan_that_does_not_come_is_told_and_asked_for_again(browser, address):
+    tab = browser.new_page()
+    for files in ("**/plans/*", "**/*.wasm"):
+        tab.route(files, lambda route: route.abort())
+    tab.goto(address)
+    tab.wait_for_selector("#error:visible")
+    tab.unroute("**/plans/*")
+    tab.click("#sample")
+    tab.wait_for_selector("#pair table")
+    tab.context.close()
+
+
+def test_sources_that_are_not_built_say_so(browser):
+    tab = browser.new_page()
+    with served(play.SOURCES) as address:
+        tab.goto(address)
+        tab.wait_for_selector("#error:visible")
+        assert "is not built (play.json: the server says 404)" in tab.inner_text("#error")
     tab.context.close()
 
 

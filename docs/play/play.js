@@ -10,7 +10,10 @@ const SIDE = 28;
 const SIZE = SIDE * SIDE;
 const YOURS = "yours"; // the sampler that is a file of the visitor's
 
-const index = await (await fetch("play.json")).json();
+const index = await read("play.json").catch((error) => {
+  complain(`This folder is not built (${error.message}): run make play, and open build/play through a server.`);
+  throw error;
+});
 const samplers = index.samplers;
 const files = new Map(); // name -> the promise of a stored plan
 const sides = ["left", "right"].map(sideOf);
@@ -35,6 +38,13 @@ function element(parent, name, attributes = {}, text = "") {
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const say = (text) => (byId("status").textContent = text);
 const rowsOf = (side) => side.plan?.rows.length ?? 0;
+
+/** A JSON file of this folder. */
+async function read(name) {
+  const answer = await fetch(name);
+  if (!answer.ok) throw new Error(`${name}: the server says ${answer.status}`);
+  return answer.json();
+}
 
 function complain(error) {
   byId("error").textContent = error;
@@ -112,13 +122,11 @@ function checked(plan) {
 /** A stored plan, which Python made. */
 function stored(name, steps) {
   const path = `plans/${name}-${steps}.json`;
-  if (!files.has(path)) {
-    const plan = fetch(path).then((answer) => {
-      if (!answer.ok) throw new Error(`${path}: the server says ${answer.status}`);
-      return answer.json();
-    });
-    files.set(path, plan);
-  }
+  const again = (error) => {
+    files.delete(path); // the next time it may come
+    throw error;
+  };
+  if (!files.has(path)) files.set(path, read(path).catch(again));
   return files.get(path);
 }
 
@@ -183,6 +191,7 @@ function ask(what) {
     worker.onmessage = ({ data }) => hear(data);
     worker.onerror = (event) => complain(`This browser cannot run the network (${event.message || "no module workers"}): try a newer one.`);
   }
+  say("Sampling.");
   if (!ready) {
     byId("progress").hidden = false;
     say(`Loading the network and its runtime, ${megabytes(index.bytes)}.`);
