@@ -2,6 +2,7 @@
 
 - `render`: a table or figure of an experiment in all its forms: `formats` (Markdown, CSV, LaTeX),
   `plots`, `pictures` (samples side by side); `words` are the sentences in them
+- `styles`: a sampler's colour, line and marker, wherever it is drawn; `axes`: the panels of figures
 - `paper`: the numbers of results/paper, beside ours or below
 - `page` and assets/: the web page of all results (`make report`)
 - `study`, `study_figures` and study.md: docs/study.md (`make study`)
