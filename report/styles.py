@@ -15,6 +15,7 @@ from typing import Any
 SOLID: tuple[float, ...] = ()
 DASHED, DASH_DOT, LONG = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (11.0, 3.0)
 DASH_DOT_DOT, DOTTED = (7.0, 2.0, 1.5, 2.0, 1.5, 2.0), (1.0, 1.6)
+SHORT, UNEVEN = (2.5, 1.5), (10.0, 2.0, 4.0, 2.0)
 
 MARKERS = {  # matplotlib's letter -> the outline of an SVG path within -1..1, y down
     "o": "M-1 0A1 1 0 1 0 1 0A1 1 0 1 0 -1 0Z",
@@ -90,11 +91,15 @@ SAMPLERS = {
     "SDE-DPM-Solver++(2M)": _style("pink", DASHED, "X"),
     "DDPM": _style("grey", SOLID, "v"),
     "Mix++": _style("purple", SOLID, "D"),
+    "Mix++ 166..624": _style("purple", DASHED, "o"),
+    "Mix++ 444..": _style("purple", DASH_DOT, "s"),
+    "Mix++ 410..886": _style("purple", DASH_DOT_DOT, "^"),
+    "Mix++ 11..999": _style("purple", LONG, "d"),
     "UniPC": _style("indigo", DASH_DOT, "<"),
     "DEIS": _style("plum", DASH_DOT, ">"),
     "SA-Solver": _style("olive", DASH_DOT, "p"),
     "Heun": _style("pine", DASH_DOT, "h"),
-    "ER-SDE": _style("purple", LONG, "v"),
+    "ER-SDE": _style("blue", LONG, "v"),
     "iPNDM": _style("indigo", LONG, "o"),
     "PNDM": _style("sky", LONG, "d"),
     "LMS": _style("olive", LONG, "D"),
@@ -114,7 +119,7 @@ PAPERS_CUTOFF = {"", "paper", "291", "cutoff291"}  # what says no more of Mix th
 ENDS = {"0": "Skipped-Step", "1000": "DDIM"}  # Mix at both ends of its cutoffs
 
 # Of rows that are no more than variants of a sampler, or unknown.
-SPARE = list(product((DASH_DOT_DOT, LONG, DASHED, SOLID, DASH_DOT), MARKERS))
+SPARE = list(product((SHORT, UNEVEN, DASH_DOT_DOT, LONG, DASHED, SOLID, DASH_DOT), MARKERS))
 
 
 def _key(name: str) -> str:
@@ -162,21 +167,21 @@ def styles_of(rows: Iterable[str]) -> dict[str, Style]:
 
 
 def _free(candidates: Iterator[Style], taken: Sequence[Style]) -> Style:
-    """The first that clashes with none, or else the first that is not there yet."""
-    second = None
+    """The first that clashes with none, or else the first that is not there yet, or else any."""
+    second, style = None, REAL
     for style in candidates:
         if not any(style.clashes(other) for other in taken):
             return style
         if second is None and style not in taken:
             second = style
-    return second or REAL
+    return second or style
 
 
 def _candidates(row: str, taken: Sequence[Style]) -> Iterator[Style]:
     """Styles that a row may have, the best first; none but a sampler's own clashes with a sampler's."""
     sampler, rest = sampler_of(row)
     digest = hashlib.sha256(rest.encode("utf-8", "replace")).digest()
-    spare = _rotated(SPARE, digest[0])
+    spare = _rotated(SPARE, digest[0])  # 91 of them
     if sampler and not rest:
         yield SAMPLERS[sampler]
     if sampler:
