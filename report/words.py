@@ -1,5 +1,6 @@
 """What scores and records say, in words."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,16 @@ def metric_title(metric: str, extractor: str) -> str:
     """ "FID (digits)": scores of different extractors never share a name."""
     arrow = "lower" if METRICS[metric].lower_is_better else "higher"
     return f"{METRICS[metric].title} ({extractor}), {arrow} is better"
+
+
+def network_words(checkpoint: str) -> str:
+    """What stands behind the name of a checkpoint: "exact denoiser", "network after 1,000 steps of training"."""
+    if checkpoint == "exact":
+        return "exact denoiser"
+    trained = re.fullmatch(r"unet-(\d+)", checkpoint)
+    return (
+        f"network after {int(trained[1]):,} steps of training" if trained else printable(checkpoint)
+    )
 
 
 def listed(items: Sequence[Any], empty: str = "no") -> str:
@@ -90,13 +101,3 @@ def _label_words(config: dict[str, Any]) -> str:
         each = "a sample each" if label is None else "in turn"
         return f"{prompts['count']} prompts ({prompts['sha256'][:12]}) {each}"
     return f"labels {'at random' if label is None else label}"
-
-
-def network_words(checkpoint: str) -> str:
-    """What stands behind a checkpoint's name: "exact denoiser", "network after 1,000 steps of training"."""
-    if checkpoint == "exact":
-        return "exact denoiser"
-    name, _, steps = checkpoint.partition("-")
-    if name == "unet" and steps.isdecimal():
-        return f"network after {int(steps):,} steps of training"
-    return printable(checkpoint)
