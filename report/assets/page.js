@@ -342,6 +342,13 @@ function quality() {
     return Object.entries(current().floor).filter(([, s]) => s[key]).map(([steps, s]) => [Number(steps), s[key][0], 0, s[key][2]]);
   }
 
+  /** [text, steps] of points that read the same. */
+  function alike(floor) {
+    const by = new Map();
+    for (const [steps, , , text] of floor) by.set(text, [...(by.get(text) || []), steps]);
+    return [...by];
+  }
+
   /** Whether the real images' line leaves the others at least half of the axis. */
   function fits(key) {
     const values = current().samplers.flatMap((s) => points(s, key).map(([, y]) => y)).filter((y) => !isLog(key) || y > 0);
@@ -395,7 +402,7 @@ function quality() {
       x: { label: "network calls", ticks, log: true, range: [Math.min(...ticks, ...calls), Math.max(...ticks, ...calls)] },
       axes: [{ label: title, log: isLog(key) }],
     });
-    const floors = real(key).map(([steps, , , text]) => `${text} at ${steps} steps`).join(", ");
+    const floors = alike(real(key)).map(([text, steps]) => `${text} at ${steps.join(", ")} steps`).join("; ");
     byId("quality-note").textContent = `${floors && `Real: ${floors}. `}${curves.protocol} ${curves.verdicts[key]}`;
     showLinks(byId("quality-links"), curves.links);
   }
