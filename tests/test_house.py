@@ -197,8 +197,8 @@ RULES = {
     private_names: ({"eval/a.py": "from eval.b import _c", "eval/b.py": ""}, 0),
     changed_import_paths: (
         {"scripts/a.py": "import sys\nsys.path.insert(0, '.')"},
-        1,
-    ),  # models/imports.py
+        2,
+    ),  # models/imports.py, and what scripts/notebooks.py writes for Colab
     absolute_imports_in_the_wheel: ({"sampling/a.py": "def f():\n    from sampling import c"}, 0),
     long_files: ({"eval/a.py": "pass\n" * 561}, 0),
     long_functions: ({"eval/a.py": "def f():\n" + "    pass\n" * 55}, 5),
