@@ -203,7 +203,7 @@ play: .venv/installed ## the page where digits run in a browser, into build/play
 	$(PY) -m scripts.play $(ARGS)
 
 # What it silences is an advertisement of mkdocs-material for its successor.
-site: .venv/installed ## README and docs/ as a web site, into site/; a dead link is an error (half a minute)
+site: .venv/installed ## README and docs/ as a web site, into site/; a dead link is an error (seconds)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits

@@ -7,4 +7,5 @@
 - `page` and assets/: the web page of all results (`make report`)
 - `study`, `study_figures` and study.md: docs/study.md (`make study`)
 - `tuning`: what `make tune` found
+- `study_front`: README's picture (`make front`); `website`: what `make site` asks of mkdocs
 """

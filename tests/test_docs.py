@@ -27,6 +27,7 @@ from report.study import at_floor
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {page.name: page.read_text("utf-8") for page in PAGES}
+CONFIGS = "\n".join(path.read_text("utf-8") for path in (ROOT / "configs").rglob("*.yaml"))
 LONG = ("study.md", "paper_notes.md")
 # Pages with fenced code -> the test that runs it as it stands, and how many blocks that are.
 RUN_BY = {
@@ -160,6 +161,16 @@ def test_every_target_script_and_choice_that_is_named_exists(page):
     for group, names in re.findall(r"(?<![\w.])([a-z]+)=([\w,]+)(?![\w.,:/<-])", said):
         if group in groups and names != "NAME":
             assert set(names.split(",")) <= set(options_of(group)), f"{group}={names}"
+
+
+@pytest.mark.parametrize("page", TEXT)
+def test_every_setting_of_a_group_that_is_named_exists(page):
+    """`sampler.cutoff=` and the like are in configs/; what a function or a pipeline of yours takes is free."""
+    known = set(re.findall(r"([a-z]\w*):", CONFIGS))
+    groups = "model|sampler|metrics|reference|experiment|logger|guidance|training"
+    for name in re.findall(rf"(?<![\w.~])((?:{groups})\.[\w.]+)=", TEXT[page]):
+        free = name.startswith(("model.options.", "model.call."))
+        assert free or name.split(".")[-1] in known, name
 
 
 @pytest.mark.parametrize("page", TEXT)
