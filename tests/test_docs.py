@@ -32,11 +32,12 @@ LONG = ("study.md", "paper_notes.md")
 # Pages with fenced code -> the test that runs it as it stands, and how many blocks that are.
 RUN_BY = {
     "README.md": ("tests/test_docs.py", 1),
+    "containers.md": ("tests/test_containers.py", 3),
     "completion.md": ("tests/test_help.py", 1),
     "diffusers.md": ("tests/test_docs.py", 1),
     "evaluation.md": ("tests/eval/test_library.py", 1),
     "flow.md": ("tests/test_docs.py", 1),
-    "pipelines.md": ("tests/test_docs.py", 1),
+    "pipelines.md": ("tests/test_docs.py", 2),  # and in tests/test_plan_pipelines.py
     "plans.md": ("tests/test_docs.py", 1),
     "your_model.md": ("tests/test_your_model.py", 6),
 }
