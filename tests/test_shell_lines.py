@@ -51,6 +51,11 @@ SMALL = {
         "experiment.rounds=[4]",
         "experiment.against={sampler:{name:skipped},steps:4,num_samples:4}",
     ],
+    r"scripts\.advise.*reference=none": [
+        *SMALL_TABLE[:-3],
+        *("steps=2", "budget=4000", "experiment.rounds=[70]", "experiment.grids=[even]"),
+        *("experiment.against.steps=2", "experiment.against.num_samples=100"),
+    ],
     r"scripts\.advise": [
         *SMALL_TABLE[:-3],
         "steps=2",
@@ -62,6 +67,7 @@ SMALL = {
         *SMALL_TABLE[:-2],
         *("steps=2", "budget=9000", "experiment.rounds=[70]", "experiment.finalist_samples=70"),
         *("experiment.starts=1", "experiment.orders=[[2]]", "experiment.grids=[even]"),
+        *(f"~experiment.rivals.{row}" for row in ("UniPC", "DEIS", "SA-Solver", "ER-SDE")),
     ],
     r"scripts\.tune": [
         *SMALL_TABLE[:-2],
