@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from eval.sheets import Pictures, shared_words
 from files.whole import printable, write_atomic, write_text
@@ -58,10 +59,10 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     height, width = rows[0].images.shape[1:3]
     inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
     size = (max(5, across * inch + 1.6), len(rows) * lines * (inch * height / width + 0.2) + 0.8)
+    engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     figure, axes = plt.subplots(
-        len(rows) * lines, across, figsize=size, squeeze=False, layout="constrained"
+        len(rows) * lines, across, figsize=size, squeeze=False, layout=engine
     )
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     for ax in axes.flat:
         ax.axis("off")
     for row, block in zip(rows, axes.reshape(len(rows), lines, across), strict=True):
