@@ -59,12 +59,9 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     height, width = rows[0].images.shape[1:3]
     inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
     size = (max(5, across * inch + 1.6), len(rows) * lines * (inch * height / width + 0.2) + 0.8)
+    engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     figure, axes = plt.subplots(
-        len(rows) * lines,
-        across,
-        figsize=size,
-        squeeze=False,
-        layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02),
+        len(rows) * lines, across, figsize=size, squeeze=False, layout=engine
     )
     for ax in axes.flat:
         ax.axis("off")

@@ -13,7 +13,7 @@ from itertools import product
 from typing import Any
 
 SOLID: tuple[float, ...] = ()
-DASHED, DASH_DOT, LONG = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (11.0, 3.0)
+DASHED, DASH_DOT, LONG = (5.0, 2.0), (7.0, 2.0, 1.5, 2.0), (8.0, 3.0)
 DASH_DOT_DOT, DOTTED = (7.0, 2.0, 1.5, 2.0, 1.5, 2.0), (1.0, 1.6)
 SHORT, UNEVEN = (2.5, 1.5), (10.0, 2.0, 4.0, 2.0)
 
