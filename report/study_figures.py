@@ -1,4 +1,4 @@
-"""The study's figures: quality.png, rivals.png, why.png and dial.png."""
+"""The study's figures: fresh.png, quality.png, rivals.png, why.png and dial.png."""
 
 import math
 from collections.abc import Sequence
@@ -16,14 +16,28 @@ from report.study_theory import ERRORS, Theory, lowest, percent
 from report.styles import SAMPLERS, in_groups, ordinal, styles_of
 from report.words import metric_title
 
+FRESH = ("Mix*", "Mix++ 166..624", "SDE-DPM-Solver++(2M)", "DPM-Solver++(2M)", "Mix", "DDIM")
 BARS = "Bars: 95% intervals; dotted: as many real images in place of samples."
 
 
 def draw(folder: Path, study: Study, theory: Theory) -> None:
+    _draw_fresh(folder / "fresh.png", study.fresh.table)
     _draw_quality(folder / "quality.png", study)
     _draw_rivals(folder / "rivals.png", study)
     _draw_why(folder / "why.png", study, theory)
     _draw_dial(folder / "dial.png", study)
+
+
+def _draw_fresh(path: Path, table: Table) -> None:
+    """FID, precision and recall on the seed that chose nothing, each sampler on its best grid."""
+    styles = styles_of(row for row in FRESH if row in table.rows)
+    panels = new_figure(3, 3)
+    for panel, metric in zip(panels, ("fid", "precision", "recall"), strict=True):
+        plot_metric(panel, table, metric, styles)
+        finish(panel, table, metric)
+    legends(panels, 3, one=True)
+    title = "Mix* and others on digits, each on the grid that is its best"
+    save_figure(panels[0].axes.figure, path, title, BARS)
 
 
 def _groups(study: Study) -> list[list[str]]:
