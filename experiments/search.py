@@ -18,14 +18,15 @@ from eval.records import Record
 from eval.scoring import METRICS
 from eval.table import Table
 from experiments.family import Family
-from experiments.race import Judge, Race, Sampler, race, ranked
+from experiments.race import Judge, Race, Sampler, Samplers, race, ranked
 
 Array = NDArray[np.float64]
 
 Known = Sequence[tuple[Sequence[int], Array]]  # winners at fewer steps: their orders and points
 
 SIGMA = 0.2  # of CMA-ES at the start, in units of the cube
-FINALISTS = 4  # candidates that the last race compares on more samples
+FINALISTS = 4  # candidates that are compared on more samples in the end
+RIVALS = 6  # and so many of the named samplers beside them, half of all in the end
 
 
 @dataclass
@@ -53,10 +54,6 @@ class Search:
         family, point = self.points[name]
         return family.sampler(point)
 
-    def best(self) -> str:
-        """The best of those that were scored on as many samples as the last round's."""
-        return ranked(Table(self._of_last_size()), self.steps, self.metric)[0]
-
     def start(self, count: int, grid: NDArray[np.int64], known: Known = ()) -> None:
         """Race, of every family, the usual points on a grid, the last `known` of its orders, and `count` evenly spread."""
         names = []
@@ -74,7 +71,7 @@ class Search:
 
     def evolve(self) -> None:
         """CMA-ES from the best candidate, for as many generations as the limit allows."""
-        name = self.best()
+        name = self.leaders()[0]
         family, point = self.points[name]
         walls = np.array([[0.0, 1.0]] * family.size)
         inside = point.clip(0.02, 0.98)  # CMA-ES draws again until it is inside
@@ -95,13 +92,23 @@ class Search:
             scores = [table.score(name, self.steps, self.metric).value for name in names]
             evolution.tell([(at, sign * v) for at, v in zip(asked, scores, strict=True)])
 
-    def finish(self, n: int) -> str:
-        """The best of the last candidates on n samples."""
-        names = ranked(Table(self._of_last_size()), self.steps, self.metric)[:FINALISTS]
-        finalists = {name: self.sampler(name) for name in names}
-        table = self.judge.table(finalists, n, self.seed)
-        self._note(Race([table]))
-        return ranked(table, self.steps, self.metric)[0]
+    def finish(self, n: int, rivals: Samplers) -> tuple[str, Sampler]:
+        """The winner of a last race, on n samples in the end, of the best candidates and some rivals; its name, its options.
+
+        A rival may win: most of them are Mix* with numbers that somebody found before.
+        """
+        finalists = {**{name: self.sampler(name) for name in self.leaders()}, **rivals}
+        sizes = [self.rounds[-1], n]
+        result = race(
+            finalists, self.judge, sizes, metric=self.metric, steps=self.steps, seed=self.seed, keep=0.5
+        )  # fmt: skip
+        self._note(result)
+        winner = ranked(result.last, self.steps, self.metric)[0]
+        return winner, finalists[winner]
+
+    def leaders(self) -> list[str]:
+        """The best candidates of those with most samples."""
+        return ranked(Table(self._of_last_size()), self.steps, self.metric)[:FINALISTS]
 
     def _add(self, label: str, family: Family, point: Array) -> str:
         orders = " then ".join(map(str, family.orders))
@@ -113,5 +120,5 @@ class Search:
         self.records |= {record["row"]: record for record in result.records}
 
     def _of_last_size(self) -> list[Record]:
-        largest = max(record["n"] for record in self.records.values())
-        return [record for record in self.records.values() if record["n"] == largest]
+        largest = max(r["n"] for name, r in self.records.items() if name in self.points)
+        return [r for name, r in self.records.items() if r["n"] == largest and name in self.points]

@@ -18,7 +18,7 @@ from experiments.config import Config
 from experiments.contest import Contest, rival
 from experiments.family import Family
 from experiments.race import Judge, ModelJudge, Sampler, best_of_groups, ranked
-from experiments.search import FINALISTS, Known, Search
+from experiments.search import FINALISTS, RIVALS, Known, Search
 from sampling import Plan, timesteps
 
 Array = NDArray[np.float64]
@@ -75,12 +75,14 @@ def tune_mixstar(contest: Contest) -> list[Tuned]:
         entrants = contest.entrants(steps)
         rows = best_of_groups(grids, steps, contest.metric, rival).values()
         rivals = {row: entrants[row] for row in sorted(rows, key=list(entrants).index)}
-        best = entrants[ranked(grids.rounds[0], steps, contest.metric)[0]]
-        grid = contest.grid(steps, best["spacing"])
-        search, winner = search_mixstar(contest, judge, grid, limit, known)
-        family, point = search.points[winner]
+        first = ranked(grids.rounds[0], steps, contest.metric)
+        grid = contest.grid(steps, entrants[first[0]]["spacing"])
+        search = search_mixstar(contest, judge, grid, limit, known)
+        leading = [row for row in first if row in rivals][:RIVALS]
+        final = contest.options["finalist_samples"]
+        winner, chosen = search.finish(final, {row: rivals[row] for row in leading})
+        family, point = search.points[winner if winner in search.points else search.leaders()[0]]
         known.append((family.orders, point))
-        chosen = family.sampler(point)
         n, seed = contest.options["num_samples"], contest.seed + 1
         confirmed = judge.confirmed({"Mix*": chosen, **rivals}, n, seed)
         tried = [*search.records.values(), *grids.records]
@@ -91,23 +93,29 @@ def tune_mixstar(contest: Contest) -> list[Tuned]:
 
 def search_mixstar(
     contest: Contest, judge: ModelJudge, grid: NDArray[np.int64], limit: int, known: Known
-) -> tuple[Search, str]:
-    """The search, which begins on a grid and ends within `limit` calls; and the name of its winner."""
+) -> Search:
+    """The search, which begins on a grid and leaves of `limit` calls what its end takes."""
     options, schedule = contest.options, contest.backbone.schedule_at(judge.steps)
     families = [Family(schedule, judge.steps, tuple(orders)) for orders in options["orders"]]
-    final, rounds = options["finalist_samples"], contest.rounds
-    kept = FINALISTS * judge.steps * max(final - rounds[0], 0)
-    search = Search(families, judge, contest.metric, contest.seed, rounds, limit - kept)
+    limit -= _last_race(contest, judge.steps)
+    search = Search(families, judge, contest.metric, contest.seed, contest.rounds, limit)
     search.start(options["starts"], grid, known)
     search.evolve()
-    return search, search.finish(final)
+    return search
+
+
+def _last_race(contest: Contest, steps: int) -> int:
+    """The image calls of `Search.finish`, at most."""
+    rounds, final = contest.rounds, contest.options["finalist_samples"]
+    everyone = FINALISTS + RIVALS
+    more = max(final - rounds[-1], 0)
+    return int(steps * (everyone * (rounds[-1] - rounds[0]) + everyone // 2 * more))
 
 
 def _least_search(contest: Contest, steps: int) -> int:
-    """At most: the first round of the start, and the finalists."""
-    options = contest.options
-    entrants = len(options["orders"]) * (options["starts"] + 4)
-    return int(steps * (entrants * contest.rounds[0] + FINALISTS * options["finalist_samples"]))
+    """The first round of the start and the last race, at most."""
+    entrants = len(contest.options["orders"]) * (contest.options["starts"] + 4)
+    return int(steps * entrants * contest.rounds[0]) + _last_race(contest, steps)
 
 
 def _least(contest: Contest, judge: ModelJudge) -> int:

@@ -18,6 +18,7 @@ from eval.words import format_score
 from report.formats import bold, grid, score_grid
 from report.study_theory import claim
 from report.words import listed
+from sampling import Plan
 
 MIXSTAR = "Mix*"
 METRIC = "fid"
@@ -34,6 +35,7 @@ class Fresh:
     tried: list[Record]
     table: Table
     spacing: Mapping[tuple[str, int], str]
+    plans: Mapping[int, Plan]
 
     @staticmethod
     def load(path: Path, remedy: str) -> Fresh:
@@ -44,7 +46,11 @@ class Fresh:
         tried, fresh = ([r for r in records if r["phase"] == p] for p in ("tuning", "fresh"))
         rows = [{**r, "row": r["row"].partition(", ")[0]} for r in fresh]
         spacing = {(r["row"], r["steps"]): str(r["cell"]["config"]["spacing"]) for r in rows}
-        return Fresh(tried, Table(rows), spacing)
+        plans = {
+            int(file.stem.rpartition("-")[2]): Plan.from_json(file.read_text(encoding="utf-8"))
+            for file in path.parent.glob("mixstar-*.json")
+        }
+        return Fresh(tried, Table(rows), spacing, plans)
 
     @property
     def steps(self) -> list[int]:
@@ -76,8 +82,14 @@ class Fresh:
         return sum(r["n"] * r["cell"]["nfe"] for r in self.tried if r["steps"] == steps)
 
     def noise(self, steps: int) -> float:
-        """The share of noise of the tuned sampler, the mean of its knots."""
-        return float(np.mean([share for _, share in self.options(steps)["knots"]]))
+        """How much noise the tuned sampler adds, as a share of the variance that Skipped-Step adds: the mean of its rows."""
+        plan = self.plans[steps]
+        alpha, sigma = (
+            plan.alpha[1:],
+            plan.sigma[1:],
+        )  # at s of every row but the last, which ends without noise
+        r = plan.alpha[:-1] * sigma / (alpha * plan.sigma[:-1])
+        return float(np.mean(plan.noise[:-1] ** 2 / (sigma**2 * (1 - r**2))))
 
 
 def slots(fresh: Fresh, networks: Mapping[str, Fresh], scales: Table) -> dict[str, Any]:
@@ -175,24 +187,29 @@ def _leads(fresh: Fresh) -> str:
 
 
 def _numbers(fresh: Fresh) -> str:
-    """The tuned numbers themselves."""
-    levels = [f"{level:g}" for level, _ in fresh.options(fresh.steps[0])["knots"]]
-    heads = ["Calls", *(f"share at {level}" for level in levels), "Orders", "Grid", "Scale of eps"]
+    """The tuned numbers themselves; a named sampler that won has its name."""
+    heads = [
+        "Calls",
+        "Shares of noise, from much noise to little",
+        "Orders",
+        "Grid",
+        "Scale of eps",
+    ]
     rows = []
     for steps in fresh.steps:
         options = fresh.options(steps)
-        shares = [f"{share:g}" for _, share in options["knots"]]
-        orders = " then ".join(map(str, options["orders"]))
-        if options.get("switches"):
-            orders += f" from {options['switches'][0]:g}"
+        if options["name"] != "mixstar":
+            bounds = ", ".join(
+                f"{key} {value:g}" for key, value in options.items() if key in ("lo", "hi")
+            )
+            said = [f"{options['name']} {bounds}".strip(), "-"]
+        else:
+            shares = ", ".join(f"{share:g} at {level:g}" for level, share in options["knots"])
+            orders = " then ".join(map(str, options["orders"]))
+            switch = options.get("switches")
+            said = [shares, f"{orders} from {switch[0]:g}" if switch else orders]
         rows.append(
-            [
-                str(steps),
-                *shares,
-                orders,
-                fresh.spacing[MIXSTAR, steps],
-                _scale(options.get("eps_scale")),
-            ]
+            [str(steps), *said, fresh.spacing[MIXSTAR, steps], _scale(options.get("eps_scale"))]
         )
     return grid(heads, rows)
 
@@ -208,7 +225,7 @@ def _networks(networks: Mapping[str, Fresh]) -> str:
     heads = [
         "Network",
         "Calls",
-        "Mean share of noise",
+        "Noise added",
         "Mix*",
         "DDIM",
         "DPM-Solver++(2M)",

@@ -45,7 +45,8 @@ def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mappin
 
 
 def plan_name(result: Any, settings: Mapping[str, Any]) -> str:
-    return f"{result.chosen['name']}-{settings['model']}-{result.steps}.json"
+    family = {"window": "mixpp"}.get(settings["family"], settings["family"])
+    return f"{family}-{settings['model']}-{result.steps}.json"
 
 
 def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:

@@ -162,13 +162,17 @@ def test_a_search_begins_on_the_grid_that_it_is_told(spacing):
 # --- the search -----------------------------------------------------------------------------
 
 
-def searched(score_error=0.01, limit=40_000, seed=1, orders=((2,), (1, 2)), known=(), steps=5):
+def searched(
+    score_error=0.01, limit=40_000, seed=1, orders=((2,), (1, 2)), known=(), steps=5, rivals=None
+):
     judge = Fake(gaussian(score_error, steps), steps)
     families = [Family(LINEAR, steps, o) for o in orders]
     search = Search(families, judge, "fid", seed, [10, 50], limit)
     search.start(4, timesteps(LINEAR, steps, "karras"), known)
     search.evolve()
-    return search, search.finish(50), judge
+    winner, sampler = search.finish(50, rivals or {})
+    assert sampler == (search.sampler(winner) if winner in search.points else rivals[winner])
+    return search, winner, judge
 
 
 def test_a_search_finds_better_and_is_a_function_of_seed_and_scores():
@@ -191,6 +195,18 @@ def test_a_search_stays_within_its_limit(limit):
     first, final = len(judge.asked[0][0]) * 50, FINALISTS * 40 * 5
     assert judge.calls <= max(limit, first) + final
     assert search.judge.asked[-1][1] == 50 and winner in judge.asked[-1][0]
+
+
+def test_a_rival_wins_where_it_is_better():
+    """One that is exactly right, among others; and what it leads, no candidate has."""
+    search, winner, _ = searched(limit=2000)
+    best = search.sampler(winner)
+    assert winner in search.points
+    more, _, _ = searched(0.3, limit=1500)
+    again, name, _ = searched(0.3, limit=1500, rivals={"named, karras": best})
+    scores = {row: r["scores"]["fid"]["value"] for row, r in again.records.items()}
+    assert name == min(scores, key=scores.get)
+    assert more.records.keys() | {"named, karras"} == again.records.keys()
 
 
 @pytest.mark.parametrize("score_error", [0.0, 0.01, 0.02])
