@@ -158,7 +158,7 @@ class Table:
 
     def unpaired(self) -> Table:
         """The same scores as if their noise were not shared: what pairing changes is seen beside it."""
-        return Table([{**r, "scores": _without_spreads(r["scores"])} for r in self.records])
+        return Table([without_spreads(record) for record in self.records])
 
     def _scores(self, steps: int, metric: str, rows: Iterable[str] | None) -> dict[str, Score]:
         wanted = self.rows if rows is None else rows
@@ -176,5 +176,12 @@ class Table:
         return steps_by
 
 
-def _without_spreads(scores: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {name: {k: v for k, v in s.items() if k != "spread"} for name, s in scores.items()}
+def without_spreads(record: Record) -> Record:
+    """The same scores, but for how they move with their samples, which is most of a record's bytes."""
+    left = {}
+    for part in ("scores", "floor"):
+        left[part] = record[part] and {
+            name: {key: value for key, value in score.items() if key != "spread"}
+            for name, score in record[part].items()
+        }
+    return {**record, **left}

@@ -9,7 +9,7 @@ import yaml
 
 from eval.records import Record, save_records, score
 from eval.scoring import METRICS
-from eval.table import Table, gain
+from eval.table import Table, gain, without_spreads
 from eval.words import decimals, format_score, reference_words
 from files.whole import write_text
 from report.formats import document, grid
@@ -135,9 +135,10 @@ def _stored(result: Any) -> list[Record]:
 
 
 def phased(phases: Mapping[str, Sequence[Record]]) -> list[Record]:
-    """Records for records.json, each with what it was for."""
+    """Records for records.json, each with what it was for; of the many that were tried the scores alone."""
     return [
-        {"row": r["row"], "phase": phase, **{k: v for k, v in r.items() if k != "row"}}
+        {"row": r["row"], "phase": phase, **{k: v for k, v in kept.items() if k != "row"}}
         for phase, records in phases.items()
         for r in records
+        for kept in [r if phase == "fresh" else without_spreads(r)]
     ]
