@@ -286,7 +286,7 @@ experiment:
       rivals: &named { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
                        ER-SDE: { name: er_sde } } }
   tune_star_small:
-    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 4250000,
+    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 6500000,
       rounds: [256, 512, 1024], finalist_samples: 2000, precision: bf16, model.precision: bf16, batch_size: 128,
       metrics: *all,
       rivals: { <<: *named, DDPM: *learned, Heun: { name: heun }, iPNDM: { name: ipndm },
