@@ -271,6 +271,8 @@ def _on_scales(table: Table) -> dict[str, Any]:
         said.format(gain(METRIC, scores[a], scores[b]).words) for said, (a, b) in pairs.items()
     ]
     return {
+        "scale_n": table.n(steps),
+        "scale_seed": table.records[0]["cell"]["config"]["seed"],
         "scale_words": f"By the paired difference {'; '.join(words)} (the scales are picked by the same scores).",
         "scale_best_none": none.rpartition("/ ")[2] if "/" in none else "1",
         "scale_best_noise": noise.rpartition("/ ")[2] if "/" in noise else "1",
