@@ -202,8 +202,10 @@ notebooks: .venv/installed ## execute notebooks/ in place (two minutes)
 play: .venv/installed ## the page where digits run in a browser, into build/play (npm fetches its runtime, 33 MB)
 	$(PY) -m scripts.play $(ARGS)
 
-# What it silences is an advertisement of mkdocs-material for its successor.
-site: .venv/installed ## README and docs/ as a web site, into site/; a dead link is an error (seconds)
+# Without npm, or a network for its first call, the page in the browser is left as it is; what is silenced
+# below is an advertisement of mkdocs-material for its successor.
+site: .venv/installed ## README, docs/ and what play builds as a web site, into site/; a dead link is an error
+	@$(PY) -m scripts.play || echo "the site has the page in the browser only if build/play was built before"
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict $(ARGS)
 
 train-digits: .venv/installed ## train the embedded model and its classifier anew, into runs/train/digits

@@ -32,6 +32,7 @@ from models import digits
 from models.digits.data import HERE as DIGITS
 from models.digits.networks import unet
 from models.weights import load_weights
+from report.styles import MARKERS, SAMPLERS
 from sampling import Plan
 from sampling.borrowed import sampler_at
 
@@ -57,7 +58,8 @@ STEPS = (5, 10, 15, 20, 25, 50, 100)
 class Choice:
     """A sampler of the page: its plans come from Python, or are spliced of two others there.
 
-    `plan` is what Python calls that splice, CUTOFF in place of the number.
+    `title` is a name of report.styles, which says how it looks; `plan` is what Python calls that splice,
+    CUTOFF in place of the number.
     """
 
     title: str
@@ -122,9 +124,17 @@ def _index(out: Path) -> dict[str, Any]:
         "steps": STEPS,
         "samplers": {
             name: {key: value for key, value in vars(choice).items() if value is not None}
+            | {"look": _look(choice.title)}
             for name, choice in CHOICES.items()
         },
     }
+
+
+def _look(title: str) -> dict[str, Any]:
+    """A sampler's colour, line and marker, as in every figure."""
+    style = SAMPLERS[title]
+    mark = MARKERS[style.marker]
+    return {"light": style.colour, "dark": style.dark, "dash": style.dash, "mark": mark}
 
 
 def _size(folder: Path) -> int:

@@ -109,7 +109,7 @@ def sampled(command, folders, name, out, **more) -> np.ndarray:
 )
 def test_network_and_whole_pipeline_give_the_same_pictures(command, folders, name):
     label = {"label": 3} if name == "dit" else {}
-    for sampler in ("mix", "dpmpp", "mixstar"):
+    for sampler in ("mix", "mixstar", *["dpmpp"] * (name in ("ddpm", "learned", "sd", "dit"))):
         more = {**label, "sampler": sampler}
         direct = sampled(command, folders, name, f"direct-{sampler}", **more)
         more["model.as_pipeline"] = "true"
@@ -172,8 +172,11 @@ def test_pictures_are_those_of_the_librarys_own_pipeline(
     ours = sampled(command, folders, name, "ours", sampler=sampler, **stated)
     assert ours.shape == theirs.shape and ours.std() > 5
     assert abs(ours - theirs).max() <= 1
-    # Of one prompt another picture by another seed: what is compared is not the prompt alone.
-    assert abs(ours - sampled(command, folders, name, "other", sampler=sampler, seed=1)).max() > 5
+    if (
+        sampler == "mix"
+    ):  # of one prompt another picture by another seed: it is not the prompt alone
+        other = sampled(command, folders, name, "other", sampler=sampler, seed=1)
+        assert abs(ours - other).max() > 5
 
 
 def test_a_pixel_pipeline_is_that_of_the_library(command, folders, monkeypatch):

@@ -18,6 +18,7 @@ import torch
 from conftest import ROOT, refused
 
 from models import digits
+from report.styles import MARKERS, SAMPLERS
 from sampling import Plan, SampleNoise, iterate, mix, mixpp, sample_labels, timesteps
 from sampling.borrowed import sampler_at
 from sampling.plan import COLUMNS
@@ -131,6 +132,14 @@ def test_it_is_small_and_whole(folder):
         for name in re.findall(r'from "\./([^"]+)"|Worker\("([^"]+)"', source.read_text()):
             assert (folder / "".join(name)).is_file()
         assert not re.search(r"https?://", source.read_text())
+
+
+def test_samplers_have_the_colours_of_the_figures(folder):
+    for choice in json.loads((folder / "play.json").read_text())["samplers"].values():
+        style = SAMPLERS[choice["title"]]
+        look = choice["look"]
+        assert (look["light"], look["dark"]) == (style.colour, style.dark)
+        assert (tuple(look["dash"]), look["mark"]) == (style.dash, MARKERS[style.marker])
 
 
 def test_the_weights_are_where_the_graph_looks_for_them(monkeypatch):
@@ -338,6 +347,9 @@ def test_a_network_that_does_not_come_is_told_and_asked_for_again(browser, addre
     tab.context.close()
 
 
+OWN_COLOUR = "at => getComputedStyle(document.querySelector(at)).getPropertyValue('--own')"
+
+
 def test_on_a_phone_in_the_dark(browser, address):
     options = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     tab = browser.new_context(color_scheme="dark", **options).new_page()
@@ -349,6 +361,8 @@ def test_on_a_phone_in_the_dark(browser, address):
     assert (
         left["y"] == right["y"] and left["width"] > 100 and left["x"] + left["width"] < right["x"]
     )
+    colours = [tab.evaluate(OWN_COLOUR, side) for side in ("#left", "#pair > :last-child")]
+    assert colours == [SAMPLERS["Mix"].dark, SAMPLERS["UniPC"].dark]
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(map(int, re.findall(r"\d+", background))) < 50
     tab.context.close()

@@ -35,6 +35,15 @@ function element(parent, name, attributes = {}, text = "") {
   return made;
 }
 
+/** The line and the marker by which a sampler is known in every figure. */
+function sign(parent, { dash, mark }) {
+  const made = byId("sign").content.cloneNode(true);
+  const [line, marker] = made.querySelectorAll("path");
+  line.setAttribute("stroke-dasharray", dash.map((length) => 1.5 * length).join(" "));
+  marker.setAttribute("d", mark);
+  parent.append(made);
+}
+
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const say = (text) => (byId("status").textContent = text);
 const rowsOf = (side) => side.plan?.rows.length ?? 0;
@@ -275,7 +284,13 @@ function drawTable(side) {
   box.replaceChildren();
   const { plan } = side;
   const title = samplers[side.pick.value]?.title ?? "Your plan";
-  const heading = element(box, "h3", { id: `${side.id}-title` }, `${title} `);
+  const heading = element(box, "h3", { id: `${side.id}-title` });
+  const look = samplers[side.pick.value]?.look;
+  for (const part of [box, byId(side.id)]) {
+    for (const ground of ["light", "dark"]) part.style.setProperty(`--${ground}`, look?.[ground] ?? "currentcolor");
+  }
+  if (look) sign(heading, look);
+  heading.append(`${title} `);
   element(heading, "span", {}, plan.name);
   side.scroll = element(box, "div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": heading.id });
   const table = element(side.scroll, "table", { "aria-labelledby": heading.id });

@@ -196,6 +196,20 @@ def test_delta_se_with_strata_and_singular_covariances():
     refused("unknown fid_se 'jackknife'", fid, x, y, se="jackknife")
 
 
+@pytest.mark.parametrize("n", [2, 6, 40, 48])
+@pytest.mark.parametrize("real", [10, 500])
+def test_few_samples_take_a_short_way_to_the_same_score(monkeypatch, n, real):
+    """48 features of 2 to 48 samples, and references with and without full rank."""
+    rng = np.random.default_rng(0)
+    y = statistics(rng.normal(size=(real, 48)))
+    x = rng.normal(0.3, 1.2, size=(n, 48)).astype(np.float32)
+    short = fid(x, y, se="delta", allow_few=True)
+    monkeypatch.setattr("eval.frechet._spectrum_of_few", lambda *_: None)
+    long = fid(x, y, se="delta", allow_few=True)
+    np.testing.assert_allclose(short[:2], long[:2], rtol=1e-6)
+    np.testing.assert_allclose(short.spread.first, long.spread.first, rtol=1e-6, atol=1e-6)
+
+
 def test_diagonal_fid_is_fid_where_the_principal_components_are_the_same():
     real = statistics(gaussian(500, seed=1))
     _, basis = np.linalg.eigh(real.cov)

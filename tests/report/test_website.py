@@ -21,7 +21,7 @@ from report.website import in_the_site, linked, origin, place, requests_elsewher
 def site(tmp_path_factory) -> Path:
     """As `make site` builds it, with its line of the Makefile."""
     folder = tmp_path_factory.mktemp("site")
-    (recipe,) = re.findall(r"^site:.*\n\t.*\$\(PY\) (.*) \$\(ARGS\)$", MAKEFILE, re.M)
+    (recipe,) = re.findall(r"^site:.*\n\t.*\n\t.*\$\(PY\) (.*) \$\(ARGS\)$", MAKEFILE, re.M)
     made = [sys.executable, *recipe.split(), "--site-dir", folder]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     out = subprocess.run(made, cwd=ROOT, text=True, capture_output=True, env=env)
@@ -57,6 +57,18 @@ def test_it_has_every_public_function_and_scheduler(site):
         assert f'id="{name}"' in said, name
 
 
+@pytest.mark.parametrize("fails", [False, True], ids=["npm", "no npm"])
+def test_make_site_first_builds_the_page_that_plays_where_it_can(tmp_path, fails):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$2"\n[ "$2" != scripts.play ] || exit {2 * fails}\n')
+    python.chmod(0o755)
+    words = ["make", "-o", ".venv/installed", "site", f"PY={python}"]
+    out = subprocess.run(words, cwd=ROOT, text=True, encoding="utf-8", capture_output=True)
+    said = [line for line in out.stdout.splitlines() if "python" not in line]
+    told = ["the site has the page in the browser only if build/play was built before"]
+    assert (out.returncode, said) == (0, ["scripts.play", *told * fails, "mkdocs"])
+
+
 def test_it_is_strict():
     config = (ROOT / "mkdocs.yml").read_text("utf-8")
     assert re.search(r"^strict: true$", config, re.M) and "font: false" in config
@@ -64,7 +76,7 @@ def test_it_is_strict():
     assert re.findall(r"  (\w+): warn", checks) == [
         *("omitted_files", "absolute_links", "unrecognized_links", "anchors")
     ]
-    assert "make site" in (ROOT / ".ci/run").read_text("utf-8")
+    assert "make site\n" in (ROOT / ".ci/run").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
