@@ -18,6 +18,7 @@ from experiments.race import ModelJudge, Sampler, race, survivors
 from experiments.tracking import Tracker
 from experiments.workers import say, worker
 from sampling import Plan
+from sampling.options import check_options, fits
 
 CONFIRMED = 4  # of what is left, the best
 RESERVED = 0.3  # of a step count's budget, for fresh seeds
@@ -110,18 +111,31 @@ def _least(contest: Contest, judge: ModelJudge) -> int:
 def _against_itself(cfg: Config, backbone: Model) -> Config:
     """The same with samples of the model in the place of real images; their cost is off the budget."""
     against, seed = plain(cfg.experiment.against), cfg.seed + 2
+    check_options("experiment.against", against, ["sampler", "steps", "num_samples"])
     steps, n = against["steps"], against["num_samples"]
+    if not (fits([steps, n], list[int]) and steps >= 1 and n >= 2):
+        raise ValueError(
+            "experiment.against needs whole numbers, steps of 1 or more and 2 samples or more: "
+            "experiment.against.num_samples=2000"
+        )
     budget = budget_of(cfg)
     if steps * n > budget // 2:
+        fewer = budget // 2 // steps
+        enough = fewer >= min([*plain(cfg.experiment.rounds), n])
         raise ValueError(
             f"{n} samples of {steps} steps to compare with take {steps * n} of the budget of {budget} image calls: "
-            f"give budget={2 * steps * n}, or experiment.against.num_samples={budget // 2 // steps}"
+            f"give budget={2 * steps * n}"
+            + (f", or experiment.against.num_samples={fewer}" if enough else "")
         )
     settings = settings_of(cfg, backbone, "even", "id")
     column = replace(settings, seed=seed).column({"the model itself": against["sampler"]}, steps, n)
     say(f"no reference: comparing with {n:,} samples of the model itself, of {steps} steps")
     if not sample_columns([column], backbone, Tracker(), worker()):
         raise ValueError("others are sampling the same: wait for them and run this again")
-    real = {"_target_": "files.images.load_samples", "path": str(column.cells[0].folder)}
+    real = {
+        "_target_": "files.images.first_samples",
+        "path": str(column.cells[0].folder),
+        "count": n,
+    }
     reference = {"name": "itself", "images": real, "floor": None, "folder": None}
     return with_settings(cfg, budget=budget - steps * n, reference=reference)

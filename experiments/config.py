@@ -21,6 +21,7 @@ import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
@@ -61,6 +62,8 @@ CIRCUMSTANCES = (
     *("stage", "only", "part", "parts", "logger", "device", "batch_size", "out"),
     *("trusted", "hydra"),
 )
+# What a command and sample.py both take, and pixels depend on.
+OF_MODEL = ("model", "guidance", "prompts", "label", "noise", "downloads", "trusted")
 # Prompts of the experiments, by the folder of downloads that has them, and what makes them.
 MAKING = {"coco": "make coco", "vbench": "python -m scripts.vbench prompts"}
 # Other configs than those that are checked; the last one even unpickles.
@@ -330,6 +333,18 @@ def config_digest(cfg: DictConfig) -> str:
     if settings.get("samplers", ()) is None:  # as before there was such a setting
         del settings["samplers"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def model_words() -> list[str]:
+    """What the running command's line says of its model and of what it is asked for, as sample.py takes it."""
+    hydra_cfg = HydraConfig.get()
+    words = [word.lstrip("+") for word in hydra_cfg.overrides.task]
+    kept = [word for word in words if re.split(r"[.=]", word)[0] in OF_MODEL]
+    if not any(word.startswith("model=") for word in kept):
+        choices = hydra_cfg.runtime.choices
+        name = next(v for k, v in choices.items() if k == "model" or k.startswith("model@"))
+        kept.insert(0, f"model={name}")
+    return kept
 
 
 def load_backbone(cfg: DictConfig, **more: Any) -> Model:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from experiments.config import (
     tracker_of,
 )
 from experiments.evaluate import Evaluator
-from experiments.experiment import able, sample_columns
+from experiments.experiment import able, sample_columns, sampler_rows
 from experiments.race import ModelJudge, Race, Sampler, Samplers, race
 from experiments.scorers import ImageScorer, placed
 from experiments.workers import connected, worker
+from files.whole import check_writable
 from sampling import timesteps
 from sampling.options import check_choice
 
@@ -51,19 +53,10 @@ class Contest:
         """Of the config's model, unless it is loaded.  Raises ValueError for settings that a contest does not take."""
         if cfg.stage != "all" or cfg.parts != 1 or (worker()[1] > 1 and not connected()):
             raise ValueError("this is one process or torchrun: leave stage, part and parts")
-        if cfg.dry or cfg.render_only:
-            raise ValueError(
-                "what this samples depends on what it finds: leave dry and render_only"
-            )
-        if cfg.samplers:
-            raise ValueError("leave samplers=null: the rivals are set as experiment.rivals")
-        options = {**plain(cfg.experiment)}
-        for key in ("steps", "num_samples"):
-            if key == "num_samples" and key not in options:
-                continue
-            options[key] = options[key] if cfg[key] is None else plain(cfg[key])
+        options = options_of(cfg)
         check_choice("experiment.metric", options["metric"], METRICS)
         check_results(Path(cfg.out))
+        check_writable(Path(cfg.out, "records.json"))
         backbone, evaluator = model or load_backbone(cfg), evaluator_of(cfg)
         evaluator.check_media(backbone.media)
         wanted = {options["metric"], *check_metrics(options["metrics"])}
@@ -89,8 +82,7 @@ class Contest:
     @property
     def steps(self) -> list[int]:
         """The step counts, ascending."""
-        steps = self.options["steps"]
-        return sorted([steps] if isinstance(steps, int) else steps)
+        return sorted(self.options["steps"])
 
     @property
     def sizes(self) -> list[int]:
@@ -115,9 +107,14 @@ class Contest:
 
     def limit(self, steps: int) -> int:
         """The image calls that a step count may take: all as many, and of advice as many images each."""
+        part, whole = self._share(steps)
+        return self.budget * part // whole
+
+    def _share(self, steps: int) -> tuple[int, int]:
+        """Of the budget, as (part, whole)."""
         if self.options["family"] == "named":
-            return self.budget * steps // sum(self.steps)
-        return self.budget // len(self.steps)
+            return steps, sum(self.steps)
+        return 1, len(self.steps)
 
     @property
     def budget(self) -> int:
@@ -125,10 +122,10 @@ class Contest:
 
     def check_budget(self, least: Callable[[Contest, ModelJudge], int]) -> None:
         """Raise ValueError unless every step count's share of the budget covers the least that it takes."""
-        needed = max(
-            least(self, self.judge(steps)) * self.budget / max(self.limit(steps), 1)
-            for steps in self.steps
-        )
+        needed = 0.0
+        for steps in self.steps:
+            part, whole = self._share(steps)
+            needed = max(needed, least(self, self.judge(steps)) * whole / part)
         if needed > self.budget:
             raise ValueError(
                 f"budget={self.budget} image calls are too few for these step counts, rivals and rounds: give "
@@ -205,6 +202,63 @@ class Contest:
         return tracker_of(self.cfg, f"{self.cfg.model.name}-{self.options['name']}")
 
 
+def options_of(cfg: Config) -> dict[str, Any]:
+    """The experiment's options with what the command says of them, `steps` as a list.
+
+    Raises ValueError for what nothing can be raced with, and for what would be followed nowhere.
+    """
+    options: dict[str, Any] = {**plain(cfg.experiment)}
+    if cfg.dry or cfg.render_only:
+        most = f"at most budget={budget_of(cfg)} image calls" if "budget" in options else "all"
+        raise ValueError(
+            f"what this samples depends on what it finds, {most}, and what is there is found again: leave dry "
+            "and render_only"
+        )
+    if cfg.only is not None:
+        raise ValueError("only= is of tables: give the step counts as steps, and leave only=null")
+    for key in ("num_samples", "budget"):
+        if cfg[key] is not None and key not in options:
+            raise ValueError(f"{options['name']} has no {key} to set: leave {key}=null")
+    for key in ("steps", "num_samples"):
+        if cfg[key] is not None:
+            options[key] = plain(cfg[key])
+    if cfg.samplers:
+        options["rivals"] = {
+            row: {key: value for key, value in sampler.items() if value is not None}
+            for row, sampler in sampler_rows(plain(cfg.samplers)).items()
+        }
+    if isinstance(options["steps"], int):
+        options["steps"] = [options["steps"]]
+    _check(options)
+    return options
+
+
+def _check(options: Options) -> None:
+    """Raise ValueError for numbers and lists of which nothing can be made."""
+    if not isinstance(options.get("num_samples", 0), int):
+        raise ValueError("num_samples is one number for all step counts: num_samples=4000")
+    for key in ("steps", "grids", "rounds", "orders", "variances"):
+        if key in options and not options[key]:
+            raise ValueError(f"experiment.{key} is empty: name some, or leave it out")
+    if len(set(options["steps"])) < len(options["steps"]):
+        raise ValueError("steps names a step count twice: give each once")
+    rounds = options.get("rounds", [2])
+    if rounds[0] < 2 or any(b <= a for a, b in pairwise(rounds)):
+        raise ValueError(
+            f"experiment.rounds are numbers of samples, each larger than the one before, got {rounds}: "
+            "experiment.rounds=[256,512]"
+        )
+    if options["family"] == "mixstar" and (long := [o for o in options["orders"] if len(o) > 2]):
+        raise ValueError(
+            f"a choice of experiment.orders is one order or two, got {long[0]}: as [[2],[1,2]]"
+        )
+    for key, least in (("starts", 0), ("windows", 1)):
+        if options.get(key, least) < least:
+            raise ValueError(
+                f"experiment.{key} must be at least {least}, got {options[key]}: experiment.{key}=8"
+            )
+
+
 def budget_of(cfg: Config) -> int:
     """The image calls of all step counts."""
     return int(cfg.experiment.budget if cfg.budget is None else cfg.budget)
@@ -214,7 +268,8 @@ GRID = ", "  # between a rival's name and its grid
 
 
 def _word(spacing: Any) -> str:
-    return spacing if isinstance(spacing, str) else "-".join(map(str, spacing))
+    """As a part of a row's name, where no comma has a space behind it."""
+    return spacing.replace(" ", "") if isinstance(spacing, str) else "-".join(map(str, spacing))
 
 
 def rival(row: str) -> str:

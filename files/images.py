@@ -33,6 +33,12 @@ def load_samples(path: Path | str, prepare: Prepare | None = None) -> Samples:
     return Samples(_pictures(path, prepare), None) if path.is_dir() else _read_samples_npz(path)
 
 
+def first_samples(path: Path | str, count: int) -> Samples:
+    """The first samples of a run's folder, which may hold more of them; raises as `load_samples`."""
+    images, labels = load_samples(path)
+    return Samples(images[:count], None if labels is None else labels[:count])
+
+
 def image_shape(path: Path | str, prepare: Prepare | None = None) -> tuple[int, ...]:
     """(N, H, W, C) of the images that `load_samples` would load, by the files' beginnings; it raises alike."""
     path = _found(Path(path))

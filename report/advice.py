@@ -11,7 +11,6 @@ from eval.words import decimals, format_score, reference_words
 from files.whole import write_text
 from report.formats import document, grid
 from report.tuning import lines_to_copy, phased, scores_grid, tried_grid
-from report.words import listed
 
 BASELINE = "DDIM, even"
 
@@ -56,7 +55,7 @@ def _itself(record: Record) -> str:
 
 
 def _row(result: Any, metric: str) -> list[str]:
-    others = listed(result.left[1:], "nothing")
+    others = "; ".join(result.left[1:]) or "nothing"  # a name has a comma before its grid
     table, steps = result.confirmed, result.steps
     if table is None:
         tried = next(r for r in result.tried if r["row"] == result.best)

@@ -1,5 +1,6 @@
 """What tuning found: the text of tuning.md, and the plans of the winners."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,8 @@ def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mappin
 
     Each of `results` has `steps`, the options of the `chosen` sampler and its `plan`, records of what was
     `tried`, the table `confirmed` (whose first row is the chosen one) and the `calls` that both took.
-    `settings` has the metric that chose, the metrics that are shown, the spacing, the family and the model.
+    `settings` has the metric that chose, the metrics that are shown, the spacing, the family, the model and the
+    `words` of the command line that say which it is.
     """
     record = results[0].confirmed.records[0]
     about = (
@@ -92,9 +94,10 @@ def lines_to_copy(
     """How to use a sampler, or its plan at `path`, from the command line and in diffusers."""
     return [
         f"    {command(sampler, steps, settings)}\n"
-        f"    python sample.py model={settings['model']} sampler=plan sampler.path={path} steps=null",
+        f"    python sample.py {_of_model(settings)} "
+        f"{shlex.join(['sampler=plan', f'sampler.path={path}'])} steps=null",
         "or in a pipeline of diffusers:",
-        f'    pipe.scheduler = PlanScheduler.from_json("{path}", like=pipe.scheduler)',
+        f"    pipe.scheduler = PlanScheduler.from_json({json.dumps(str(path))}, like=pipe.scheduler)",
     ]
 
 
@@ -108,7 +111,12 @@ def command(sampler: Mapping[str, Any], steps: int, settings: Mapping[str, Any])
     ]
     if spacing != "even":
         words.insert(0, f"spacing={_value(spacing)}")
-    return f"python sample.py model={settings['model']} steps={steps} {shlex.join(words)}"
+    return f"python sample.py {_of_model(settings)} steps={steps} {shlex.join(words)}"
+
+
+def _of_model(settings: Mapping[str, Any]) -> str:
+    """The words of the command line that say which model it is, and what of; `model=NAME` unless told."""
+    return shlex.join(settings.get("words") or [f"model={settings['model']}"])
 
 
 def _value(value: Any) -> str:

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 from pathlib import Path
 
 from experiments.advise import advise
-from experiments.config import Config, plain, run_command
+from experiments.config import Config, model_words, plain, run_command
 from experiments.workers import first_process
 from report.advice import write_advice
 
@@ -24,7 +24,7 @@ from report.advice import write_advice
 def main(cfg: Config) -> None:
     results = advise(cfg)
     if first_process():
-        settings = {**plain(cfg.experiment), "model": cfg.model.name}
+        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words()}
         print(write_advice(Path(cfg.out), cfg.experiment.title, results, settings))
         print(f"written: {cfg.out}")
 

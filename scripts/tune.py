@@ -15,7 +15,7 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from pathlib import Path
 
-from experiments.config import Config, plain, run_command
+from experiments.config import Config, model_words, plain, run_command
 from experiments.tune import tune
 from experiments.workers import first_process
 from report.tuning import write_tuning
@@ -24,7 +24,7 @@ from report.tuning import write_tuning
 def main(cfg: Config) -> None:
     results = tune(cfg)
     if first_process():
-        settings = {**plain(cfg.experiment), "model": cfg.model.name}
+        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words()}
         print(write_tuning(Path(cfg.out), cfg.experiment.title, results, settings))
         print(f"written: {cfg.out}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 from conftest import FEW, done, refused
@@ -136,7 +137,7 @@ def test_mixstar_from_the_command_line_and_every_line_that_it_prints(command, tm
     assert fresh[0]["row"] == "Mix*" and {"Mix", "DDIM", "DDPM", "Skipped-Step"} < rivals
     assert {r["cell"]["config"]["seed"] for r in fresh} == {11}
     assert {r["cell"]["config"]["seed"] for r in stored if r["phase"] == "tuning"} == {10}
-    few = ["num_samples=3", "seed=5", "model.checkpoint=unet-1000"]
+    few = ["num_samples=3", "seed=5"]
     for line, out in ((by_hand, "numbers"), (of_plan, "plan")):
         done(command(sample, *shlex.split(line)[2:], *few, f"out={out}"))
     assert same_pictures(tmp_path / "numbers", tmp_path / "plan")
@@ -166,7 +167,7 @@ def test_advice_from_the_command_line(command, tmp_path):
     best = table.splitlines()[2].split("|")[2].strip()
     assert "of seeds that chose nothing" in head and "many steps" not in head
     lines = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
-    few = ["num_samples=3", "seed=5", "model.checkpoint=unet-1000"]
+    few = ["num_samples=3", "seed=5"]
     for line, out in zip(lines, ("numbers", "plan"), strict=True):
         done(command(sample, *shlex.split(line)[2:], *few, f"out={out}"))
     assert same_pictures(tmp_path / "numbers", tmp_path / "plan")
@@ -180,6 +181,73 @@ def test_advice_from_the_command_line(command, tmp_path):
     spent = int(re.search(r"took ([\d,]+) image calls", text)[1].replace(",", ""))
     assert spent <= 6000
     refused(command(advise, "experiment=tune_small", "steps=2"), "choose advise")
+
+
+WRONG = {  # and what the refusal says
+    "steps=[2,2]": "twice",
+    "steps=[]": "empty",
+    "experiment.rounds=[]": "empty",
+    "experiment.rounds=[140,70]": "each larger",
+    "experiment.rounds=[70,70]": "each larger",
+    "experiment.rounds=[0,70]": "each larger",
+    "experiment.grids=[]": "empty",
+    "budget=0": "are too few",
+    "budget=-1": "are too few",
+    "dry=true": "leave dry",
+    "only=2": "leave only=null",
+    "num_samples=100": "leave num_samples=null",
+}
+WRONG_OF_TUNING = {
+    "experiment.orders=[]": "empty",
+    "experiment.orders=[[1,2,3]]": "one order or two",
+    "experiment.starts=-1": "at least 0",
+    "num_samples=[70,70]": "one number",
+    "budget=-5": "are too few",
+}
+
+
+def test_what_nothing_can_be_made_of_is_refused(command):
+    for word, said in WRONG.items():
+        refused(command(advise, *ADVICE, word), said)
+    for word, said in WRONG_OF_TUNING.items():
+        refused(command(tune, *STAR, word), said)
+    refused(command(tune, "experiment=tune_small", "steps=3", "budget=10"), "leave budget=null")
+
+
+def test_advice_races_the_samplers_of_a_list_and_prints_what_the_model_is(command):
+    words = [
+        *ADVICE,
+        "samplers=[ddim,{name:mix,cutoff:200}]",
+        "label=3",
+        "noise=brownian",
+        "budget=2500",
+    ]
+    text = done(command(advise, *words, "out=a folder"))
+    lines = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
+    few = ["num_samples=3", "seed=1", "batch_size=3"]
+    for line, out in zip(lines, ("numbers", "plan"), strict=True):
+        assert "null" not in line.replace("steps=null", "")
+        done(command(sample, *shlex.split(line)[2:], *few, f"out={out}"))
+        config = json.loads(Path(out, "manifest.json").read_text())["config"]
+        told = config["label"], config["noise"], config["model"]["checkpoint"]
+        assert told == (3, "brownian", "unet-1000")
+    assert same_pictures(Path("numbers"), Path("plan"))
+    assert {r["row"] for r in json.loads(Path("a folder/records.json").read_text())} == {
+        f"{row}, {grid}" for row in ("DDIM", "Mix (cutoff=200)") for grid in ("even", "karras")
+    }
+
+
+def test_the_model_to_compare_with_makes_as_many_samples_as_are_asked_for(command):
+    few = ["experiment.against.steps=4", "reference=none", "samplers=[ddim,mix]", "budget=3000"]
+    for n in (110, 80):  # the larger folder is found again
+        text = done(command(advise, *ADVICE, *few, f"experiment.against.num_samples={n}"))
+        assert f"reference `itself` ({n} images" in text
+    wrong = {"num_samples=1": "2 samples or more", "steps=0": "1 or more", "foo=1": "no option"}
+    for word, said in wrong.items():
+        refused(command(advise, *ADVICE, *few, f"experiment.against.{word}"), said)
+    outcome = command(advise, *ADVICE, *few, "budget=1")
+    refused(outcome, "give budget=16000")
+    assert "num_samples=" not in outcome[2]  # none is enough
 
 
 def test_advice_without_real_images_is_against_many_steps_of_the_model(command, tmp_path):
