@@ -110,9 +110,7 @@ PAIRS = $(PY) reproduce.py experiment=compare model=digits 'samplers=[mix,ddim,s
     'steps=[10,25,50]' num_samples=1000 seed=2 out=results/digits/pairs
 TUNED = $(PY) -m scripts.tune experiment=tune_star_small
 # On networks of other error, with fewer rivals.
-OTHER = model.precision=fp32 steps=10 num_samples=1000 budget=300000 \
-    $(patsubst %,~experiment.rivals.%,DDPM Mix UniPC DEIS SA-Solver ER-SDE Heun iPNDM) \
-    $(foreach window,166..624 444.. 410..886 11..999,'~experiment.rivals.Mix++ $(window)')
+OTHER = model.precision=fp32 steps=10 num_samples=1000 budget=300000 'samplers=[ddim,skipped,dpmpp,sde_dpmpp]'
 SCALE = $(PY) reproduce.py experiment=study_scale
 NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 
