@@ -102,6 +102,7 @@ def slots(fresh: Fresh, networks: Mapping[str, Fresh], scales: Table) -> dict[st
         - getattr(fresh.table.floor(s, "recall"), "value", np.nan)
         for s in steps
     }
+    added = [fresh.noise(s) for s in steps]
     seed = fresh.table.records[0]["cell"]["config"]["seed"]
     return {
         "fresh_n": fresh.table.n(steps[0]),
@@ -114,6 +115,10 @@ def slots(fresh: Fresh, networks: Mapping[str, Fresh], scales: Table) -> dict[st
         "fresh_ahead": listed(ahead),
         "fresh_not_ahead": listed([s for s in steps if s not in ahead], "none"),
         "fresh_recall": f"{min(recalls.values()):+.3f} to {max(recalls.values()):+.3f}",
+        "noise_grows_with_calls": claim(added[-1] == max(added) > added[0]),
+        "noise_by_calls": listed(
+            [f"{share:.2f} at {s}" for s, share in zip(steps, added, strict=True)]
+        ),
         "fresh_networks": _networks(networks),
         **_noise_by_network(networks),
         **_on_scales(scales),
