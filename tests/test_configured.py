@@ -299,8 +299,7 @@ experiment:
       rounds: [256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],
       against: { sampler: *skipped, steps: 250, num_samples: 2000 }, metric: fid,
       metrics: [is, fid, kid, precision, recall],
-      rivals: { <<: *second, UniPC: { name: unipc }, SA-Solver: { name: sa_solver }, DDIM: *ddim,
-                Skipped-Step: *skipped, Mix: *mix } }
+      rivals: { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix } }
 """)
 for name in EXPECTED["experiment"]:
     if name.endswith(("_small", "_full")):  # the sizes of a laptop

@@ -156,7 +156,7 @@ def test_mixstar_from_the_command_line_and_every_line_that_it_prints(command, tm
 ADVICE = [
     *("steps=2", *FEW, "model.checkpoint=unet-1000", "experiment.rounds=[70,140]", "out=out"),
     *("experiment.grids=[even,karras]", "budget=6000"),
-    *(f"~experiment.rivals.{row}" for row in ("UniPC", "SA-Solver")),
+    *(f"~experiment.rivals.{row}" for row in ("UniPC", "DEIS", "SA-Solver")),
 ]
 
 
