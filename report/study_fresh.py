@@ -23,6 +23,7 @@ from sampling import Plan
 MIXSTAR = "Mix*"
 METRIC = "fid"
 NETWORKS = ("exact", "unet-6500", "unet-1000")  # by the network's error
+NETWORK_STEPS = 10  # at which they are tuned alike
 
 
 @dataclass(frozen=True)
@@ -238,18 +239,20 @@ def _networks(networks: Mapping[str, Fresh]) -> str:
     ]
     rows = []
     for name, fresh in networks.items():
-        steps = fresh.steps[0]
+        steps = NETWORK_STEPS
         scores = [
             format_score(METRIC, fresh.table.value(row, steps, METRIC))
-            for row in (MIXSTAR, *heads[4:])
+            for row in (MIXSTAR, *heads[5:])
         ]
-        rows.append([name, str(steps), f"{fresh.noise(steps):.2f}", *scores])
+        rows.append(
+            [name, str(steps), f"{fresh.table.n(steps):,}", f"{fresh.noise(steps):.2f}", *scores]
+        )
     return grid(heads, rows)
 
 
 def _noise_by_network(networks: Mapping[str, Fresh]) -> dict[str, Any]:
     """Whether the tuned share of noise grows with the network's error; `networks` are in its order."""
-    shares = {name: fresh.noise(fresh.steps[0]) for name, fresh in networks.items()}
+    shares = {name: fresh.noise(NETWORK_STEPS) for name, fresh in networks.items()}
     return {
         "noise_follows_error": claim(list(shares.values()) == sorted(set(shares.values()))),
         "noise_by_network": listed([f"{share:.2f} for {name}" for name, share in shares.items()]),

@@ -13,7 +13,7 @@ from conftest import ROOT
 from eval.table import Table, gain
 from report import study_fresh
 from report.study import Study
-from report.study_fresh import MIXSTAR, Fresh
+from report.study_fresh import MIXSTAR, NETWORK_STEPS, Fresh
 from sampling import Plan, Schedule, timesteps
 from sampling.plan import eps_scale_of, scale_eps
 from sampling.samplers import named
@@ -74,7 +74,7 @@ def test_the_plans_are_those_of_the_records(fresh):
 
 
 def test_a_claim_on_networks_that_they_do_not_bear_out_says_so(study):
-    shares = [fresh.noise(fresh.steps[0]) for fresh in study.networks.values()]
+    shares = [fresh.noise(NETWORK_STEPS) for fresh in study.networks.values()]
     said = study_fresh.slots(study.fresh, study.networks, study.scales)["noise_follows_error"]
     assert (said == "") == all(a < b for a, b in pairwise(shares))
     backwards = dict(zip(study.networks, reversed(study.networks.values()), strict=True))
