@@ -23,6 +23,7 @@ from sampling import Plan
 MIXSTAR = "Mix*"
 METRIC = "fid"
 NETWORKS = ("exact", "unet-6500", "unet-1000")  # by the network's error
+SHOWN = (MIXSTAR, "DDIM", "DPM-Solver++(2M)", "SDE-DPM-Solver++(2M)")
 NETWORK_STEPS = 10  # at which they are tuned alike
 
 
@@ -228,22 +229,11 @@ def _scale(value: Any) -> str:
 
 def _networks(networks: Mapping[str, Fresh]) -> str:
     """The same tuner on networks of different error."""
-    heads = [
-        "Network",
-        "Calls",
-        "Noise added",
-        "Mix*",
-        "DDIM",
-        "DPM-Solver++(2M)",
-        "SDE-DPM-Solver++(2M)",
-    ]
+    heads = ["Network", "Calls", "N", "Noise added", *SHOWN]
     rows = []
     for name, fresh in networks.items():
         steps = NETWORK_STEPS
-        scores = [
-            format_score(METRIC, fresh.table.value(row, steps, METRIC))
-            for row in (MIXSTAR, *heads[5:])
-        ]
+        scores = [format_score(METRIC, fresh.table.value(row, steps, METRIC)) for row in SHOWN]
         rows.append(
             [name, str(steps), f"{fresh.table.n(steps):,}", f"{fresh.noise(steps):.2f}", *scores]
         )
