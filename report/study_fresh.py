@@ -245,6 +245,8 @@ def _noise_by_network(networks: Mapping[str, Fresh]) -> dict[str, Any]:
     shares = {name: fresh.noise(NETWORK_STEPS) for name, fresh in networks.items()}
     return {
         "noise_follows_error": claim(list(shares.values()) == sorted(set(shares.values()))),
+        "exact_noise": shares["exact"],
+        "exact_gain": networks["exact"].gain(MIXSTAR, "DDIM", NETWORK_STEPS).words,
         "noise_by_network": listed([f"{share:.2f} for {name}" for name, share in shares.items()]),
     }
 

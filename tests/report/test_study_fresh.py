@@ -82,7 +82,7 @@ def test_a_claim_on_networks_that_they_do_not_bear_out_says_so(study):
     assert (other == "") == all(a > b for a, b in pairwise(shares))
 
 
-def test_a_lead_is_told_from_the_paired_difference(fresh):
+def test_a_lead_is_told_from_the_paired_difference(fresh, study):
     """Were Mix*'s scores those of the best of the others, it would lead nowhere."""
     steps = fresh.steps[0]
     best = fresh.table.record(fresh.best_named(steps), steps)
@@ -92,7 +92,7 @@ def test_a_lead_is_told_from_the_paired_difference(fresh):
     ]
     level = replace(fresh, table=Table(same))
     assert level.lead(steps).value == 0 and level.lead(steps).words == "not told apart from"
-    slots = study_fresh.slots(level, {"unet-6500": fresh}, Study.load(RESULTS).scales)
+    slots = study_fresh.slots(level, study.networks, study.scales)
     assert str(steps) in slots["fresh_not_ahead"].split(", ")
 
 
