@@ -295,7 +295,7 @@ def test_several_processes_share_a_table_and_the_last_one_renders_it(
 
 
 TABLE_MISTAKES = {
-    "experiment=table9": "no experiment 'table9': choose one of compare, figure2, figure2_small, figure3",
+    "experiment=table9": "no experiment 'table9': choose one of advise, compare, figure2, figure2_small, figure3",
     "experiment=tune_small": "is run by `python -m scripts.tune`",
     "experiment.renderer=tabel": "unknown experiment.renderer 'tabel': choose one of table, cutoffs",
     "experiment.num_samples=[70,80]": "2 entries for 1 step counts",

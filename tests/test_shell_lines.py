@@ -108,6 +108,7 @@ ENDS = {
     r"prompts=prompts.txt": "no prompts at prompts.txt: give prompts=FILE",
     r"golden_samplers.py FOLDER": "no recorded runs in FOLDER",
     r"dry=true": None,
+    r"sampler.path=results/": "there is no plan at results/",  # whose folder is elsewhere
     r"experiment=table3": "no prompts at",
     r"experiment=table4|experiment=figure[67]|model=opensora11": "",
     r"model=sd21|experiment=figure5": "check the network, or give another hub id or a local folder",

@@ -95,7 +95,7 @@ def test_everything_under_results_is_in_it(report):
     whole = text[text.index('id="ours"') :]
     for path in RESULTS.glob("*/*/records.json"):
         name = f"{path.parent.parent.name}/{path.parent.name}"
-        tuned = path.parent.name.startswith("tune")
+        tuned = path.parent.name.startswith(("tune", "advice"))
         assert (f"<h3>{name}</h3>" in text) if tuned else (f"<summary>{name}</summary>" in whole)
     data = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])
     (closed,) = data["closed"]
@@ -454,7 +454,8 @@ def test_nothing_sticks_out_and_no_ticks_collide(opened, width):
             tab.select_option("#quality-metric", metric)
             assert tab.evaluate(COLLIDING) == [], (name, metric)
             for axis in ("x", "y"):
-                assert tab.locator(f"#quality-chart text.{axis}").count() >= 2
+                least = 1 if axis == "x" and "scale" in name else 2  # a table of one step count
+                assert tab.locator(f"#quality-chart text.{axis}").count() >= least, name
 
 
 def test_hostile_names_and_numbers_do_no_harm(opened, spoilt):
