@@ -41,6 +41,7 @@ class Advice:
     tried: list[Record]
     confirmed: Table | None
     calls: int
+    baseline: str = BASELINE
 
 
 def advise(cfg: Config) -> list[Advice]:

@@ -12,14 +12,12 @@ from files.whole import write_text
 from report.formats import document, grid
 from report.tuning import lines_to_copy, phased, scores_grid, tried_grid
 
-BASELINE = "DDIM, even"
-
 
 def write_advice(out: Path, title: str, results: Sequence[Any], settings: Mapping[str, Any]) -> str:
     """advice.md, records.json, and the plan of every best sampler; returns the text.
 
     Each of `results` has `steps`, the `best` row, what was `left` beside it, the `samplers` by row, the best one's
-    `plan`, the records `tried`, the table `confirmed` or None, and the `calls` that it took.
+    `plan`, the records `tried`, the table `confirmed` or None, the `calls` that it took, and the `baseline` row.
     `settings` has the metric that chose, the metrics that are shown, the spacing and the model.
     """
     for result in results:
@@ -32,7 +30,14 @@ def write_advice(out: Path, title: str, results: Sequence[Any], settings: Mappin
         "not told apart from the best is so on the seeds of the race, by the paired difference.  All of it took "
         f"{sum(result.calls for result in results):,} image calls."
     )
-    heads = ["Calls", "Use", title_of, "N", "Not told apart from it", f"Better than {BASELINE} by"]
+    heads = [
+        "Calls",
+        "Use",
+        title_of,
+        "N",
+        "Not told apart from it",
+        f"Better than {results[0].baseline} by",
+    ]
     table = grid(heads, [_row(result, metric) for result in results])
     sections = [part for result in results for part in _section(result, settings, out)]
     text = document([f"# {title}", about, _itself(record), table, *sections])
@@ -61,9 +66,9 @@ def _row(result: Any, metric: str) -> list[str]:
         tried = next(r for r in result.tried if r["row"] == result.best)
         return [str(steps), result.best, "not confirmed", f"{tried['n']:,}", others, "-"]
     ours = table.score(result.best, steps, metric)
-    theirs = table.value(BASELINE, steps, metric)
+    theirs = table.value(result.baseline, steps, metric)
     lead = "-"
-    if theirs is not None and result.best != BASELINE:
+    if theirs is not None and result.best != result.baseline:
         difference = gain(metric, ours, theirs)
         told = "" if difference.words != "not told apart from" else " (not told apart)"
         lead = f"{difference.text(decimals(metric))}{told}"
