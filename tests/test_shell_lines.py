@@ -54,6 +54,7 @@ SMALL = {
     r"scripts\.advise.*reference=none": [
         *SMALL_TABLE[:-3],
         *("steps=2", "budget=4000", "experiment.rounds=[70]", "experiment.grids=[even]"),
+        "samplers=[ddim,mix]",
         *("experiment.against.steps=2", "experiment.against.num_samples=100"),
     ],
     r"scripts\.advise": [
@@ -62,12 +63,13 @@ SMALL = {
         "budget=4000",
         "experiment.rounds=[70]",
         "experiment.grids=[even]",
+        "samplers=[ddim,mix]",
     ],
     r"scripts\.tune.*(tune_star|adm_imagenet)": [
         *SMALL_TABLE[:-2],
         *("steps=2", "budget=9000", "experiment.rounds=[70]", "experiment.finalist_samples=70"),
         *("experiment.starts=1", "experiment.orders=[[2]]", "experiment.grids=[even]"),
-        *(f"~experiment.rivals.{row}" for row in ("UniPC", "DEIS", "SA-Solver", "ER-SDE")),
+        "samplers=[ddim,mix]",
     ],
     r"scripts\.tune": [
         *SMALL_TABLE[:-2],
