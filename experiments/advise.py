@@ -21,6 +21,7 @@ from sampling import Plan
 from sampling.options import check_options, fits
 
 CONFIRMED = 4  # of what is left, the best
+FIRST = 256  # samples of the first round, where the budget allows
 RESERVED = 0.3  # of a step count's budget, for fresh seeds
 BASELINE = "DDIM, even"  # confirmed beside, where it is a rival
 
@@ -57,9 +58,28 @@ def advise(cfg: Config) -> list[Advice]:
         cfg.label = None
     if cfg.reference.name == "none":
         cfg = _against_itself(cfg, backbone)
-    contest = Contest.of(cfg, backbone)
-    contest.check_budget(_least)
+    contest = _affordable(Contest.of(cfg, backbone))
     return [_advice(contest, steps) for steps in contest.steps]
+
+
+def _affordable(contest: Contest) -> Contest:
+    """The same, beginning with the largest round up to `FIRST` that the budget covers.
+
+    Raises ValueError if it covers none.
+    """
+    rounds = contest.rounds
+    firsts = [n for n in rounds if n <= FIRST] or rounds[:1]
+    for first in reversed(firsts):
+        options = {**contest.options, "rounds": [n for n in rounds if n >= first]}
+        smaller = replace(contest, options=options)
+        try:
+            smaller.check_budget(_least)
+        except ValueError:
+            if first == firsts[0]:
+                raise
+        else:
+            break
+    return smaller
 
 
 def _advice(contest: Contest, steps: int) -> Advice:

@@ -296,7 +296,7 @@ experiment:
                 Mix++ 11..999: { name: mixpp, lo: 11, hi: 999, spacing: log_snr } } }
   advise:
     { <<: *small, family: named, steps: [5, 10, 25, 50], budget: 1500000,
-      rounds: [256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],
+      rounds: [70, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],
       against: { sampler: *skipped, steps: 250, num_samples: 2000 }, metric: fid,
       metrics: [is, fid, kid, precision, recall],
       rivals: { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix } }
