@@ -118,7 +118,13 @@ def _confirmed(
     seed = contest.seed + 1
     n = (limit - judge.calls) // max(judge.cost(samplers, 1, seed), 1)
     n = n - n % 10 if n > 100 else n
-    return judge.confirmed(samplers, n, seed) if n >= contest.rounds[0] else None
+    if n < contest.rounds[0]:
+        return None
+    try:
+        contest.evaluator.check_size(n)
+    except ValueError:  # enough for the score that decides, not for all
+        return judge.table(samplers, n, seed)
+    return judge.confirmed(samplers, n, seed)
 
 
 def _least(contest: Contest, judge: ModelJudge) -> int:
