@@ -25,6 +25,10 @@ from files.threads import thread_defaults
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(thread_defaults(os.environ))
 
+# `make test` is a make, and one that it finds around it prints the folders that it enters and leaves.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)
+
 import numpy as np
 import pytest
 import torch
