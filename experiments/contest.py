@@ -87,7 +87,7 @@ class Contest:
     @property
     def sizes(self) -> list[int]:
         """Every number of samples that is scored, but for the rounds of a race."""
-        names = ("tuning_samples", "finalist_samples", "num_samples")
+        names = ("tuning_samples", "generation_samples", "finalist_samples", "num_samples")
         return [self.options[name] for name in names if name in self.options]
 
     def judge(self, steps: int) -> ModelJudge:
@@ -106,15 +106,8 @@ class Contest:
         return enough
 
     def limit(self, steps: int) -> int:
-        """The image calls that a step count may take: all as many, and of advice as many images each."""
-        part, whole = self._share(steps)
-        return self.budget * part // whole
-
-    def _share(self, steps: int) -> tuple[int, int]:
-        """Of the budget, as (part, whole)."""
-        if self.options["family"] == "named":
-            return steps, sum(self.steps)
-        return 1, len(self.steps)
+        """The image calls that a step count may take: as many images as every other."""
+        return self.budget * steps // sum(self.steps)
 
     @property
     def budget(self) -> int:
@@ -124,8 +117,7 @@ class Contest:
         """Raise ValueError unless every step count's share of the budget covers the least that it takes."""
         needed = 0.0
         for steps in self.steps:
-            part, whole = self._share(steps)
-            needed = max(needed, least(self, self.judge(steps)) * whole / part)
+            needed = max(needed, least(self, self.judge(steps)) * sum(self.steps) / steps)
         if needed > self.budget:
             raise ValueError(
                 f"budget={self.budget} image calls are too few for these step counts, rivals and rounds: give "

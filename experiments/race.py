@@ -166,11 +166,14 @@ def best_of_groups(
     result: Race, steps: int, metric: str, group: Callable[[str], Hashable]
 ) -> dict[Hashable, str]:
     """The best row of every group, of those that got as many samples as any of the group."""
-    best: dict[Hashable, str] = {}
-    for table in result.rounds:
-        for row in reversed(ranked(table, steps, metric)):  # the best one last
-            best[group(row)] = row
-    return best
+    rows = standing(result, steps, metric)
+    return {group(row): row for row in reversed(rows)}
+
+
+def standing(result: Race, steps: int, metric: str) -> list[str]:
+    """All rows: those that stayed longest first, and of these the best."""
+    rows = [row for table in reversed(result.rounds) for row in ranked(table, steps, metric)]
+    return list(dict.fromkeys(rows))
 
 
 def ranked(table: Table, steps: int, metric: str) -> list[str]:

@@ -90,7 +90,10 @@ FAMILIES: dict[str, Kinds] = {  # of the candidates
         **{"tuning_samples": int, "windows": int, "orders": list[list[int]]},
         "variances": list[str],
     },
-    "mixstar": {**RACED, "starts": int, "orders": list[list[int]], "finalist_samples": int},
+    "mixstar": {
+        **{**RACED, "starts": int, "orders": list[list[int]]},
+        **{"generation_samples": int, "finalist_samples": int},
+    },
     "named": {**RACED, "against": Group},
 }
 MAY_BE_ABSENT = ("precision", "batch_size")

@@ -80,9 +80,10 @@ def tune_mixstar(contest: Contest) -> list[Tuned]:
         search = search_mixstar(contest, judge, grid, limit, known)
         leading = [row for row in first if row in rivals][:RIVALS]
         final = contest.options["finalist_samples"]
-        winner, chosen = search.finish(final, {row: rivals[row] for row in leading})
-        family, point = search.points[winner if winner in search.points else search.leaders()[0]]
+        standing = search.finish(final, {row: rivals[row] for row in leading})
+        family, point = next(search.points[name] for name in standing if name in search.points)
         known.append((family.orders, point))
+        chosen = next(iter(standing.values()))
         n, seed = contest.options["num_samples"], contest.seed + 1
         confirmed = judge.confirmed({"Mix*": chosen, **rivals}, n, seed)
         tried = [*search.records.values(), *grids.records]
@@ -98,7 +99,8 @@ def search_mixstar(
     options, schedule = contest.options, contest.backbone.schedule_at(judge.steps)
     families = [Family(schedule, judge.steps, tuple(orders)) for orders in options["orders"]]
     limit -= _last_race(contest, judge.steps)
-    search = Search(families, judge, contest.metric, contest.seed, contest.rounds, limit)
+    samples = options["generation_samples"]
+    search = Search(families, judge, contest.metric, contest.seed, contest.rounds, samples, limit)
     search.start(options["starts"], grid, known)
     search.evolve()
     return search
@@ -107,9 +109,9 @@ def search_mixstar(
 def _last_race(contest: Contest, steps: int) -> int:
     """The image calls of `Search.finish`, at most."""
     rounds, final = contest.rounds, contest.options["finalist_samples"]
-    everyone = FINALISTS + RIVALS
+    first = FINALISTS * rounds[-1] + RIVALS * (rounds[-1] - rounds[0])
     more = max(final - rounds[-1], 0)
-    return int(steps * (everyone * (rounds[-1] - rounds[0]) + everyone // 2 * more))
+    return int(steps * (first + (FINALISTS + RIVALS) // 2 * more))
 
 
 def _least_search(contest: Contest, steps: int) -> int:

@@ -63,7 +63,7 @@ def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:
         "\n".join(f"- {winner} is {words}." for words in verdicts),
         f"All of this took {result.calls:,} image calls.  To use it:",
         *lines_to_copy(result.chosen, steps, settings, path),
-        f"The best candidates on the tuning seed, of {len(result.tried)}:",
+        f"The best candidates on seeds of tuning, of {len(result.tried)}:",
         tried_grid(result.tried, metric),
     ]
 

@@ -25,10 +25,6 @@ from files.threads import thread_defaults
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(thread_defaults(os.environ))
 
-# `make test` is a make, and one that it finds around it prints the folders that it enters and leaves.
-for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
-    os.environ.pop(name, None)
-
 import numpy as np
 import pytest
 import torch
@@ -54,6 +50,10 @@ is_older = tuple(map(int, version("diffusers").split(".")[:2])) < (0, 42)
 collect_ignore = OF_DIFFUSERS_042 if is_older else []
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# `make test` is a make, and a make within it prints the folders that it enters and leaves.
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
+    os.environ.pop(name, None)
 
 
 def bound(network, schedule=None, clip=False, gradient=None, condition=None) -> NetworkDenoiser:

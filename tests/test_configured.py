@@ -281,13 +281,14 @@ experiment:
   tune_star: &tune_star
     { family: mixstar, model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, steps: [10, 25],
       num_samples: 10000, budget: 10000000, rounds: [1000, 2000, 5000], finalist_samples: 10000,
+      generation_samples: 2000,
       starts: 8, orders: [[2], [3], [1, 2]], spacing: even, grids: [even, log_snr, karras], label: null,
       metric: fid, metrics: [fid, is],
       rivals: &named { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
                        ER-SDE: { name: er_sde } } }
   tune_star_small:
-    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 6500000,
-      rounds: [256, 512, 1024], finalist_samples: 2000, precision: bf16, model.precision: bf16, batch_size: 128,
+    { <<: *tune_star, seed: 10, steps: [5, 8, 10, 15, 25], num_samples: 4000, budget: 9000000,
+      rounds: [256, 512, 1024], generation_samples: 512, finalist_samples: 4000, precision: bf16, model.precision: bf16, batch_size: 128,
       metrics: *all,
       rivals: { <<: *named, DDPM: *learned, Heun: { name: heun }, iPNDM: { name: ipndm },
                 Mix++ 166..624: { name: mixpp, lo: 166, hi: 624 },

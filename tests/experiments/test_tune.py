@@ -119,7 +119,8 @@ def test_from_the_command_line_and_the_line_that_it_prints(command, tmp_path):
 STAR = [
     *("experiment=tune_star_small", "steps=2", "num_samples=70", *FEW, "out=out", "label=balanced"),
     *("model.checkpoint=unet-1000", "model.precision=fp32", "experiment.rounds=[70]"),
-    *("experiment.finalist_samples=70", "experiment.starts=1", "experiment.orders=[[2]]"),
+    *("experiment.generation_samples=70", "experiment.finalist_samples=70"),
+    *("experiment.starts=1", "experiment.orders=[[2]]"),
     *("experiment.grids=[even,karras]", "budget=5000"),
     *(f"~experiment.rivals.{row}" for row in ("UniPC", "DEIS", "SA-Solver", "Heun", "iPNDM")),
 ]
