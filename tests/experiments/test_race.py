@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -187,6 +189,44 @@ def test_a_search_finds_better_and_is_a_function_of_seed_and_scores():
     assert (winner, judge.asked) == (same, other.asked)
     assert search.sampler(winner) == again.sampler(same)
     assert searched(seed=2)[0].sampler(winner) != search.sampler(winner)
+
+
+def test_every_generation_has_noise_of_its_own_and_its_means_are_finalists():
+    search, _, judge = searched(limit=6000, orders=((2,),))
+    generations = [(n, seed) for names, n, seed in judge.asked if "generation" in names[0]]
+    assert len(generations) == 5
+    assert generations == [(20, 1 + 1000 * (i + 1)) for i in range(len(generations))]
+    others = [(names, seed) for names, _, seed in judge.asked if "generation" not in names[0]]
+    assert {seed for _, seed in others} == {1}
+    assert others[-1][0] == search.finalists and len(search.finalists) == FINALISTS
+    found = [name.partition(", ")[2] for name in search.finalists[-2:]]
+    assert found == ["the last mean", "the mean of the later half"]
+
+
+class Lucky(Fake):
+    """Scores have luck in them, which differs by candidate and seed."""
+
+    def table(self, samplers, n, seed):
+        exact = gaussian(0.05, self.steps)
+
+        def quality(sampler):
+            rng = np.random.default_rng([seed, zlib.crc32(repr(sampler).encode())])
+            return exact(sampler) + 0.01 * rng.standard_normal()
+
+        self.quality = quality
+        return super().table(samplers, n, seed)
+
+
+def test_a_search_is_not_led_by_luck():
+    """With luck as large as what is to be gained, what it finds is better than its start: by the exact score."""
+    exact, better = gaussian(0.05), []
+    for seed in range(6):
+        search = Search([Family(LINEAR, 5, (2,))], Lucky(None), "fid", seed, [10, 50], 20, 60_000)
+        search.start(4, timesteps(LINEAR, 5, "karras"))
+        search.evolve()
+        first, *_, last, mean = [exact(search.sampler(name)) for name in search.finalists]
+        better.append(max(last, mean) < 0.7 * first)
+    assert sum(better) >= 5, better
 
 
 @pytest.mark.parametrize("limit", [1000, 1200, 5000, 12_345, 30_001])
