@@ -109,8 +109,8 @@ DIAL = $(PY) reproduce.py -m experiment=study_dial \
 PAIRS = $(PY) reproduce.py experiment=compare model=digits 'samplers=[mix,ddim,skipped]' \
     'steps=[10,25,50]' num_samples=1000 seed=2 out=results/digits/pairs
 TUNED = $(PY) -m scripts.tune experiment=tune_star_small
-# On networks of other error, with fewer rivals.
-OTHER = model.precision=fp32 steps=10 num_samples=1000 budget=300000 'samplers=[ddim,skipped,dpmpp,sde_dpmpp]'
+# On networks of other error, with fewer rivals and a smaller budget.
+OTHER = model.precision=fp32 steps=10 budget=1000000 'samplers=[ddim,skipped,dpmpp,sde_dpmpp]'
 SCALE = $(PY) reproduce.py experiment=study_scale
 NATURAL = $(PY) reproduce.py -m experiment=table1_cifar10,figure4_cifar10,study_cifar10
 

@@ -37,7 +37,8 @@ def seeds(records):
 
 
 def test_what_confirms_chose_nothing_and_is_paired(fresh, study):
-    assert seeds(fresh.tried) == {10} and seeds(fresh.table.records) == {11}
+    apart = {(seed - 10) % 1000 for seed in seeds(fresh.tried)}  # those of generations
+    assert apart == {0} and seeds(fresh.table.records) == {11}
     assert all(fresh.table.n(steps) >= 4000 for steps in fresh.steps)
     assert fresh.table.paired_columns("fid") == fresh.steps
     windows = [RESULTS / "digits" / name / "records.json" for name in ("tune", "tune_log_snr")]
