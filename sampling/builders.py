@@ -242,28 +242,25 @@ class DPMSolver:
         self, first: Plan, order: int | NDArray[np.int64], lower_order_final: bool | None
     ) -> Plan:
         """`first` is the plan of order 1; `order` is of all rows, or of a row each [nodes]."""
-        orders = np.broadcast_to(order, len(first.t)).tolist()
-        for wrong in {*orders} - {1, 2, 3}:
+        n = len(first.t)
+        highest = np.minimum(order, np.arange(1, n + 1))  # as many calls as there were
+        for wrong in {*np.broadcast_to(order, n).tolist()} - {1, 2, 3}:
             raise ValueError(f"the order of {self.name} must be 1, 2 or 3, got {wrong}")
         check_choice("solver_type", self.solver_type, ("midpoint", "heun", "polynomial"))
-        n = len(first.t)
         if lower_order_final is None:
             lower_order_final = n < 15
+        if lower_order_final:
+            highest[-2:-1] = highest[-2:-1].clip(max=2)
+        if lower_order_final or self.grid.sigma_s[-1] == 0:
+            highest[-1] = 1
         x0 = np.pad(first.x0, ((0, 0), (0, 2)))
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             h = np.diff(self.grid.log_snr)
             second, third = self._second(first, h), self._third(h)
-        for i in range(1, n):
-            highest = min(orders[i], i + 1)
-            if i == n - 1 and (lower_order_final or self.grid.sigma_s[-1] == 0):
-                highest = 1
-            elif i == n - 2 and lower_order_final:
-                highest = min(highest, 2)
-            if highest == 2:
-                x0[i, 1] = -second[i]
-                x0[i, 0] -= x0[i, 1]
-            elif highest == 3:
-                x0[i] += third[i]
+        two, three = highest == 2, highest == 3
+        x0[two, 1] = -second[two]
+        x0[two, 0] -= x0[two, 1]
+        x0[three] += third[three]
         kind = "" if self.solver_type == "midpoint" else f", {self.solver_type}"
         return replace(first, name=f"{self.name}(order={order}{kind})", x0=x0)
 

@@ -369,14 +369,18 @@ def _check_history(head: Plan, tail: Plan, above: int, below: int) -> None:
         columns = (c[rows][kept].tolist() for c in (plan.t, plan.alpha, plan.sigma))
         return list(zip(*columns, strict=True))
 
+    # Later rows look back at no more than the tail's own calls.
+    first = below + np.flatnonzero(tail.calls[below:])[: tail.look_back]
+    if not len(first):
+        return
     theirs, ours = levels(head, slice(above)), levels(tail, slice(below))
-    for done, row in enumerate(r for r in list(tail.rows())[below:] if r.calls):
-        farthest = max(len(row.x0), len(row.eps)) - 1 - done
-        for j in range(1, farthest + 1):
+    for done, i in enumerate(first):
+        farthest = max(np.flatnonzero(column[i]).max(initial=0) for column in (tail.x0, tail.eps))
+        for j in range(1, farthest - done + 1):
             if theirs[-j:][:1] != ours[-j:][:1]:
                 raise ValueError(
                     f"cannot splice {head.name} and {tail.name}: the row of the tail at "
-                    f"t = {row.t:g} looks back at calls that the head makes elsewhere"
+                    f"t = {tail.t[i]:g} looks back at calls that the head makes elsewhere"
                 )
 
 

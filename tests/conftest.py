@@ -51,6 +51,22 @@ collect_ignore = OF_DIFFUSERS_042 if is_older else []
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# The files that take longest, the longest first: one begun as the last keeps one process alone at work.
+LONGEST = (
+    *("slurm", "adm_standin", "training", "torchrun", "sd_standin", "tune", "shell_lines"),
+    *("notebooks", "tracking", "faults", "check", "function", "hub", "plan", "opensora", "help"),
+)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's order: those of most tests first
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda i: names.index(i.path.stem) if i.path.stem in names else len(names))
+
+
 # `make test` is a make, and a make within it prints the folders that it enters and leaves.
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):
     os.environ.pop(name, None)

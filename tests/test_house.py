@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 
 import pytest
-from conftest import ROOT
+from conftest import LONGEST, ROOT
 
 Sources = dict[str, str]
 
@@ -292,3 +292,7 @@ def test_the_floors_are_all_there_is_and_the_configs_are_few():
     checked = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["mypy"]["files"]
     assert {name for name in checked if not name.endswith(".py")} == {*FLOORS, "scripts"}
     assert len(list((ROOT / "configs").rglob("*.yaml"))) <= 109
+
+
+def test_the_files_that_are_begun_first_are_there():
+    assert {f"test_{name}" for name in LONGEST} <= {p.stem for p in (ROOT / "tests").rglob("*.py")}

@@ -228,7 +228,7 @@ def test_the_text_encoder_is_loaded_only_for_new_prompts(command, parts, tmp_pat
 
 
 def test_interrupted_and_resumed(command, parts, tmp_path):
-    words = words_of(parts, tmp_path, "steps=150", "shard_size=1", "batch_size=1")
+    words = words_of(parts, tmp_path, "steps=60", "shard_size=1", "batch_size=1")
     interrupt(
         [sys.executable, str(ROOT / "sample.py"), *words], tmp_path, "here/shards/shard-*.npz"
     )

@@ -67,7 +67,7 @@ SMALL = {
     ],
     r"scripts\.tune.*(tune_star|adm_imagenet)": [
         *SMALL_TABLE[:-2],
-        *("steps=2", "budget=9000", "experiment.rounds=[70]", "experiment.finalist_samples=70"),
+        *("steps=2", "budget=3000", "experiment.rounds=[70]", "experiment.finalist_samples=70"),
         "experiment.generation_samples=70",
         *("experiment.starts=1", "experiment.orders=[[2]]", "experiment.grids=[even]"),
         "samplers=[ddim,mix]",

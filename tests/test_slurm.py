@@ -33,7 +33,7 @@ absent = pytest.mark.skipif(bool(ABSENT), reason=f"not installed: {', '.join(ABS
 SITE = [
     f"hydra.launcher.{option}" for option in ("gpus_per_node=null", "cpus_per_task=1", "mem_gb=2")
 ]
-TABLE = ["experiment=table1_small", "experiment.steps=[4,20]", "num_samples=150"]
+TABLE = ["experiment=table1_small", "experiment.steps=[2,20]", "num_samples=75"]
 TABLE += ["shard_size=15", "out=out", *FEW]
 
 
@@ -119,8 +119,8 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
     slurm("scontrol", "requeue", large[0], env=cluster)
     for signal in ("TERM", "USR2"):
         slurm("scancel", f"--signal={signal}", large[1], env=cluster)
-    four = [f"digits-table1-4-{stage}" for stage in ("sample", "evaluate")]
-    small = wait_until(lambda: [job for name in four for job in running(cluster, name)])
+    two = [f"digits-table1-2-{stage}" for stage in ("sample", "evaluate")]
+    small = wait_until(lambda: [job for name in two for job in running(cluster, name)])
     slurm("scancel", small[0], env=cluster)
 
     alone(reproduce, *TABLE, cwd=here)  # meanwhile, without SLURM
@@ -142,7 +142,7 @@ def test_a_table_survives_cancelled_requeued_and_preempted_jobs(cluster, tmp_pat
 @absent
 @pytest.mark.slurm
 def test_a_multirun_is_one_array_and_goes_on_after_a_time_out(cluster, tmp_path):
-    small = ["num_samples=150", "shard_size=10"]
+    small = ["num_samples=90", "shard_size=10"]
     # submitit takes the signal for a time-out if less than 10 minutes were asked for.
     site = [*SITE, "hydra.launcher.timeout_min=9"]
     sweep = ["-m", "sampler=ddim", "steps=2,20", *small, "hydra/launcher=slurm", *site]
@@ -208,7 +208,7 @@ def test_a_dry_run_says_what_would_be_submitted(submitted, tmp_path):
     # Nodes may differ in the precision that they are fast in: one for all, which names the folder.
     precision = composed("reproduce", *TABLE).model.precision
     assert out.count(f" model.precision={precision} ") == out.count("stage=") == 13
-    assert "after <digits-table1-4-evaluate>, <digits-table1-20-evaluate>" in out
+    assert "after <digits-table1-2-evaluate>, <digits-table1-20-evaluate>" in out
     assert not (tmp_path / "runs").exists()
 
 

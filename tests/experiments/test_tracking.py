@@ -177,8 +177,8 @@ def test_off_by_default_and_disabled_leave_no_trace(command, tmp_path):
 @pytest.fixture
 def nowhere(monkeypatch, tmp_path):
     """No key of the machine's user, and little patience."""
-    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 2)
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "2")
+    monkeypatch.setattr(tracking, "ANSWER_WITHIN", 1)
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -228,8 +228,9 @@ def test_an_outage_does_not_stop_sampling(nowhere, command, monkeypatch, tmp_pat
     assert len(stored_runs(tmp_path)["sample"]) == 1
 
 
-@pytest.mark.parametrize("how", ["setting", "variable"])
-@pytest.mark.parametrize("program", ["on PATH", "in the environment"])
+@pytest.mark.parametrize(
+    ("how", "program"), [("setting", "on PATH"), ("variable", "in the environment")]
+)
 def test_offline_tells_the_folder_and_the_line_that_uploads(
     command, monkeypatch, tmp_path, how, program
 ):
