@@ -76,7 +76,7 @@ def test_it_is_strict():
     assert re.findall(r"  (\w+): warn", checks) == [
         *("omitted_files", "absolute_links", "unrecognized_links", "anchors")
     ]
-    assert "make site\n" in (ROOT / ".ci/run").read_text("utf-8")
+    assert re.search(r"^make .*\bsite$", (ROOT / ".ci/run").read_text("utf-8"), re.M)
 
 
 @pytest.mark.parametrize(
