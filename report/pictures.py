@@ -2,8 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -37,8 +38,7 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
     )
     texts = []
     for i, row in enumerate(rows, 1):
-        sampler = ", ".join(f"{k} {v}" for k, v in row.config["sampler"].items())
-        texts.append([str(i), f"{row.row} ({sampler})", str(row.steps)])
+        texts.append([str(i), f"{row.row}{_options_words(row.config['sampler'])}", str(row.steps)])
     shared = f"{_sentence(shared_words(rows[0].config))} The first of the seed, none chosen."
     parts = [
         f"# {printable(title)}",
@@ -49,6 +49,13 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
     return document(parts)
 
 
+def _options_words(sampler: Mapping[str, Any]) -> str:
+    """ " (cutoff 291)": all that a sampler has beside its name, which the row says."""
+    options = {key.replace("_", " "): value for key, value in sampler.items() if key != "name"}
+    words = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in options.items())
+    return f" ({', '.join(words)})" if options else ""
+
+
 def _sentence(words: str) -> str:
     return f"{words[0].upper()}{words[1:]}."
 
@@ -57,8 +64,10 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     n = len(rows[0].images)
     across, lines = min(n, PER_LINE), math.ceil(n / PER_LINE)
     height, width = rows[0].images.shape[1:3]
-    inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
-    size = (max(5, across * inch + 1.6), len(rows) * lines * (inch * height / width + 0.2) + 0.8)
+    inch = min(
+        1.6 * max(1, width / height), 9 / across
+    )  # a picture's width: words stay large beside
+    size = (max(5, across * inch + 1.4), len(rows) * lines * (inch * height / width + 0.06) + 0.8)
     engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     figure, axes = plt.subplots(
         len(rows) * lines, across, figsize=size, squeeze=False, layout=engine
@@ -71,11 +80,11 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255)
             if row is rows[0] and row.titles is not None:
                 words = textwrap.fill(printable(row.titles[i]), max(4, int(14 * inch)))
-                ax.set_title(in_figure(words), fontsize=7, pad=2)
+                ax.set_title(in_figure(words), fontsize=8, pad=2)
         for i, line in enumerate(block):
             first, last = i * PER_LINE, min((i + 1) * PER_LINE, n) - 1
             which = f"\nsamples {first} to {last}" if lines > 1 else ""
             name = in_figure(textwrap.fill(one_line(row.row), 24))
-            look = {"ha": "right", "va": "center", "transform": line[0].transAxes, "fontsize": 8}
+            look = {"ha": "right", "va": "center", "transform": line[0].transAxes, "fontsize": 10}
             line[0].text(-0.06, 0.5, f"{name}\n{row.steps} steps{which}", **look)
     save_figure(figure, path, title, _sentence(shared_words(rows[0].config)))

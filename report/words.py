@@ -1,5 +1,6 @@
 """What scores and records say, in words."""
 
+import math
 import re
 from collections.abc import Sequence
 from itertools import groupby
@@ -7,7 +8,7 @@ from typing import Any
 
 from eval.records import Record
 from eval.scoring import METRICS
-from eval.table import Table
+from eval.table import Table, cutoff
 from eval.words import reference_words
 from files.whole import printable
 from report.styles import MOST
@@ -55,17 +56,25 @@ def curves_caption(table: Table, metrics: Sequence[str], beside: bool) -> tuple[
     )
 
 
-def cutoffs_caption(table: Table, metrics: Sequence[str]) -> tuple[str, str]:
+def cutoffs_caption(table: Table, metrics: Sequence[str], shaded: bool) -> tuple[str, str]:
     """As `curves_caption`, of a plot against Mix's cutoff."""
-    shaded = "Shaded, where it is: the range in which the paper has the best cutoffs, on its data."
-    return f"{_titles(metrics[:2])} against Mix's cutoff", " ".join(
+    papers = "Shaded: the range in which the paper has the best cutoffs, on its data."
+    rivals = "Lines across: samplers without a cutoff, and their 95% intervals."
+    others = any(math.isnan(cutoff(r)) for r in table.records)
+    return f"{_titles(metrics)} against Mix's cutoff", " ".join(
         [
             cutoffs_note(table),
             "Cutoff 0 is Skipped-Step, cutoff 1000 is DDIM.",
-            shaded,
+            *([papers] if shaded else []),
+            *([rivals] if others else []),
             _made_words(table),
         ]
     )
+
+
+def against_cutoffs(table: Table, beside: bool) -> bool:
+    """Whether a table is plotted against Mix's cutoff: it has more of them than fit into a panel as curves."""
+    return not beside and len({c for r in table.records if math.isfinite(c := cutoff(r))}) > MOST
 
 
 def _titles(metrics: Sequence[str]) -> str:

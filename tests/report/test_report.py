@@ -216,7 +216,7 @@ def test_pictures_are_labelled_rows(tmp_path):
     rows = [Pictures("Mix", s, images, list("0123"), config) for s in (5, 50)]
     text = render("pictures", tmp_path, "Samples", rows, [], None)
     assert (tmp_path / "figure.md").read_text() == text
-    assert text.index("| 1 | Mix (name mix, cutoff 291) | 50 |") < text.index("| 2 | Mix")
+    assert text.index("| 1 | Mix (cutoff 291) | 50 |") < text.index("| 2 | Mix")
     assert "The first 4 samples of the seed" in text
     assert (
         "Picture i of every row is sample i of seed 0, from the same x_T, label and noise" in text
