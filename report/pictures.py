@@ -2,9 +2,8 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -14,7 +13,7 @@ from files.whole import printable, write_atomic, write_text
 from report.axes import one_line, save_figure
 from report.escape import in_figure
 from report.formats import document, grid, image
-from report.words import sampling_sentence
+from report.words import options_words, sampling_sentence
 
 PER_LINE = 12  # pictures side by side; a longer row continues on the next line
 
@@ -38,7 +37,7 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
     )
     texts = []
     for i, row in enumerate(rows, 1):
-        texts.append([str(i), f"{row.row}{_options_words(row.config['sampler'])}", str(row.steps)])
+        texts.append([str(i), f"{row.row}{options_words(row.config['sampler'])}", str(row.steps)])
     shared = f"{_sentence(shared_words(rows[0].config))} The first of the seed, none chosen."
     parts = [
         f"# {printable(title)}",
@@ -47,13 +46,6 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
         image("figure.png", "Samples of each sampler at each number of steps", shared),
     ]
     return document(parts)
-
-
-def _options_words(sampler: Mapping[str, Any]) -> str:
-    """ " (cutoff 291)": all that a sampler has beside its name, which the row says."""
-    options = {key.replace("_", " "): value for key, value in sampler.items() if key != "name"}
-    words = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in options.items())
-    return f" ({', '.join(words)})" if options else ""
 
 
 def _sentence(words: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -144,6 +144,13 @@ def extractor_sentence(record: Record) -> str:
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
     )
+
+
+def options_words(sampler: Mapping[str, Any]) -> str:
+    """ " (cutoff 291)": all that the config of a sampler has beside its name; empty where it has no more."""
+    options = {key.replace("_", " "): value for key, value in sampler.items() if key != "name"}
+    words = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in options.items())
+    return f" ({', '.join(words)})" if options else ""
 
 
 def sampling_sentence(config: dict[str, Any]) -> str:

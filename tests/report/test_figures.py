@@ -16,6 +16,7 @@ from test_report import CONFIG, PAPER, record
 from eval.score import Score
 from eval.sheets import Pictures
 from eval.table import Table
+from report import study_front
 from report.axes import Scale, limits
 from report.paper import Paper
 from report.pictures import write_pictures
@@ -299,6 +300,18 @@ def test_the_papers_numbers_have_our_styles(drawn):
     (axes,) = drawn(plot_table, table(["DDPM"]), ["fid"], own).axes
     hollow = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert len(hollow) == 1 and hollow[0].get_color() == style_of("DDPM").colour
+
+
+def test_the_readmes_picture_has_its_legend_outside(drawn, monkeypatch):
+    blank = np.zeros((3, 2, 8, 28, 28), np.uint8)
+    monkeypatch.setattr(study_front, "sampled", lambda: blank)
+    records = ROOT / "results/digits/study/records.json"
+    figure = drawn(lambda path, title: study_front.draw(path, records))
+    boxes = [box for part in figure.subfigs for box in legends(part)]
+    names = [text.get_text() for box in boxes for text in box.get_texts()]
+    assert {"Mix", "DDIM", "Skipped-Step", "real"} < set(names)
+    for box, axes in itertools.product(boxes, figure.axes):
+        assert not box.get_window_extent().overlaps(axes.get_window_extent())
 
 
 def test_pictures_say_what_their_rows_are_and_share(drawn, tmp_path):
