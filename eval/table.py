@@ -50,10 +50,14 @@ def gain(metric: str, ours: Score, theirs: Score) -> Gain:
 
 
 def cutoff(record: Record) -> float:
-    """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN."""
+    """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN.
+
+    Also NaN for a Mix whose cutoff is in another unit, and for DDIM with noise.
+    """
     sampler = record["cell"]["config"]["sampler"]
-    ends = {"skipped": 0, "ddim": 1000}
-    return float(sampler.get("cutoff", ends.get(sampler.get("name"), math.nan)))
+    ends = {"skipped": 0, "ddim": math.nan if sampler.get("eta") else 1000}
+    given = sampler.get("cutoff")
+    return float(ends.get(sampler.get("name"), math.nan) if given is None else given)
 
 
 class Table:

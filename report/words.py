@@ -73,8 +73,10 @@ def cutoffs_caption(table: Table, metrics: Sequence[str], shaded: bool) -> tuple
 
 
 def against_cutoffs(table: Table, beside: bool) -> bool:
-    """Whether a table is plotted against Mix's cutoff: it has more of them than fit into a panel as curves."""
-    return not beside and len({c for r in table.records if math.isfinite(c := cutoff(r))}) > MOST
+    """Whether a table is plotted against Mix's cutoff: it has more of them than a panel has curves, each once."""
+    dials = [[cutoff(r) for r in table.dial(steps)] for steps in table.columns]
+    once = all(len(set(dial)) == len(dial) for dial in dials)
+    return not beside and once and max(map(len, dials)) > MOST
 
 
 def _titles(metrics: Sequence[str]) -> str:

@@ -125,6 +125,8 @@ def test_mix_at_many_cutoffs_is_drawn_against_them_with_rivals_as_lines(drawn):
     assert len(across) == 1 and set(across[0].get_ydata()) == {17.0}
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert {"Mix", "Skipped-Step", "DDIM", "Heun", "real images"} == set(texts)
+    twice = Table([*mixes, cell("Mix 291, scaled", 10, 5.0, name="mix", cutoff=291)])
+    assert len(drawn(plot_table, twice, ["fid"], None).axes) == 2  # small multiples of curves
     few = Table([r for r in mixes if r["row"] in ("Mix 0", "Mix 291", "Mix 1000")])
     assert len(drawn(plot_table, few, ["fid"], None).axes[0].containers) == 3
 
