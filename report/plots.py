@@ -39,7 +39,10 @@ def plot_table(
     groups = [table.rows] if single else in_groups(table.rows)
     drawn = [(group, metric) for metric in metrics for group in groups]
     across = len(groups) if len(groups) > 1 else min(ACROSS, len(metrics) + len(theirs))
-    inches = (3.9, 3.0 + single * 0.065 * max(len(one_line(row)) for row in table.rows))
+    inches = (3.9, 3.0)
+    if single:  # names below
+        longest = max(len(one_line(row)) for row in table.rows)
+        inches = (max(3.9, 0.16 * len(table.rows)), 3.0 + 0.065 * longest)
     panels = new_figure(len(drawn) + len(theirs), across, inches)
     styles = styles_of(table.rows)
     for panel, (group, metric) in zip(panels, drawn, strict=False):

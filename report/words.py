@@ -73,10 +73,14 @@ def cutoffs_caption(table: Table, metrics: Sequence[str], shaded: bool) -> tuple
 
 
 def against_cutoffs(table: Table, beside: bool) -> bool:
-    """Whether a table is plotted against Mix's cutoff: it has more of them than a panel has curves, each once."""
+    """Whether a table is plotted against Mix's cutoff: it has more of them than a panel has curves, each once.
+
+    Not if the samplers without a cutoff are too many for one panel.
+    """
     dials = [[cutoff(r) for r in table.dial(steps)] for steps in table.columns]
     once = all(len(set(dial)) == len(dial) for dial in dials)
-    return not beside and once and max(map(len, dials)) > MOST
+    others = {r["row"] for r in table.records if math.isnan(cutoff(r))}
+    return not beside and once and max(map(len, dials)) > MOST > len(others)
 
 
 def _titles(metrics: Sequence[str]) -> str:
