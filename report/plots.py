@@ -18,7 +18,7 @@ from report.styles import SAMPLERS, Style, in_groups, styles_of
 from report.words import against_cutoffs, curves_note, cutoffs_note, metric_title, sizes_words
 
 CUTOFF_LABEL = "cutoff (0: Skipped-Step, 1000: DDIM)"
-ACROSS = 4  # panels side by side
+ACROSS = 3  # panels side by side: more could not be read at a page's width
 
 
 def plot_table(
@@ -64,8 +64,8 @@ def plot_table(
 
 def plot_metric(panel: Panel, table: Table, metric: str, styles: dict[str, Style]) -> None:
     """The samplers that have a style, a little apart at each number of calls, and the floor."""
-    neighbours = min((b / a for a, b in pairwise(sorted(table.columns))), default=1.2)
-    factor = min(1.05, neighbours ** (0.6 / len(styles)))
+    neighbours = min((b / a for a, b in pairwise(sorted(table.columns))), default=2.0)
+    factor = min(1.15, neighbours**0.6) ** (1 / len(styles))
     for i, (row, style) in enumerate(styles.items()):
         apart = factor ** (i - (len(styles) - 1) / 2)
         for part in _of_one_size(table):

@@ -110,6 +110,14 @@ def test_samplers_stand_apart_but_nearer_to_their_own_number_of_calls(drawn, ste
     x = np.log([np.array(c.lines[0].get_xdata(), float) for c in axes.containers])
     widest = x.max(0) - x.min(0)
     assert (widest > np.log(1.1)).all() and (widest < np.diff(np.log(steps)).min() * 0.7).all()
+    low, high = np.log(axes.get_xlim())
+    assert low + 0.05 < x.min() and x.max() < high - 0.05  # no marker on the frame
+
+
+def test_words_can_be_read_at_the_width_of_a_page(drawn):
+    figure = drawn(plot_table, table(["Mix", "DDIM"]), ["fid", "is", "kid", "precision"], None)
+    (text, *_) = figure.axes[0].get_yticklabels()
+    assert text.get_fontsize() * figure.dpi / 72 * 1000 / figure.bbox.width > 9  # of 1000 pixels
 
 
 def test_mix_at_many_cutoffs_is_drawn_against_them_with_rivals_as_lines(drawn):
