@@ -128,7 +128,7 @@ study-natural: .venv/installed ## the study's tables on natural images: hours on
 	$(NATURAL)
 	$(PY) -m scripts.study
 
-render: .venv/installed ## rebuild tables and figures from the stored records, sampling nothing
+render: .venv/installed ## rebuild tables and figures from the stored records; pictures of digits are sampled: minutes
 	$(PY) reproduce.py -m experiment=table1$(SMALL_UNLESS_OTHER) $(OF_MODEL) model.precision=bf16 render_only=true $(ARGS)
 	$(PY) reproduce.py -m experiment=table1_full,figure4$(SMALL_UNLESS_OTHER) $(OF_MODEL) render_only=true $(ARGS)
 	$(STUDY) render_only=true
@@ -136,6 +136,7 @@ render: .venv/installed ## rebuild tables and figures from the stored records, s
 	$(PAIRS) render_only=true
 	$(SCALE) render_only=true
 	$(NATURAL) render_only=true
+	$(PY) reproduce.py -m experiment=figure2_small,figure3_small
 	$(PY) -m scripts.study
 	$(PY) -m scripts.front
 

@@ -50,10 +50,14 @@ def gain(metric: str, ours: Score, theirs: Score) -> Gain:
 
 
 def cutoff(record: Record) -> float:
-    """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN."""
+    """Of Mix, and of what it becomes at both ends: 0 for Skipped-Step, T = 1000 for DDIM; else NaN.
+
+    Also NaN for a Mix whose cutoff is in another unit, and for DDIM with noise.
+    """
     sampler = record["cell"]["config"]["sampler"]
-    ends = {"skipped": 0, "ddim": 1000}
-    return float(sampler.get("cutoff", ends.get(sampler["name"], math.nan)))
+    ends = {"skipped": 0, "ddim": math.nan if sampler.get("eta") else 1000}
+    given = sampler.get("cutoff")
+    return float(ends.get(sampler.get("name"), math.nan) if given is None else given)
 
 
 class Table:
@@ -99,6 +103,10 @@ class Table:
     def column(self, steps: int) -> list[Record]:
         """The records of one step count, in the order of the rows."""
         return [r for row in self.rows if (r := self.record(row, steps)) is not None]
+
+    def dial(self, steps: int) -> list[Record]:
+        """The records of a column that have a cutoff, in its order."""
+        return sorted((r for r in self.column(steps) if math.isfinite(cutoff(r))), key=cutoff)
 
     def value(self, row: str, steps: int, metric: str) -> Score | None:
         record = self.record(row, steps)

@@ -2,8 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -78,19 +79,28 @@ class Scale:
         return place
 
     def ticks(self, low: float, high: float, enough: int = 5) -> list[float]:
-        """Of asinh: the roundest numbers first, none closer to another than a share of the axis."""
+        """Of asinh: the roundest numbers, none closer to another than a share of the axis."""
         apart = (self.forward(high) - self.forward(low)) / (enough + 2)
         ticks: list[float] = []
-        digits = math.ceil(math.log10(max(abs(low), abs(high))))
-        for step in (k * 10.0**e for e in range(digits, digits - 9, -1) for k in (5, 2, 1)):
-            first, last = math.ceil(low / step), math.floor(high / step)
-            if last - first > 200 or len(ticks) >= enough:
-                break
-            for tick in (i * step for i in range(first, last + 1)):
+        for level in self._rounder_first(low, high):
+            for tick in level:
                 gaps = np.abs(self.forward(np.array(ticks)) - self.forward(tick))
-                if not len(ticks) or gaps.min() >= apart:
+                if low <= tick <= high and (not ticks or gaps.min() >= apart):
                     ticks.append(tick)
+            if len(ticks) >= enough:
+                break
         return sorted(ticks)
+
+    def _rounder_first(self, low: float, high: float) -> Iterator[list[float]]:
+        """Powers of ten about a centre at 0; multiples of steps that are no small part of the axis."""
+        digits = math.ceil(math.log10(max(abs(low), abs(high))))
+        powers = range(digits, digits - 9, -1)
+        if not self.centre:
+            for k in (1, 5, 2):
+                yield [0.0, *(sign * k * 10.0**e for e in powers for sign in (1, -1))]
+        steps = (k * 10.0**e for e in powers for k in (5, 2, 1))
+        for step in takewhile(lambda step: step > (high - low) / 25, steps):
+            yield [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
     def put_on(self, axes: Any, low: float, high: float) -> None:
         """As the y axis, from `low` to `high`."""
@@ -126,8 +136,22 @@ class Panel:
         look = _look(style, size)
         x, scores = zip(*there, strict=True)
         values = [s.value for s in scores]
-        self.axes.errorbar(x, values, _halves(scores), **look, elinewidth=0.8, capsize=2)
+        drawn = self.axes.errorbar(x, values, _halves(scores), **look, elinewidth=0.8, capsize=2)
+        for bar in (*drawn[1], *drawn[2]):  # paler than lines: they cross each other
+            bar.set_alpha(0.5)
         self.curves += known
+        self.explain(label, Line2D([], [], **look))
+
+    def level(self, score: Score | None, style: Style, label: str) -> None:
+        """A score that does not depend on x, as a line across with its 95% interval as a band."""
+        if score is None or not math.isfinite(score.value):
+            return
+        look = {**_look(style), "marker": None}
+        self.axes.axhline(score.value, **look)
+        half = _halves([score])[0]
+        band = (score.value - half, score.value + half)
+        self.axes.axhspan(*band, color=style.colour, alpha=0.1, lw=0)
+        self.curves.append(score)
         self.explain(label, Line2D([], [], **look))
 
     def numbers(

@@ -90,7 +90,7 @@ def _ablation(folder: Path, table: Table, page: Path) -> dict[str, Any]:
     """Scores and pictures at every cutoff and step count."""
     metrics, panels = _metrics(table), {}
     for steps in sorted(table.columns):
-        cells = sorted((r for r in table.column(steps) if _has_cutoff(r)), key=cutoff)
+        cells = table.dial(steps)
         if cells:
             panels[steps] = {
                 "n": table.n(steps),
@@ -102,10 +102,6 @@ def _ablation(folder: Path, table: Table, page: Path) -> dict[str, Any]:
     styles = [_look(style) for style in ordinal(2)]  # of the left and of the right axis
     about = _about(folder, table, page)
     return {**about, "panels": panels, "styles": styles, "pictures": _sheets(folder)}
-
-
-def _has_cutoff(record: Record) -> bool:
-    return math.isfinite(cutoff(record))
 
 
 def _curves(folder: Path, table: Table, page: Path) -> dict[str, Any]:
@@ -158,8 +154,7 @@ def _dials(tables: Found) -> list[dict[str, Any]]:
             "steps": steps,
             "points": [
                 {"cutoff": cutoff(r), "scores": _scores(r, ["fid"])}
-                for r in named[name].column(steps)
-                if _has_cutoff(r)
+                for r in named[name].dial(steps)
             ],
         }
         for name, look in zip(by_training, looks, strict=True)

@@ -13,7 +13,13 @@ from eval.words import decimals, format_score
 from files.whole import printable
 from report.escape import in_csv, in_latex, in_markdown
 from report.paper import Paper
-from report.words import curves_caption, cutoffs_caption, metric_title, protocol_sentence
+from report.words import (
+    against_cutoffs,
+    curves_caption,
+    cutoffs_caption,
+    metric_title,
+    protocol_sentence,
+)
 
 
 def document(parts: Iterable[str]) -> str:
@@ -40,7 +46,10 @@ def markdown(title: str, table: Table, metrics: Sequence[str], paper: Paper | No
             *(_paper_grid(paper, metric) for metric in shared),
         ]
     grids = [score_grid(table, metric, beside) for metric in metrics]
-    picture = image("table.png", *curves_caption(table, metrics, beside is not None))
+    if against_cutoffs(table, beside is not None):
+        picture = image("table.png", *cutoffs_caption(table, metrics, shaded=False))
+    else:
+        picture = image("table.png", *curves_caption(table, metrics, beside is not None))
     return document([*_scored(title, table, about, metrics, grids), picture, *below])
 
 
@@ -55,7 +64,7 @@ def cutoffs_markdown(title: str, table: Table, metrics: Sequence[str], paper: Pa
             f"[{low}, {high}], and prints no numbers."
         )
     grids = [score_grid(table, metric, head="Cutoff") for metric in metrics]
-    picture = image("figure.png", *cutoffs_caption(table, metrics))
+    picture = image("figure.png", *cutoffs_caption(table, metrics[:2], shaded=bool(about)))
     return document([*_scored(title, table, about, metrics, grids), picture])
 
 

@@ -15,7 +15,7 @@ from report.charts import plain
 from report.conclusion import Conclusion
 from report.paper import Paper
 from report.tuning import verdict
-from report.words import extractor_sentence, scored_sentence
+from report.words import extractor_sentence, options_words, scored_sentence
 
 Entry = tuple[str, float | None]  # the text of a cell, and the number by which it sorts
 Rows = Sequence[Sequence[Entry]]
@@ -196,5 +196,4 @@ def _firsts(whole: Table) -> list[Record]:
 
 def _options(record: Record) -> str:
     sampler: dict[str, Any] = record["cell"]["config"]["sampler"]
-    words = ", ".join(f"{key} {value}" for key, value in sampler.items() if key != "name")
-    return f"{record['row']} is {sampler['name']}{f' ({words})' if words else ''}"
+    return f"{record['row']} is {sampler['name']}{options_words(sampler)}"

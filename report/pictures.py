@@ -13,7 +13,7 @@ from files.whole import printable, write_atomic, write_text
 from report.axes import one_line, save_figure
 from report.escape import in_figure
 from report.formats import document, grid, image
-from report.words import sampling_sentence
+from report.words import options_words, sampling_sentence
 
 PER_LINE = 12  # pictures side by side; a longer row continues on the next line
 
@@ -37,8 +37,7 @@ def _markdown(title: str, rows: Sequence[Pictures]) -> str:
     )
     texts = []
     for i, row in enumerate(rows, 1):
-        sampler = ", ".join(f"{k} {v}" for k, v in row.config["sampler"].items())
-        texts.append([str(i), f"{row.row} ({sampler})", str(row.steps)])
+        texts.append([str(i), f"{row.row}{options_words(row.config['sampler'])}", str(row.steps)])
     shared = f"{_sentence(shared_words(rows[0].config))} The first of the seed, none chosen."
     parts = [
         f"# {printable(title)}",
@@ -57,8 +56,10 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
     n = len(rows[0].images)
     across, lines = min(n, PER_LINE), math.ceil(n / PER_LINE)
     height, width = rows[0].images.shape[1:3]
-    inch = min(1.6 * max(1, width / height), 15 / across)  # a picture's width
-    size = (max(5, across * inch + 1.6), len(rows) * lines * (inch * height / width + 0.2) + 0.8)
+    inch = min(
+        1.6 * max(1, width / height), 9 / across
+    )  # a picture's width: words stay large beside
+    size = (max(5, across * inch + 1.4), len(rows) * lines * (inch * height / width + 0.06) + 0.8)
     engine = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
     figure, axes = plt.subplots(
         len(rows) * lines, across, figsize=size, squeeze=False, layout=engine
@@ -71,11 +72,11 @@ def _draw(path: Path, title: str, rows: Sequence[Pictures]) -> None:
             ax.imshow(shown, cmap="gray", vmin=0, vmax=255)
             if row is rows[0] and row.titles is not None:
                 words = textwrap.fill(printable(row.titles[i]), max(4, int(14 * inch)))
-                ax.set_title(in_figure(words), fontsize=7, pad=2)
+                ax.set_title(in_figure(words), fontsize=8, pad=2)
         for i, line in enumerate(block):
             first, last = i * PER_LINE, min((i + 1) * PER_LINE, n) - 1
             which = f"\nsamples {first} to {last}" if lines > 1 else ""
             name = in_figure(textwrap.fill(one_line(row.row), 24))
-            look = {"ha": "right", "va": "center", "transform": line[0].transAxes, "fontsize": 8}
+            look = {"ha": "right", "va": "center", "transform": line[0].transAxes, "fontsize": 10}
             line[0].text(-0.06, 0.5, f"{name}\n{row.steps} steps{which}", **look)
     save_figure(figure, path, title, _sentence(shared_words(rows[0].config)))

@@ -1,8 +1,9 @@
 """Plots of tables, by matplotlib."""
 
+import math
 import textwrap
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from matplotlib.patches import Patch
 
 from eval.scoring import METRICS
 from eval.table import Table, cutoff
-from report.axes import Panel, calls_axis, legends, new_figure, one_line, save_figure
+from report.axes import SMALL, Panel, calls_axis, legends, new_figure, one_line, save_figure
 from report.escape import in_figure
 from report.paper import Paper
 from report.styles import SAMPLERS, Style, in_groups, styles_of
-from report.words import curves_note, cutoffs_note, metric_title, sizes_words
+from report.words import against_cutoffs, curves_note, cutoffs_note, metric_title, sizes_words
 
 CUTOFF_LABEL = "cutoff (0: Skipped-Step, 1000: DDIM)"
-ACROSS = 4  # panels side by side
+ACROSS = 3  # panels side by side: more could not be read at a page's width
 
 
 def plot_table(
@@ -25,17 +26,29 @@ def plot_table(
 ) -> None:
     """Score against network calls, one panel a metric; then the paper's, where it has that metric.
 
-    Of many samplers each panel has some (`in_groups`), with a column of panels for each group.
+    Of many samplers each panel has some (`in_groups`), with a column of panels for each group; Mix at
+    many cutoffs is drawn by `plot_cutoffs`.
     """
     beside = paper if paper and paper.is_of(table.records[0]) else None
+    if against_cutoffs(table, beside is not None):
+        plot_cutoffs(path, title, table, metrics, None)
+        return
     below = None if beside else paper
     theirs = [m for m in metrics if below and any(published(below, m).values())]
-    groups = in_groups(table.rows)
+    single = len(table.columns) == 1 and not beside
+    groups = [table.rows] if single else in_groups(table.rows)
     drawn = [(group, metric) for metric in metrics for group in groups]
     across = len(groups) if len(groups) > 1 else min(ACROSS, len(metrics) + len(theirs))
-    panels = new_figure(len(drawn) + len(theirs), across)
+    inches = (3.9, 3.0)
+    if single:  # names below
+        longest = max(len(one_line(row)) for row in table.rows)
+        inches = (max(3.9, 0.16 * len(table.rows)), 3.0 + 0.065 * longest)
+    panels = new_figure(len(drawn) + len(theirs), across, inches)
     styles = styles_of(table.rows)
     for panel, (group, metric) in zip(panels, drawn, strict=False):
+        if single:
+            _plot_rows(panel, table, metric, styles)
+            continue
         plot_metric(panel, table, metric, {row: styles[row] for row in group})
         if beside:
             for row in group:
@@ -51,14 +64,32 @@ def plot_table(
 
 def plot_metric(panel: Panel, table: Table, metric: str, styles: dict[str, Style]) -> None:
     """The samplers that have a style, a little apart at each number of calls, and the floor."""
+    neighbours = min((b / a for a, b in pairwise(sorted(table.columns))), default=2.0)
+    factor = min(1.15, neighbours**0.6) ** (1 / len(styles))
     for i, (row, style) in enumerate(styles.items()):
-        apart = 1.015 ** (i - (len(styles) - 1) / 2)
+        apart = factor ** (i - (len(styles) - 1) / 2)
         for part in _of_one_size(table):
             calls = [r["cell"]["nfe"] if (r := table.record(row, s)) else s for s in part]
             scores = [table.value(row, s, metric) for s in part]
             panel.curve([(apart * c, s) for c, s in zip(calls, scores, strict=True)], style, row)
     for part in _of_one_size(table):
         panel.floor((s, table.floor(s, metric)) for s in part)
+
+
+def _plot_rows(panel: Panel, table: Table, metric: str, styles: dict[str, Style]) -> None:
+    """The samplers of a table of one number of calls, side by side, each above its name."""
+    (steps,) = table.columns
+    for at, (row, style) in enumerate(styles.items()):
+        panel.curve([(at, table.value(row, steps, metric))], style, row)
+    panel.entries.clear()
+    panel.floor([(0, table.floor(steps, metric))])
+    panel.axes.set_xlim(-0.5, len(styles) - 0.5)
+    names = [in_figure(one_line(row)) for row in styles]
+    panel.axes.set_xticks(range(len(styles)), names, rotation=90)
+    panel.axes.set_xlabel(f"{steps} network calls a sample ({sizes_words(table)})", fontsize=SMALL)
+    panel.finish(
+        metric_title(metric, table.records[0]["extractor"]), METRICS[metric].lower_is_better
+    )
 
 
 def finish(panel: Panel, table: Table, metric: str) -> None:
@@ -97,9 +128,9 @@ def _plot_paper(panel: Panel, paper: Paper, metric: str) -> None:
 def plot_cutoffs(
     path: Path, title: str, table: Table, metrics: Sequence[str], paper: Paper | None
 ) -> None:
-    """As the paper's figure 4: a column of panels for each step count, a row for each of two metrics."""
+    """As the paper's figure 4: a column of panels for each step count, a row for each metric."""
     columns = sorted(table.columns)
-    drawn = [(metric, steps) for metric in metrics[:2] for steps in columns]
+    drawn = [(metric, steps) for metric in metrics for steps in columns]
     panels = new_figure(len(drawn), len(columns))
     for panel, (metric, steps) in zip(panels, drawn, strict=True):
         if paper and "optimal_cutoffs" in paper.data:
@@ -120,13 +151,15 @@ def _shade(panel: Panel, paper: Paper) -> None:
 
 
 def plot_dial(panel: Panel, table: Table, steps: int, metric: str) -> None:
-    """A metric against Mix's cutoff, its two ends in the styles of what Mix is there."""
-    cells = sorted(table.column(steps), key=cutoff)
-    points = [(cutoff(r), table.value(r["row"], steps, metric)) for r in cells]
+    """A metric against Mix's cutoff, its two ends in the styles of what Mix is there, rivals as lines across."""
+    points = [(cutoff(r), table.value(r["row"], steps, metric)) for r in table.dial(steps)]
     panel.curve(points, SAMPLERS["Mix"], "Mix")
     for end, name in ((0, "Skipped-Step"), (1000, "DDIM")):
         panel.curve([(x, s) for x, s in points if x == end], SAMPLERS[name], name, size=6)
-    panel.floor([(cutoff(cells[0]), table.floor(steps, metric))])
+    rivals = [r["row"] for r in table.column(steps) if math.isnan(cutoff(r))]
+    for row, style in styles_of(rivals).items():
+        panel.level(table.value(row, steps, metric), style, row)
+    panel.floor([(0, table.floor(steps, metric))])
     cutoff_axis(panel.axes)
     label = metric_title(metric, table.records[0]["extractor"])
     panel.finish(label, METRICS[metric].lower_is_better)

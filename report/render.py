@@ -42,7 +42,7 @@ def write_cutoffs(
     text = cutoffs_markdown(title, ordered, metrics, paper)
     write_text(out / "figure.md", text)
     write_atomic(out / "figure.csv", lambda p: write_csv(p, table, None))
-    write_atomic(out / "figure.png", lambda p: plot_cutoffs(p, title, ordered, metrics, paper))
+    write_atomic(out / "figure.png", lambda p: plot_cutoffs(p, title, ordered, metrics[:2], paper))
     table.save(out / "records.json")
     return text
 

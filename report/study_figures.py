@@ -123,9 +123,8 @@ def _draw_dial(path: Path, study: Study) -> None:
     for panel, steps in zip(panels, (25, 10), strict=True):
         styles = ordinal(len(study.dial))
         for (name, table), style in zip(study.dial.items(), styles, strict=True):
-            mixes = [r for r in table.column(steps) if not math.isnan(cutoff(r))]
-            points = [(cutoff(r), table.value(r["row"], steps, "fid")) for r in mixes]
-            panel.curve(sorted(points, key=lambda point: point[0]), style, _network(name))
+            points = [(cutoff(r), table.value(r["row"], steps, "fid")) for r in table.dial(steps)]
+            panel.curve(points, style, _network(name))
         exact = study.dial["exact"]
         panel.floor([(0, exact.floor(steps, "fid"))])
         _cutoffs(panel, metric_title("fid", exact.records[0]["extractor"]))

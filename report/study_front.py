@@ -53,6 +53,7 @@ def draw(path: Path, records: Path) -> None:
     left, right = sides
     _draw_digits(left, sampled())
     _draw_quality(right.subplots(), Table.load(records))
+    right.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     # A fixed "Software" field, or the file would change with matplotlib's version.
     figure.savefig(path, dpi=130, metadata={"Software": None, "Source": digest(records)})
     plt.close(figure)
@@ -86,4 +87,3 @@ def _draw_quality(ax: Axes, table: Table) -> None:
     ax.set_yticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
     ax.minorticks_off()
     ax.grid(alpha=0.3)
-    ax.legend(fontsize=9)

@@ -115,6 +115,10 @@ ALSO = {  # other names of theirs, as `_key` has them
     **{"dpmpp": "DPM-Solver++(2M)", "sdedpmpp": "SDE-DPM-Solver++(2M)"},
     **{"cutoff": "Mix"},
 }
+SHADES = {  # of Mix by its cutoff, from next to Skipped-Step to next to DDIM
+    "colour": ("#f0863c", "#d9530a", "#b53c06", "#8c2a04", "#631a02", "#3f0f00"),
+    "dark": ("#ffd9c7", "#ffb494", "#ff9168", "#ff6f42", "#f0502a", "#d84a2c"),
+}
 PAPERS_CUTOFF = {"", "paper", "291", "cutoff291"}  # what says no more of Mix than its name
 ENDS = {"0": "Skipped-Step", "1000": "DDIM"}  # Mix at both ends of its cutoffs
 
@@ -185,7 +189,8 @@ def _candidates(row: str, taken: Sequence[Style]) -> Iterator[Style]:
     if sampler and not rest:
         yield SAMPLERS[sampler]
     if sampler:
-        yield from _unclaimed(replace(SAMPLERS[sampler], dash=d, marker=m) for d, m in spare)
+        own = _shade(rest) if sampler == "Mix" else SAMPLERS[sampler]
+        yield from _unclaimed(replace(own, dash=d, marker=m) for d, m in spare)
     else:
         used = [style.colour for style in taken]
         # sorted keeps the order of those that are used as often
@@ -193,6 +198,15 @@ def _candidates(row: str, taken: Sequence[Style]) -> Iterator[Style]:
             _rotated(list(COLOURS), digest[1]), key=lambda name: used.count(COLOURS[name][0])
         )
         yield from _unclaimed(_style(name, d, m) for name in names for d, m in spare)
+
+
+def _shade(cutoff: str) -> Style:
+    """Mix in the shade of its cutoff, or as the paper's if that is no timestep."""
+    mix = SAMPLERS["Mix"]
+    if not re.fullmatch(r"\d{1,3}", cutoff):
+        return mix
+    at = int(cutoff) * len(SHADES["colour"]) // 1000
+    return replace(mix, colour=SHADES["colour"][at], dark=SHADES["dark"][at])
 
 
 def _unclaimed(styles: Iterable[Style]) -> Iterator[Style]:

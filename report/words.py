@@ -1,13 +1,14 @@
 """What scores and records say, in words."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 from eval.records import Record
 from eval.scoring import METRICS
-from eval.table import Table
+from eval.table import Table, cutoff
 from eval.words import reference_words
 from files.whole import printable
 from report.styles import MOST
@@ -55,17 +56,31 @@ def curves_caption(table: Table, metrics: Sequence[str], beside: bool) -> tuple[
     )
 
 
-def cutoffs_caption(table: Table, metrics: Sequence[str]) -> tuple[str, str]:
+def cutoffs_caption(table: Table, metrics: Sequence[str], shaded: bool) -> tuple[str, str]:
     """As `curves_caption`, of a plot against Mix's cutoff."""
-    shaded = "Shaded, where it is: the range in which the paper has the best cutoffs, on its data."
-    return f"{_titles(metrics[:2])} against Mix's cutoff", " ".join(
+    papers = "Shaded: the range in which the paper has the best cutoffs, on its data."
+    rivals = "Lines across: samplers without a cutoff, and their 95% intervals."
+    others = any(math.isnan(cutoff(r)) for r in table.records)
+    return f"{_titles(metrics)} against Mix's cutoff", " ".join(
         [
             cutoffs_note(table),
             "Cutoff 0 is Skipped-Step, cutoff 1000 is DDIM.",
-            shaded,
+            *([papers] if shaded else []),
+            *([rivals] if others else []),
             _made_words(table),
         ]
     )
+
+
+def against_cutoffs(table: Table, beside: bool) -> bool:
+    """Whether a table is plotted against Mix's cutoff: it has more of them than a panel has curves, each once.
+
+    Not if the samplers without a cutoff are too many for one panel.
+    """
+    dials = [[cutoff(r) for r in table.dial(steps)] for steps in table.columns]
+    once = all(len(set(dial)) == len(dial) for dial in dials)
+    others = {r["row"] for r in table.records if math.isnan(cutoff(r))}
+    return not beside and once and max(map(len, dials)) > MOST > len(others)
 
 
 def _titles(metrics: Sequence[str]) -> str:
@@ -135,6 +150,13 @@ def extractor_sentence(record: Record) -> str:
         f"Extractor `{record['extractor']}` ({record['extractor_weights']}), "
         f"{reference_words(record)}."
     )
+
+
+def options_words(sampler: Mapping[str, Any]) -> str:
+    """ " (cutoff 291)": all that the config of a sampler has beside its name; empty where it has no more."""
+    options = {key.replace("_", " "): value for key, value in sampler.items() if key != "name"}
+    words = (f"{k} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in options.items())
+    return f" ({', '.join(words)})" if options else ""
 
 
 def sampling_sentence(config: dict[str, Any]) -> str:

@@ -261,6 +261,7 @@ def test_a_plan_of_ones_own_is_run_and_any_plan_is_saved(tab, tmp_path):
     plan = sampler_at("restart", backbone().schedule, 8, "even", restarts=restarts)
     assert any(row.visit for row in plan.rows()) and not plan.calls.all()
     (tmp_path / "plan.json").write_text(plan.to_json())
+    sampled(tab, steps=5, left="ddim", right="ddim", seed=3)
     tab.evaluate("delete document.body.dataset.done")
     tab.select_option("#left-sampler", "yours")
     tab.set_input_files("#left-file", tmp_path / "plan.json")
@@ -271,10 +272,18 @@ def test_a_plan_of_ones_own_is_run_and_any_plan_is_saved(tab, tmp_path):
     download.value.save_as(tmp_path / "saved.json")
     saved = Plan.from_json((tmp_path / "saved.json").read_text())
     assert saved.to_json() == plan.to_json()
-    (tmp_path / "none.json").write_text('{"format": "another"}')
-    tab.set_input_files("#left-file", tmp_path / "none.json")
-    tab.wait_for_selector("#error:visible")
-    assert "none.json is no plan that can run here" in tab.inner_text("#error")
+    whole = json.loads(plan.to_json())
+    row = whole["rows"][0]
+    wrong = [None, {"format": "another"}, {**whole, "rows": "many"}, {**whole, "rows": [None]}]
+    wrong += [{**whole, "name": None}, {**whole, "start": "1"}]
+    wrong += [{**whole, "rows": [{**row, **bad}]} for bad in ({"x0": [0, 1]}, {"eps": ["1"]})]
+    for i, content in enumerate(wrong):
+        (tmp_path / f"none{i}.json").write_text(json.dumps(content))
+        tab.set_input_files("#left-file", tmp_path / f"none{i}.json")
+        tab.get_by_text(f"none{i}.json is no plan that can run here").wait_for()
+        assert re.search(
+            r"\((its format is another|its rows are not whole)\)", tab.inner_text("#error")
+        )
 
 
 # --- how it is used --------------------------------------------------------------------------------
@@ -327,11 +336,15 @@ def test_by_keyboard_and_by_name(tab):
 
 
 def test_a_wrong_seed_is_told_in_words(tab):
-    tab.fill("#seed", "-1")
-    tab.dispatch_event("#seed", "change")
-    assert "whole number" in tab.inner_text("#error")
-    sampled(tab, steps=5, left="ddim", right="ddim", seed=1)
+    sampled(tab, steps=5, left="ddim", right="ddim", seed=0)
+    for seed in ("-1", "1e3", "1.0", str(2**53)):
+        tab.fill("#seed", seed)
+        tab.dispatch_event("#seed", "change")
+        tab.wait_for_selector("#error:visible")
+        assert "whole number, 0 to 9007199254740991" in tab.inner_text("#error")
+    sampled(tab, steps=5, left="ddim", right="ddim", seed=2**53 - 1)
     assert tab.locator("#error").is_hidden()
+    assert tab.input_value("#seed") == str(2**53 - 1)
 
 
 def test_a_network_that_does_not_come_is_told_and_asked_for_again(browser, address):

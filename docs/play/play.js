@@ -46,6 +46,8 @@ function sign(parent, { dash, mark }) {
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const say = (text) => (byId("status").textContent = text);
+/** Of a seed: not 1e3 or 1.0, which an input of numbers lets pass. */
+const whole = (text) => /^\d{1,16}$/.test(text) && Number(text) <= Number.MAX_SAFE_INTEGER;
 const rowsOf = (side) => side.plan?.rows.length ?? 0;
 
 /** A JSON file of this folder. */
@@ -120,10 +122,18 @@ async function take(side, file) {
 }
 
 function checked(plan) {
-  if (plan.format !== "skipped_step.plan" || plan.version !== 1) throw new Error("its format is another");
+  if (plan?.format !== "skipped_step.plan" || plan.version !== 1) throw new Error("its format is another");
   const numbers = ["t", "s", "x", "noise", "alpha", "sigma"];
-  const right = (row) => numbers.every((key) => Number.isFinite(row[key])) && [row.x0, row.eps].every(Array.isArray);
-  if (!plan.rows?.length || !plan.rows.every(right)) throw new Error("its rows are not whole");
+  const right = (row, k, rows) => {
+    const before = rows.slice(0, k).filter(calls).length; // as far back as it may look
+    const lists = [row.x0, row.eps].every((list) => list.every(Number.isFinite) && list.length <= before + 1);
+    return numbers.every((key) => Number.isFinite(row[key])) && lists;
+  };
+  let good = false;
+  try {
+    good = Number.isFinite(plan.start) && typeof plan.name === "string" && plan.rows.length > 0 && plan.rows.every(right);
+  } catch {} // not even lists and rows
+  if (!good) throw new Error("its rows are not whole");
   if (plan.rows.at(-1).s !== -1 || plan.rows.some((row) => row.t > 999)) throw new Error("it is for another model");
   return plan;
 }
@@ -166,7 +176,7 @@ async function start() {
   stopReplay();
   byId("error").hidden = true;
   try {
-    if (!byId("seed").checkValidity()) throw new Error("The seed must be a whole number, 0 or more.");
+    if (!whole(byId("seed").value)) throw new Error(`The seed must be a whole number, 0 to ${Number.MAX_SAFE_INTEGER}.`);
     const steps = byId("steps").value;
     const plans = await Promise.all(sides.map((side) => planOf(side, steps)));
     if (mine !== run) return;
@@ -364,7 +374,7 @@ function recall() {
   };
   choose(byId("steps"), said.get("steps") ?? "10");
   choose(byId("digits"), said.get("digits") ?? "random");
-  if (/^\d{1,15}$/.test(said.get("seed") ?? "")) byId("seed").value = said.get("seed");
+  if (whole(said.get("seed"))) byId("seed").value = said.get("seed");
   sides.forEach((side, i) => {
     choose(side.pick, said.get(side.id) ?? ["mix", "ddim"][i]);
     const cutoff = Number(said.get(`${side.id}_cutoff`) ?? 291);

@@ -16,6 +16,7 @@ from test_report import CONFIG, PAPER, record
 from eval.score import Score
 from eval.sheets import Pictures
 from eval.table import Table
+from report import study_front
 from report.axes import Scale, limits
 from report.paper import Paper
 from report.pictures import write_pictures
@@ -81,12 +82,64 @@ def curves(axes):
     return {c.lines[0].get_color() for c in axes.containers if c.lines[0]}
 
 
-@pytest.mark.parametrize("steps", [STEPS, range(10, 30), (10,), (10, 1000)], ids=str)
+@pytest.mark.parametrize("steps", [STEPS, range(10, 30), (10, 1000)], ids=str)
 def test_ticks_do_not_collide(drawn, steps):
     figure = drawn(plot_table, table(["Mix", "DDIM"], tuple(steps)), ["fid", "is"], None)
     assert collisions(figure) == []
     shown = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert str(steps[0]) in shown and str(steps[-1]) in shown
+
+
+def test_samplers_of_one_number_of_calls_stand_above_their_names(drawn):
+    rows = [*(f"row {i}" for i in range(45)), *NAMES[:10], "x" * 60]
+    figure = drawn(plot_table, table(rows, (10,)), ["fid", "is"], None)
+    assert collisions(figure) == [] and len(figure.axes) == 2
+    for axes in figure.axes:
+        names = [text.get_text() for text in axes.get_xticklabels()]
+        assert names[:45] == rows[:45] and names[-1] == "x" * 47 + "…" and all(names)
+        assert axes.get_xlabel() == "10 network calls a sample (N = 100)"
+        assert axes.get_window_extent().height > 250
+    (box,) = legends(figure)  # no more than the floor
+    assert [text.get_text() for text in box.get_texts()] == ["real images"]
+
+
+@pytest.mark.parametrize("steps", [STEPS, (20, 25), (10, 25)], ids=str)
+def test_samplers_stand_apart_but_nearer_to_their_own_number_of_calls(drawn, steps):
+    rows = ["DDPM", "DDIM", "Mix", "Skipped-Step", "Heun", "DEIS"]
+    (axes,) = drawn(plot_table, table(rows, steps), ["fid"], None).axes
+    x = np.log([np.array(c.lines[0].get_xdata(), float) for c in axes.containers])
+    widest = x.max(0) - x.min(0)
+    assert (widest > np.log(1.1)).all() and (widest < np.diff(np.log(steps)).min() * 0.7).all()
+    low, high = np.log(axes.get_xlim())
+    assert low + 0.05 < x.min() and x.max() < high - 0.05  # no marker on the frame
+
+
+def test_words_can_be_read_at_the_width_of_a_page(drawn):
+    figure = drawn(plot_table, table(["Mix", "DDIM"]), ["fid", "is", "kid", "precision"], None)
+    (text, *_) = figure.axes[0].get_yticklabels()
+    assert text.get_fontsize() * figure.dpi / 72 * 1000 / figure.bbox.width > 9  # of 1000 pixels
+
+
+def test_mix_at_many_cutoffs_is_drawn_against_them_with_rivals_as_lines(drawn):
+    """A table of them has one curve a panel, not one a cutoff."""
+    cutoffs = (0, 125, 208, 291, 375, 458, 541, 1000)
+    mixes = [cell(f"Mix {c}", s, 3.0 + c, name="mix", cutoff=c) for c in cutoffs for s in (10, 25)]
+    rivals = [cell("Heun", s, 7.0 + s, name="heun") for s in (10, 25)]
+    figure = drawn(plot_table, Table([*mixes, *rivals]), ["fid", "is", "kid"], None)
+    assert len(figure.axes) == 6
+    mix = figure.axes[0].containers[0].lines[0]
+    assert list(mix.get_xdata()) == list(cutoffs)
+    across = [line for line in figure.axes[0].lines if line.get_color() == style_of("Heun").colour]
+    assert len(across) == 1 and set(across[0].get_ydata()) == {17.0}
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert {"Mix", "Skipped-Step", "DDIM", "Heun", "real images"} == set(texts)
+    twice = Table([*mixes, cell("Mix 291, scaled", 10, 5.0, name="mix", cutoff=291)])
+    assert len(drawn(plot_table, twice, ["fid"], None).axes) == 2  # small multiples of curves
+    rivals = [cell(f"rival {i}", 10, 7.0, name="heun") for i in range(MOST)]
+    figure = drawn(plot_table, Table([*mixes, *rivals]), ["fid"], None)
+    assert all(len(curves(axes)) <= MOST for axes in figure.axes)
+    few = Table([r for r in mixes if r["row"] in ("Mix 0", "Mix 291", "Mix 1000")])
+    assert len(drawn(plot_table, few, ["fid"], None).axes[0].containers) == 3
 
 
 def test_what_notices_a_collision():
@@ -211,6 +264,19 @@ def test_scales(values, lower, ideal, name):
     assert ticks == sorted(ticks) and (name != "asinh" or 4 <= len(ticks) <= 9)
 
 
+@pytest.mark.parametrize(
+    ("scale", "low", "high", "expected"),
+    [
+        (Scale("asinh", 0.0, 30.0), -10, 250_000, [0, 100, 1000, 10_000, 100_000]),
+        (Scale("asinh", 0.0, 10.0), -5, 110, [0, 10, 20, 50, 100]),
+        (Scale("asinh", 0.88, 0.05), 0.45, 0.955, [0.5, 0.7, 0.8, 0.85, 0.9, 0.95]),
+        (Scale("asinh", 9.86, 0.3), -0.1, 9.95, [0, 5, 8, 9, 9.5]),
+    ],
+)
+def test_ticks_are_round(scale, low, high, expected):
+    assert scale.ticks(low, high) == pytest.approx(expected)
+
+
 def test_a_wide_interval_squashes_no_curve():
     scores = [Score(v, 0.05) for v in (3.0, 3.1, 3.2, 3.3)] + [Score(3.2, 100.0)]
     low, high = limits(Scale("linear"), scores, [])
@@ -228,7 +294,7 @@ def test_figure_4_has_the_floor_and_explains_what_is_grey(drawn):
         for s in (25, 50)
     ]
     paper = Paper.load(ROOT / "results/paper/figure4.yaml")
-    figure = drawn(plot_cutoffs, Table(records).by_cutoff(), ["fid", "is", "kid"], paper)
+    figure = drawn(plot_cutoffs, Table(records).by_cutoff(), ["fid", "is"], paper)
     assert len(figure.axes) == 4 and all(floor_lines(axes) for axes in figure.axes)
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "[100, 400]: where the paper has the best cutoffs (ImageNet)" in texts
@@ -249,6 +315,18 @@ def test_the_papers_numbers_have_our_styles(drawn):
     assert len(hollow) == 1 and hollow[0].get_color() == style_of("DDPM").colour
 
 
+def test_the_readmes_picture_has_its_legend_outside(drawn, monkeypatch):
+    blank = np.zeros((3, 2, 8, 28, 28), np.uint8)
+    monkeypatch.setattr(study_front, "sampled", lambda: blank)
+    records = ROOT / "results/digits/study/records.json"
+    figure = drawn(lambda path, title: study_front.draw(path, records))
+    boxes = [box for part in figure.subfigs for box in legends(part)]
+    names = [text.get_text() for box in boxes for text in box.get_texts()]
+    assert {"Mix", "DDIM", "Skipped-Step", "real"} < set(names)
+    for box, axes in itertools.product(boxes, figure.axes):
+        assert not box.get_window_extent().overlaps(axes.get_window_extent())
+
+
 def test_pictures_say_what_their_rows_are_and_share(drawn, tmp_path):
     images = np.zeros((14, 8, 8, 3), np.uint8)
     rows = [Pictures(name, 5, images, None, CONFIG) for name in ("Mix", "x" * 90, NAMES[0])]
@@ -259,3 +337,20 @@ def test_pictures_say_what_their_rows_are_and_share(drawn, tmp_path):
     assert figure.get_suptitle().replace("\n", " ").endswith(shared)
     name = figure.axes[24].texts[0].get_text()
     assert "…" in name and max(map(len, name.split("\n"))) < 30
+    # On a page of 800 pixels the names have ten of height.
+    text = figure.axes[0].texts[0]
+    assert text.get_fontsize() * figure.dpi / 72 * 800 / figure.bbox.width >= 10
+
+
+def test_the_text_of_pictures_names_a_samplers_options_as_people_do(tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    samplers = {
+        "Mix": {"name": "mix", "cutoff": 291},
+        "DDIM": {"name": "ddim", "eta": 0.0},
+        "Heun": {"name": "heun"},
+        "DDPM": {"name": "ddpm", "variance": "fixed_small"},
+    }
+    rows = [Pictures(k, 5, images, None, {**CONFIG, "sampler": v}) for k, v in samplers.items()]
+    text = write_pictures(tmp_path, "A title", rows)
+    named = [line.split(" | ")[1] for line in text.splitlines() if line.endswith("| 5 |")]
+    assert named == ["Mix (cutoff 291)", "DDIM (eta 0)", "Heun", "DDPM (variance fixed_small)"]

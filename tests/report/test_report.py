@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -162,6 +163,31 @@ def test_paper_value_is_found_by_row_steps_and_metric():
     assert [Paper(PAPER).value(*place) for place in wanted] == [16.75, None, None]
 
 
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ({"name": "mix", "cutoff": 291}, 291),
+        ({"name": "skipped"}, 0),
+        ({"name": "ddim", "eta": 0.0}, 1000),
+        ({"name": "ddim", "eta": 0.5}, math.nan),
+        ({"name": "mix", "cutoff": None, "cutoff_sigma": 1.5}, math.nan),
+        ({"name": "heun"}, math.nan),
+        ({}, math.nan),
+    ],
+)
+def test_cutoffs_of_records(sampler, expected):
+    config = {"cell": {"config": {"sampler": sampler}}}
+    assert cutoff(config) == pytest.approx(expected, nan_ok=True)
+
+
+def test_many_cutoffs_are_explained_where_they_are_drawn(tmp_path):
+    mixes = [record(f"Mix {c}", 10, 3.0, name="mix", cutoff=c) for c in range(0, 800, 100)]
+    text = write_table(tmp_path, "A title", Table([*mixes, record("Heun", 10, 2.0)]), ["fid"], None)
+    caption = text.split("](table.png)")[1]
+    assert "FID against Mix's cutoff" in caption and "Lines across: samplers without" in caption
+    assert "Shaded" not in caption and "network calls a sample" not in caption
+
+
 def test_cutoff_figure(tmp_path):
     mixes = {c: {"name": "mix", "cutoff": c} for c in (291, 0, 1000)}
     records = [record(f"cutoff {c}", 25, 3 + c / 1000, **mix) for c, mix in mixes.items()]
@@ -216,7 +242,7 @@ def test_pictures_are_labelled_rows(tmp_path):
     rows = [Pictures("Mix", s, images, list("0123"), config) for s in (5, 50)]
     text = render("pictures", tmp_path, "Samples", rows, [], None)
     assert (tmp_path / "figure.md").read_text() == text
-    assert text.index("| 1 | Mix (name mix, cutoff 291) | 50 |") < text.index("| 2 | Mix")
+    assert text.index("| 1 | Mix (cutoff 291) | 50 |") < text.index("| 2 | Mix")
     assert "The first 4 samples of the seed" in text
     assert (
         "Picture i of every row is sample i of seed 0, from the same x_T, label and noise" in text

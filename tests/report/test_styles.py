@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -141,7 +141,7 @@ def test_the_same_sampler_under_other_names(row, sampler):
 @pytest.mark.parametrize(
     ("row", "sampler"),
     [
-        ("Mix 125", "Mix"),
+        ("Mix (x)", "Mix"),
         ("Mix++ 166..624", "Mix++"),
         ("Mix++ 0..100", "Mix++"),
         ("DDPM (as shipped)", "DDPM"),
@@ -150,6 +150,21 @@ def test_the_same_sampler_under_other_names(row, sampler):
 def test_a_variant_has_the_colour_of_its_sampler(row, sampler):
     assert style_of(row).colour == SAMPLERS[sampler].colour
     assert differ(style_of(row), SAMPLERS[sampler])
+
+
+@pytest.mark.parametrize("ground", ["colour", "dark"])
+def test_mix_at_other_cutoffs_has_a_shade_of_its_own_the_darker_the_later(ground):
+    looks = [style_of(f"Mix {cutoff}") for cutoff in (42, 208, 375, 541, 708, 999)]
+    shades = [getattr(look, ground) for look in looks]
+    lightness = [lab(linear(shade))[0] for shade in shades]
+    assert len(set(shades)) == 6 and lightness == sorted(lightness, reverse=True)
+    grounds = {"colour": ("#ffffff", 2.4), "dark": ("#14171a", 4)}[ground]
+    assert all(contrast(shade, grounds[0]) > grounds[1] for shade in shades)
+    for one, other in combinations(shades, 2):
+        assert min(distance(one, other, vision) for vision in VISION) > 6
+    for look, (name, sampler) in product(looks, SAMPLERS.items()):
+        far = min(distance(getattr(look, ground), getattr(sampler, ground), v) for v in VISION)
+        assert far > 12 or look.dash != sampler.dash or look.marker != sampler.marker, name
 
 
 def rows_of_results() -> dict[str, list[str]]:
