@@ -36,8 +36,9 @@ BASELINE = "DDIM, even"  # confirmed beside, where it is a rival
 class Advice:
     """What to use at one step count.
 
-    `best` won the race; `left` were not told apart from it there, the best first.  `tried` are the records of all
-    on as many samples as each got; `confirmed` those of the best on fresh seeds, None where the budget has no room.
+    `tried` are the records of all on as many samples as each got; `confirmed` those of the best on fresh seeds, None
+    where the budget has no room.  `left` are told apart from the best of neither, in the order of the race, and
+    `best` is the first of them.
     """
 
     steps: int
@@ -88,11 +89,9 @@ def _prepared(cfg: Config, load: Callable[[Config], Model]) -> tuple[Contest, Co
     backbone = load(cfg)
     if backbone.num_classes is None:
         cfg.label = None
-    column = None
-    if cfg.reference.name == "none":
-        column = _many_steps(cfg, backbone)
-        cfg = with_settings(cfg, budget=budget_of(cfg) - _calls(column))
-    return _affordable(Contest.of(cfg, lambda cfg: backbone)), column
+    column = _many_steps(cfg, backbone) if cfg.reference.name == "none" else None
+    contest = Contest.of(cfg, lambda cfg: backbone)
+    return _affordable(replace(contest, spent=_calls(column) if column else 0)), column
 
 
 def _affordable(contest: Contest) -> Contest:
@@ -128,7 +127,11 @@ def _advice(contest: Contest, steps: int) -> Advice:
         limit=limit - int(RESERVED * limit),
     )
     left = survivors(result.last, steps, contest.metric)
-    confirmed = _confirmed(contest, judge, {row: entrants[row] for row in left[:CONFIRMED]}, limit)
+    first = left[:CONFIRMED]
+    confirmed = _confirmed(contest, judge, {row: entrants[row] for row in first}, limit)
+    if confirmed is not None:
+        worse = {*first} - confirmed.tied(steps, contest.metric, first)
+        left = [row for row in left if row not in worse]
     return Advice(
         steps,
         left[0],

@@ -30,6 +30,7 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
 from eval.evaluation import ReferenceSource, floor_digest, stored_source
 from eval.preprocessing import PREPROCESSING, Preprocessing
+from eval.words import as_word
 from experiments.answers import answer, command_line, register_models
 from experiments.cells import Model, Settings
 from experiments.choices import CONFIGS
@@ -335,16 +336,38 @@ def config_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def model_words() -> list[str]:
-    """What the running command's line says of its model and of what it is asked for, as sample.py takes it."""
-    hydra_cfg = HydraConfig.get()
-    words = [word.lstrip("+") for word in hydra_cfg.overrides.task]
+def model_words(cfg: DictConfig) -> list[str]:
+    """What samples the same model with sample.py, label by label: words of its command line.
+
+    What was typed of it, with where configs of one's own lie; and what an experiment set besides.
+    """
+    hydra_cfg, folder = HydraConfig.get(), command_line().config_dir
+    words = [word.lstrip("+") for word in [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]]
     kept = [word for word in words if re.split(r"[.=]", word)[0] in OF_MODEL]
     if not any(word.startswith("model=") for word in kept):
         choices = hydra_cfg.runtime.choices
         name = next(v for k, v in choices.items() if k == "model" or k.startswith("model@"))
         kept.insert(0, f"model={name}")
-    return kept
+    path = [word for word in words if word.startswith("hydra.searchpath=")]
+    if folder:
+        path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
+    told = composed("sample", *path, *kept)
+    for key in OF_MODEL:
+        kept += _differing(key, plain(cfg[key]), plain(told[key]))
+    return [*([f"--config-dir={folder}"] if folder else path), *kept]
+
+
+def _differing(key: str, value: Any, told: Any) -> list[str]:
+    """The words that make of what is `told` of a setting its value.
+
+    Which classes are drawn, and how often, is nothing to repeat, unless it is one class.
+    """
+    if isinstance(value, dict) and isinstance(told, dict):
+        parts = [_differing(f"{key}.{k}", v, told.get(k)) for k, v in value.items()]
+        return [word for part in parts for word in part]
+    if value == told or (key == "label" and value in ("balanced", None)):
+        return []
+    return [f"{key}={as_word(value)}"]
 
 
 def load_backbone(cfg: DictConfig, **more: Any) -> Model:

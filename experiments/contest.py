@@ -57,6 +57,7 @@ class Contest:
     settings: Settings
     evaluator: Evaluator
     cfg: Config
+    spent: int = 0  # image calls of the budget, before the race
     _entrants: dict[int, Samplers] = field(default_factory=dict)  # by the step count
 
     @staticmethod
@@ -75,6 +76,12 @@ class Contest:
             raise ValueError(
                 f"the protocol has no score {', '.join(absent)}: experiment.metric and "
                 f"experiment.metrics are among {', '.join(evaluator.scores)}"
+            )
+        knows = evaluator.extractor.knows_labels and backbone.num_classes
+        if options["metric"] == "label_agreement" and not knows:
+            raise ValueError(
+                "label_agreement needs a model of classes that the extractor knows: "
+                f"experiment.metric={evaluator.scores[0]}"
             )
         settings = settings_of(cfg, backbone, options["spacing"], "id")
         contest = Contest(options, cfg.seed, settings, evaluator, cfg)
@@ -128,7 +135,8 @@ class Contest:
 
     @property
     def budget(self) -> int:
-        return budget_of(self.cfg)
+        """The image calls of all step counts."""
+        return budget_of(self.cfg) - self.spent
 
     def check_budget(self, least: Callable[[Contest, ModelJudge], int]) -> None:
         """Raise ValueError unless every step count's share of the budget covers the least that it takes."""
@@ -136,9 +144,10 @@ class Contest:
         for steps in self.steps:
             needed = max(needed, least(self, self.judge(steps)) * sum(self.steps) / steps)
         if needed > self.budget:
+            enough = float(f"{1.05 * (needed + self.spent):.2g}")
             raise ValueError(
-                f"budget={self.budget} image calls are too few for these step counts, rivals and rounds: give "
-                f"budget={float(f'{1.05 * needed:.2g}'):.0f} or more, or fewer of them"
+                f"budget={budget_of(self.cfg)} image calls are too few for these step counts, rivals and rounds: give "
+                f"budget={enough:.0f} or more, or fewer of them"
             )
 
     def cell(self, row: str, sampler: Sampler, steps: int) -> Cell:
@@ -303,7 +312,7 @@ def is_enough(evaluator: Evaluator, n: int) -> bool:
 
 
 def budget_of(cfg: Config) -> int:
-    """The image calls of all step counts."""
+    """All image calls."""
     return int(cfg.experiment.budget if cfg.budget is None else cfg.budget)
 
 

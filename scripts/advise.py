@@ -29,7 +29,7 @@ def main(cfg: Config) -> None:
         return
     results = advise(cfg)
     if first_process():
-        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words()}
+        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words(cfg)}
         print(write_advice(Path(cfg.out), cfg.experiment.title, results, settings))
         print(f"written: {cfg.out}")
 
