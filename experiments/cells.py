@@ -310,7 +310,8 @@ def _options(name: str, stated: Mapping[str, Any], T: float) -> dict[str, Any]:
                 has, words = f"has {T}", f"{same} for the same share of them"
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model {has}: say "
-                f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... or "
+                f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... (in tuning and "
+                f"advice experiment.rivals.NAME.{option}=...) or "
                 f"samplers='[{{name:{name},{option}:...}}]'"
             )
         if option in options and options[option] > T:

@@ -344,10 +344,11 @@ def model_words(cfg: DictConfig) -> list[str]:
     hydra_cfg, folder = HydraConfig.get(), command_line().config_dir
     words = [word.lstrip("+") for word in [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]]
     kept = [word for word in words if re.split(r"[.=]", word)[0] in OF_MODEL]
-    if not any(word.startswith("model=") for word in kept):
-        choices = hydra_cfg.runtime.choices
-        name = next(v for k, v in choices.items() if k == "model" or k.startswith("model@"))
-        kept.insert(0, f"model={name}")
+    choices = hydra_cfg.runtime.choices
+    for group in ("guidance", "model"):
+        name = next(v for k, v in choices.items() if k.partition("@")[0] == group)
+        if name != "none" and not any(word.startswith(f"{group}=") for word in kept):
+            kept.insert(0, f"{group}={name}")
     path = [word for word in words if word.startswith("hydra.searchpath=")]
     if folder:
         path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]

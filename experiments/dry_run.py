@@ -206,10 +206,8 @@ def contest_report(expenses: Sequence[Expense], contest: Contest) -> Iterator[st
     for part in expenses:
         on_top = f"{part.confirmation:>+14,}" if part.confirmation else f"{'within':>14}"
         yield f"{part.what:<16}{part.entrants:>9}{part.least:>14,}{part.most:>14,}{on_top}"
-    on_top = sum(part.confirmation for part in expenses)
-    least, most = (
-        sum(sizes) + on_top for sizes in zip(*((p.least, p.most) for p in expenses), strict=True)
-    )
+    least = sum(part.least for part in expenses)
+    most = sum(part.most + part.confirmation for part in expenses)
     yield f"{least:,} to {most:,} image calls in all; what is there of them is found and not made again"
     yield from _evaluations(backbone)
     seconds = yield from _seconds(

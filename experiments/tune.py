@@ -73,7 +73,7 @@ def tuning_expenses(cfg: Config, load: Callable[[Config], Model]) -> tuple[Conte
             named = contest.entrants(steps)
             entrants = len(named) + len(options["orders"]) * (options["starts"] + 3)
             rivals = len(set(map(rival, named)))
-            least, most = _least(contest, contest.judge(steps)), contest.limit(steps)
+            least, most = contest.first_round(steps), contest.limit(steps)
         confirmation = steps * (1 + rivals) * options["num_samples"]
         expenses.append(Expense(f"{steps} steps", entrants, least, most, confirmation))
     return contest, expenses
@@ -88,6 +88,10 @@ def _prepared(cfg: Config, load: Callable[[Config], Model]) -> Contest:
     contest = Contest.of(cfg, load)
     if contest.options["family"] == "mixstar":
         contest.check_budget(_least)
+    elif contest.backbone.schedule.straight is not None:
+        raise ValueError(
+            "Mix++'s window has its ends at timesteps, which this model does not have: experiment=tune_star"
+        )
     return contest
 
 
@@ -136,10 +140,11 @@ def search_mixstar(
 
 
 def _last_race(contest: Contest, steps: int) -> int:
-    """The image calls of `Search.finish`, at most."""
+    """The image calls of `Search.finish`, at most; what a short shard has of a round before is made again."""
     rounds, final = contest.rounds, contest.options["finalist_samples"]
-    first = FINALISTS * rounds[-1] + RIVALS * (rounds[-1] - rounds[0])
-    more = max(final - rounds[-1], 0)
+    first_again, last_again = (n % contest.settings.shard_size for n in (rounds[0], rounds[-1]))
+    first = FINALISTS * rounds[-1] + RIVALS * (rounds[-1] - rounds[0] + first_again)
+    more = final - rounds[-1] + last_again if final > rounds[-1] else 0
     return int(steps * (first + (FINALISTS + RIVALS) // 2 * more))
 
 
