@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from eval.table import Table
+from experiments.advise import _advice
 from experiments.family import Family
 from experiments.race import best_of_groups, race, survivors
 from experiments.search import FINALISTS, Search
@@ -111,6 +114,26 @@ def test_a_race_keeps_a_share_and_stays_within_its_limit():
     judge = Fake(lambda s: s["at"], se=lambda n: 9.0)
     result = run(judge, [10, 20, 40], keep=0.5)
     assert [len(table.rows) for table in result.rounds] == [6, 3, 2]
+
+
+def test_what_fresh_seeds_tell_to_be_worse_is_not_advised():
+    """The race cannot tell a, b and c apart, and d is worse; on fresh seeds a is worse than the others."""
+
+    class Fresh(Fake):
+        def confirmed(self, samplers, n, seed):
+            return Table([record(row, n, s["fresh"], 0.01) for row, s in samplers.items()])
+
+    scores = {"a": (1, 5), "b": (1.1, 3.01), "c": (1.2, 3), "d": (9, 1)}
+    entrants = {row: {"at": at, "fresh": fresh} for row, (at, fresh) in scores.items()}
+    judge = Fresh(lambda s: s["at"], se=lambda n: 1.0)
+    contest = SimpleNamespace(
+        judge=lambda steps: judge, limit=lambda steps: 5000, entrants=lambda steps: entrants,
+        cell=lambda row, sampler, steps: SimpleNamespace(plan=sampler), rounds=[10], metric="fid",
+        seed=3, evaluator=SimpleNamespace(check_size=lambda n: None),
+    )  # fmt: skip
+    advice = _advice(contest, 5)
+    assert (advice.best, advice.left, advice.plan) == ("b", ["b", "c"], entrants["b"])
+    assert advice.confirmed.rows == ["a", "b", "c"]
 
 
 # --- the family -----------------------------------------------------------------------------
