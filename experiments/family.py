@@ -20,6 +20,7 @@ RHO = (1.0, 100.0)  # of the grid, from even in sigma to nearly even in log-SNR
 SHIFT = (1 / 3, 3.0)  # of the grid, from little noise to much
 LAST = 0.08  # of all timesteps: how early a grid may end
 SCALE = (1.0, 1.04)  # of eps, at either end of the schedule
+SCALES = ("scale of eps at noise", "scale of eps at data")
 LEVELS = 6.0  # knots and switches lie between the log-SNRs of minus and plus so much
 
 

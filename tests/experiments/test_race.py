@@ -9,7 +9,7 @@ import pytest
 
 from eval.table import Table
 from experiments.advise import _advice
-from experiments.family import Family
+from experiments.family import SCALES, Family
 from experiments.race import best_of_groups, race, survivors
 from experiments.search import FINALISTS, Search
 from sampling import Schedule, dpmpp, timesteps
@@ -166,6 +166,13 @@ def test_what_a_number_stands_for():
     noisy = family.sampler([0] * (family.size - 2) + [1, 0])["eps_scale"]
     assert noisy[1] == 1 and noisy[0] * 999 == pytest.approx(0.04, rel=0.01)
     assert (low["switches"], high["switches"]) == ([family.levels[0]], [family.levels[-1]])
+
+
+def test_where_no_signal_is_eps_has_no_scale():
+    """As flow matching and schedules of zero terminal SNR begin."""
+    family, usual = (Family(path, 5, (2,)) for path in (LINEAR.zero_terminal_snr(), LINEAR))
+    assert not set(SCALES) & set(family.names) and set(SCALES) <= set(usual.names)
+    assert "eps_scale" not in family.sampler([0.5] * family.size)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "log_snr", "even"])
