@@ -163,7 +163,8 @@ def _confirmed(
 
 def _least(contest: Contest, judge: ModelJudge) -> int:
     """The first round, and as many samples of those that are confirmed."""
-    confirmed = judge.steps * (CONFIRMED + 1) * contest.rounds[0]
+    rows = min(CONFIRMED + 1, len(contest.entrants(judge.steps)))
+    confirmed = judge.steps * rows * contest.rounds[0]
     return int(max(contest.first_round(judge.steps) / (1 - RESERVED), confirmed / RESERVED))
 
 

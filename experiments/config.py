@@ -30,7 +30,6 @@ from omegaconf import AnyNode, DictConfig, ListConfig, OmegaConf
 
 from eval.evaluation import ReferenceSource, floor_digest, stored_source
 from eval.preprocessing import PREPROCESSING, Preprocessing
-from eval.words import as_word
 from experiments.answers import answer, command_line, register_models
 from experiments.cells import Model, Settings
 from experiments.choices import CONFIGS
@@ -46,6 +45,7 @@ from experiments.settings import (
     callable_at,
     check_launcher,
     check_words,
+    differing,
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
@@ -354,21 +354,8 @@ def model_words(cfg: DictConfig) -> list[str]:
         path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
     told = composed("sample", *path, *kept)
     for key in OF_MODEL:
-        kept += _differing(key, plain(cfg[key]), plain(told[key]))
+        kept += differing(key, plain(cfg[key]), plain(told[key]))
     return [*([f"--config-dir={folder}"] if folder else path), *kept]
-
-
-def _differing(key: str, value: Any, told: Any) -> list[str]:
-    """The words that make of what is `told` of a setting its value.
-
-    Which classes are drawn, and how often, is nothing to repeat, unless it is one class.
-    """
-    if isinstance(value, dict) and isinstance(told, dict):
-        parts = [_differing(f"{key}.{k}", v, told.get(k)) for k, v in value.items()]
-        return [word for part in parts for word in part]
-    if value == told or (key == "label" and value in ("balanced", None)):
-        return []
-    return [f"{key}={as_word(value)}"]
 
 
 def load_backbone(cfg: DictConfig, **more: Any) -> Model:

@@ -251,7 +251,7 @@ experiment:
   steps: 3
   rounds: [70, 140]
   grids: [even]
-  budget: 2500
+  budget: 3000
   rivals: {"a|b\\n<i>": {name: skipped}, b: {name: ddim, eps_scale: [0.00001, 1]}}
 """
 
@@ -261,7 +261,10 @@ def test_printed_lines_know_what_configs_of_ones_own_say(command):
         folder = Path("my configs", group)
         folder.mkdir(parents=True)
         (folder / f"{name}.yaml").write_text(text)
-    gone = [f"~experiment.rivals.{row}" for row in ("DDIM", "Mix", "UniPC", "DEIS", "SA-Solver")]
+    gone = [
+        f"~experiment.rivals.{row}"
+        for row in ("DDIM", "Skipped-Step", "Mix", "UniPC", "DEIS", "SA-Solver")
+    ]
     words = ["--config-dir=my configs", "experiment=own", *FEW, *gone, "out=out"]
     text = done(command(advise, *words))
     stored = json.loads(Path("out/records.json").read_text())
