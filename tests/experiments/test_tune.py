@@ -222,7 +222,7 @@ def test_what_is_said_to_be_spent_is_what_the_network_saw(command, images):
 
 def test_a_dry_run_says_what_it_takes_and_samples_nothing(command, images):
     many = ["experiment.against.steps=4", "experiment.against.num_samples=100", "reference=none"]
-    words = [*ADVICE, *many, "samplers=[ddim,skipped]", "budget=2000"]
+    words = [*ADVICE, *many, "samplers=[ddim,skipped]", "budget=4000"]
     out = done(command(advise, *words, "dry=true"))
     low, high = re.search(r"^([\d,]+) to ([\d,]+) image calls in all", out, re.M).groups()
     assert images[0] == 0 and "of one such device" in out and not Path("runs").exists()
