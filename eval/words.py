@@ -1,14 +1,22 @@
 """Scores and verdicts in words, as commands print them."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import yaml
 
 from eval.gate import gate
 from eval.protocols import Judged
 from eval.records import Record, score
 from eval.score import Score
 from eval.scoring import METRICS
+
+
+def as_word(value: Any) -> str:
+    """A setting's value as the command line has it, before any shell."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9)
+    return text.removesuffix("\n...\n").strip()
 
 
 def decimals(metric: str) -> int:

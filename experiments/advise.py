@@ -6,17 +6,23 @@ left or the budget is spent; what is left is confirmed on fresh seeds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from eval.records import Record
 from eval.table import Table
-from experiments.cells import Model
-from experiments.config import Config, load_backbone, plain, settings_of, with_settings
-from experiments.contest import Contest, budget_of
-from experiments.experiment import sample_columns
+from experiments.cells import Column, Model
+from experiments.config import (
+    Config,
+    evaluator_of,
+    load_backbone,
+    plain,
+    settings_of,
+    with_settings,
+)
+from experiments.contest import Contest, Expense, budget_of, check_enough, is_enough
 from experiments.race import ModelJudge, Sampler, race, survivors
-from experiments.tracking import Tracker
-from experiments.workers import say, worker
+from experiments.workers import say
 from sampling import Plan
 from sampling.options import check_options, fits
 
@@ -30,8 +36,9 @@ BASELINE = "DDIM, even"  # confirmed beside, where it is a rival
 class Advice:
     """What to use at one step count.
 
-    `best` won the race; `left` were not told apart from it there, the best first.  `tried` are the records of all
-    on as many samples as each got; `confirmed` those of the best on fresh seeds, None where the budget has no room.
+    `tried` are the records of all on as many samples as each got; `confirmed` those of the best on fresh seeds, None
+    where the budget has no room.  `left` are told apart from the best of neither, in the order of the race, and
+    `best` is the first of them.
     """
 
     steps: int
@@ -51,15 +58,40 @@ def advise(cfg: Config) -> list[Advice]:
     With reference=none, against many steps of the model itself.  Raises ValueError for settings that advice
     does not take, and for a budget that is too small.
     """
+    contest, column = _prepared(cfg, load_backbone)
+    if column is not None:
+        contest = _against_itself(contest, column)
+    return [_advice(contest, steps) for steps in contest.steps]
+
+
+def advice_expenses(cfg: Config, load: Callable[[Config], Model]) -> tuple[Contest, list[Expense]]:
+    """What advice would take; what the model itself is to sample for comparison comes first."""
+    contest, column = _prepared(cfg, load)
+    expenses = [
+        Expense(
+            f"{steps} calls",
+            len(contest.entrants(steps)),
+            contest.first_round(steps),
+            contest.limit(steps),
+        )
+        for steps in contest.steps
+    ]
+    if column is not None:
+        calls = _calls(column)
+        expenses.insert(0, Expense("the model itself", 1, calls, calls))
+    return contest, expenses
+
+
+def _prepared(cfg: Config, load: Callable[[Config], Model]) -> tuple[Contest, Column | None]:
+    """What is raced, and without real images what is to be sampled before, its cost off the budget."""
     if cfg.experiment.get("family") != "named":
         raise ValueError(f"{cfg.experiment.name} is no experiment of advice: choose advise")
-    backbone = load_backbone(cfg)
+    backbone = load(cfg)
     if backbone.num_classes is None:
         cfg.label = None
-    if cfg.reference.name == "none":
-        cfg = _against_itself(cfg, backbone)
-    contest = _affordable(Contest.of(cfg, backbone))
-    return [_advice(contest, steps) for steps in contest.steps]
+    column = _many_steps(cfg, backbone) if cfg.reference.name == "none" else None
+    contest = Contest.of(cfg, lambda cfg: backbone)
+    return _affordable(replace(contest, spent=_calls(column) if column else 0)), column
 
 
 def _affordable(contest: Contest) -> Contest:
@@ -95,7 +127,11 @@ def _advice(contest: Contest, steps: int) -> Advice:
         limit=limit - int(RESERVED * limit),
     )
     left = survivors(result.last, steps, contest.metric)
-    confirmed = _confirmed(contest, judge, {row: entrants[row] for row in left[:CONFIRMED]}, limit)
+    first = left[:CONFIRMED]
+    confirmed = _confirmed(contest, judge, {row: entrants[row] for row in first}, limit)
+    if confirmed is not None:
+        worse = {*first} - confirmed.tied(steps, contest.metric, first)
+        left = [row for row in left if row not in worse]
     return Advice(
         steps,
         left[0],
@@ -120,49 +156,66 @@ def _confirmed(
     n = n - n % 10 if n > 100 else n
     if n < contest.rounds[0]:
         return None
-    try:
-        contest.evaluator.check_size(n)
-    except ValueError:  # enough for the score that decides, not for all
-        return judge.table(samplers, n, seed)
-    return judge.confirmed(samplers, n, seed)
+    if is_enough(contest.evaluator, n):
+        return judge.confirmed(samplers, n, seed)
+    return judge.table(samplers, n, seed)  # enough for the score that decides, not for all
 
 
 def _least(contest: Contest, judge: ModelJudge) -> int:
     """The first round, and as many samples of those that are confirmed."""
-    n = contest.rounds[0]
-    first = judge.cost(contest.entrants(judge.steps), n, contest.seed)
-    confirmed = judge.steps * (CONFIRMED + 1) * n
-    return int(max(first / (1 - RESERVED), confirmed / RESERVED))
+    rows = min(CONFIRMED + 1, len(contest.entrants(judge.steps)))
+    confirmed = judge.steps * rows * contest.rounds[0]
+    return int(max(contest.first_round(judge.steps) / (1 - RESERVED), confirmed / RESERVED))
 
 
-def _against_itself(cfg: Config, backbone: Model) -> Config:
-    """The same with samples of the model in the place of real images; their cost is off the budget."""
-    against, seed = plain(cfg.experiment.against), cfg.seed + 2
+def _many_steps(cfg: Config, backbone: Model) -> Column:
+    """Samples of the model that stand for real images.
+
+    Raises ValueError for too few of them, and for more than half of the budget.
+    """
+    against = plain(cfg.experiment.against)
     check_options("experiment.against", against, ["sampler", "steps", "num_samples"])
     steps, n = against["steps"], against["num_samples"]
     if not (fits([steps, n], list[int]) and steps >= 1 and n >= 2):
         raise ValueError(
             "experiment.against needs whole numbers, steps of 1 or more and 2 samples or more: "
-            "experiment.against.num_samples=2000"
+            "experiment.against.num_samples=2500"
         )
-    budget = budget_of(cfg)
-    if steps * n > budget // 2:
-        fewer = budget // 2 // steps
-        enough = fewer >= min([*plain(cfg.experiment.rounds), n])
+    evaluator = evaluator_of(cfg)
+    check_enough(evaluator, n, "experiment.against.num_samples={}")
+    settings = replace(settings_of(cfg, backbone, "even", "id"), seed=cfg.seed + 2)
+    column = settings.column({"the model itself": against["sampler"]}, steps, n)
+    budget, calls = budget_of(cfg), _calls(column)
+    if calls > budget // 2:
+        fewer = budget // 2 // len(column.plans[0])
         raise ValueError(
-            f"{n} samples of {steps} steps to compare with take {steps * n} of the budget of {budget} image calls: "
-            f"give budget={2 * steps * n}"
-            + (f", or experiment.against.num_samples={fewer}" if enough else "")
+            f"{n} samples of {steps} steps to compare with take {calls} of the budget of {budget} image calls: "
+            f"give budget={2 * calls}"
+            + (
+                f", or experiment.against.num_samples={fewer}"
+                if is_enough(evaluator, fewer)
+                else ""
+            )
         )
-    settings = settings_of(cfg, backbone, "even", "id")
-    column = replace(settings, seed=seed).column({"the model itself": against["sampler"]}, steps, n)
-    say(f"no reference: comparing with {n:,} samples of the model itself, of {steps} steps")
-    if not sample_columns([column], backbone, Tracker(), worker()):
-        raise ValueError("others are sampling the same: wait for them and run this again")
+    return column
+
+
+def _calls(column: Column) -> int:
+    return sum(map(len, column.plans)) * column.size.num_samples
+
+
+def _against_itself(contest: Contest, column: Column) -> Contest:
+    """The same with samples of the model in the place of real images."""
+    size = column.size
+    say(
+        f"no reference: comparing with {size.num_samples:,} samples of the model itself, of {column.steps} steps"
+    )
+    contest.sample(column)
     real = {
         "_target_": "files.images.first_samples",
         "path": str(column.cells[0].folder),
-        "count": n,
+        "count": size.num_samples,
     }
     reference = {"name": "itself", "images": real, "floor": None, "folder": None}
-    return with_settings(cfg, budget=budget - steps * n, reference=reference)
+    cfg = with_settings(contest.cfg, reference=reference)
+    return replace(contest, cfg=cfg, evaluator=evaluator_of(cfg))

@@ -192,13 +192,14 @@ class Settings:
 
     def _plan(self, sampler: dict[str, Any], steps: int | None) -> tuple[Plan, dict[str, Any]]:
         """A sampler's plan, without a scale of eps, and what its samples depend on besides the name."""
-        name, schedule = sampler["name"], self.backbone.schedule_at(steps)
+        name = sampler["name"]
         stated = {k: v for k, v in sampler.items() if k not in ("name", "eps_scale")}
         if name == "plan":
             check_options("sampler plan", stated, ["path"])
             plan = stored_plan(stated.get("path"))
-            check_schedule(plan, schedule)
+            check_schedule(plan, self.backbone.schedule_at(steps or len(plan)))
             return plan, {"sha256": hashlib.sha256(plan.to_json().encode()).hexdigest()}
+        schedule = self.backbone.schedule_at(steps)
         path = schedule.straight
         T: float = schedule.T if path is None else int(path.unit) if path.flow else math.inf
         options = _options(name, stated, T)
@@ -310,7 +311,8 @@ def _options(name: str, stated: Mapping[str, Any], T: float) -> dict[str, Any]:
                 has, words = f"has {T}", f"{same} for the same share of them"
             raise ValueError(
                 f"{option}={PAPERS_CUTOFF} is the paper's, a timestep of 1000, and this model {has}: say "
-                f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... or "
+                f"sampler.{option}={words}, in an experiment experiment.rows.NAME.{option}=... (in tuning and "
+                f"advice experiment.rivals.NAME.{option}=...) or "
                 f"samplers='[{{name:{name},{option}:...}}]'"
             )
         if option in options and options[option] > T:

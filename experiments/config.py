@@ -45,6 +45,7 @@ from experiments.settings import (
     callable_at,
     check_launcher,
     check_words,
+    differing,
     typed,
 )
 from experiments.tracking import Tracker, WandbTracker
@@ -335,16 +336,26 @@ def config_digest(cfg: DictConfig) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def model_words() -> list[str]:
-    """What the running command's line says of its model and of what it is asked for, as sample.py takes it."""
-    hydra_cfg = HydraConfig.get()
-    words = [word.lstrip("+") for word in hydra_cfg.overrides.task]
+def model_words(cfg: DictConfig) -> list[str]:
+    """What samples the same model with sample.py, label by label: words of its command line.
+
+    What was typed of it, with where configs of one's own lie; and what an experiment set besides.
+    """
+    hydra_cfg, folder = HydraConfig.get(), command_line().config_dir
+    words = [word.lstrip("+") for word in [*hydra_cfg.overrides.hydra, *hydra_cfg.overrides.task]]
     kept = [word for word in words if re.split(r"[.=]", word)[0] in OF_MODEL]
-    if not any(word.startswith("model=") for word in kept):
-        choices = hydra_cfg.runtime.choices
-        name = next(v for k, v in choices.items() if k == "model" or k.startswith("model@"))
-        kept.insert(0, f"model={name}")
-    return kept
+    choices = hydra_cfg.runtime.choices
+    for group in ("guidance", "model"):
+        name = next(v for k, v in choices.items() if k.partition("@")[0] == group)
+        if name != "none" and not any(word.startswith(f"{group}=") for word in kept):
+            kept.insert(0, f"{group}={name}")
+    path = [word for word in words if word.startswith("hydra.searchpath=")]
+    if folder:
+        path = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"]
+    told = composed("sample", *path, *kept)
+    for key in OF_MODEL:
+        kept += differing(key, plain(cfg[key]), plain(told[key]))
+    return [*([f"--config-dir={folder}"] if folder else path), *kept]
 
 
 def load_backbone(cfg: DictConfig, **more: Any) -> Model:

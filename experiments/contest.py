@@ -5,23 +5,23 @@ Both sample as they go: which sampler is looked at next depends on the scores so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.records import Record, check_results
 from eval.scoring import METRICS, check_metrics
-from experiments.cells import Cell, Column, Model, Settings
+from experiments.cells import MOST, Cell, Column, Model, Settings
 from experiments.config import (
     Config,
     evaluator_of,
-    load_backbone,
     plain,
     settings_of,
     tracker_of,
@@ -30,12 +30,22 @@ from experiments.evaluate import Evaluator
 from experiments.experiment import able, sample_columns, sampler_rows
 from experiments.race import ModelJudge, Race, Sampler, Samplers, race
 from experiments.scorers import ImageScorer, placed
-from experiments.workers import connected, worker
+from experiments.workers import connected, say, worker
 from files.whole import check_writable
 from sampling import timesteps
 from sampling.options import check_choice
 
 Options = Mapping[str, Any]
+
+
+class Expense(NamedTuple):
+    """The image calls of a part of the work: of its first round, at most, and what comes on top, the confirmation."""
+
+    what: str
+    entrants: int
+    least: int
+    most: int
+    confirmation: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,28 +57,35 @@ class Contest:
     settings: Settings
     evaluator: Evaluator
     cfg: Config
+    spent: int = 0  # image calls of the budget, before the race
+    _entrants: dict[int, Samplers] = field(default_factory=dict)  # by the step count
 
     @staticmethod
-    def of(cfg: Config, model: Model | None = None) -> Contest:
-        """Of the config's model, unless it is loaded.  Raises ValueError for settings that a contest does not take."""
+    def of(cfg: Config, load: Callable[[Config], Model]) -> Contest:
+        """Raises ValueError for settings that a contest does not take."""
         if cfg.stage != "all" or cfg.parts != 1 or (worker()[1] > 1 and not connected()):
             raise ValueError("this is one process or torchrun: leave stage, part and parts")
         options = options_of(cfg)
         check_choice("experiment.metric", options["metric"], METRICS)
         check_results(Path(cfg.out))
         check_writable(Path(cfg.out, "records.json"))
-        backbone, evaluator = model or load_backbone(cfg), evaluator_of(cfg)
-        evaluator.check_media(backbone.media)
+        backbone, evaluator = load(cfg), evaluator_of(cfg)
+        evaluator.check_media(backbone.media, real="against" not in options)
         wanted = {options["metric"], *check_metrics(options["metrics"])}
         if absent := sorted(wanted - {*evaluator.scores, "label_agreement"}):
             raise ValueError(
                 f"the protocol has no score {', '.join(absent)}: experiment.metric and "
                 f"experiment.metrics are among {', '.join(evaluator.scores)}"
             )
+        knows = evaluator.extractor.knows_labels and backbone.num_classes
+        if options["metric"] == "label_agreement" and not knows:
+            raise ValueError(
+                "label_agreement needs a model of classes that the extractor knows: "
+                f"experiment.metric={evaluator.scores[0]}"
+            )
         settings = settings_of(cfg, backbone, options["spacing"], "id")
         contest = Contest(options, cfg.seed, settings, evaluator, cfg)
-        for n in contest.sizes:
-            evaluator.check_size(n)
+        contest._check_sizes()
         return contest
 
     @property
@@ -84,11 +101,14 @@ class Contest:
         """The step counts, ascending."""
         return sorted(self.options["steps"])
 
-    @property
-    def sizes(self) -> list[int]:
-        """Every number of samples that is scored, but for the rounds of a race."""
-        names = ("tuning_samples", "generation_samples", "finalist_samples", "num_samples")
-        return [self.options[name] for name in names if name in self.options]
+    def _check_sizes(self) -> None:
+        """Raise ValueError for a number of samples, but for the rounds of a race, that is too few for its scores."""
+        for name in ("tuning_samples", "generation_samples", "finalist_samples"):
+            if name in self.options:
+                n = self.options[name]
+                check_enough(self._decider.evaluator, n, f"experiment.{name}={{}}")
+        if "num_samples" in self.options:
+            check_enough(self.evaluator, self.options["num_samples"], "num_samples={}")
 
     def judge(self, steps: int) -> ModelJudge:
         return ModelJudge(self.settings, steps, self.metric, self._quick, self._full)
@@ -100,10 +120,14 @@ class Contest:
         Raises ValueError if none is.
         """
         rounds: list[int] = self.options["rounds"]
-        enough = [n for n in rounds if self._is_enough(n)]
+        enough = [n for n in rounds if is_enough(self._decider.evaluator, n)]
         if not enough:
-            self._decider.evaluator.check_size(rounds[-1])
+            check_enough(self._decider.evaluator, rounds[-1], "experiment.rounds=[{}]")
         return enough
+
+    def first_round(self, steps: int) -> int:
+        """The image calls of it."""
+        return self.judge(steps).cost(self.entrants(steps), self.rounds[0], self.seed)
 
     def limit(self, steps: int) -> int:
         """The image calls that a step count may take: as many images as every other."""
@@ -111,7 +135,8 @@ class Contest:
 
     @property
     def budget(self) -> int:
-        return budget_of(self.cfg)
+        """The image calls of all step counts."""
+        return budget_of(self.cfg) - self.spent
 
     def check_budget(self, least: Callable[[Contest, ModelJudge], int]) -> None:
         """Raise ValueError unless every step count's share of the budget covers the least that it takes."""
@@ -119,17 +144,11 @@ class Contest:
         for steps in self.steps:
             needed = max(needed, least(self, self.judge(steps)) * sum(self.steps) / steps)
         if needed > self.budget:
+            enough = float(f"{1.05 * (needed + self.spent):.2g}")
             raise ValueError(
-                f"budget={self.budget} image calls are too few for these step counts, rivals and rounds: give "
-                f"budget={float(f'{1.05 * needed:.2g}'):.0f} or more, or fewer of them"
+                f"budget={budget_of(self.cfg)} image calls are too few for these step counts, rivals and rounds: give "
+                f"budget={enough:.0f} or more, or fewer of them"
             )
-
-    def _is_enough(self, n: int) -> bool:
-        try:
-            self._decider.evaluator.check_size(n)
-        except ValueError:
-            return False
-        return True
 
     def cell(self, row: str, sampler: Sampler, steps: int) -> Cell:
         """The winner's, with its plan."""
@@ -147,14 +166,31 @@ class Contest:
         """Every rival that the model can do, on every grid: "DDIM, karras".
 
         One that says its own spacing has that alone; so has every one on a path whose levels are its model's.
+        Of those that are one plan there is the first: in tuning of each rival, which all are confirmed.
         """
-        rivals = able(self.settings, self.options["rivals"], steps)
-        grids = self.options["grids"] if self.backbone.schedule.straight is None else ["even"]
-        return {
-            f"{row}{GRID}{_word(spacing)}": {**sampler, "spacing": spacing}
-            for row, sampler in rivals.items()
-            for spacing in ([sampler["spacing"]] if sampler.get("spacing") else grids)
-        }
+        if steps not in self._entrants:
+            rivals = able(self.settings, self.options["rivals"], steps)
+            grids = self.options["grids"] if self.backbone.schedule.straight is None else ["even"]
+            rows = {
+                f"{row}{GRID}{_word(spacing)}": {**sampler, "spacing": spacing}
+                for row, sampler in rivals.items()
+                for spacing in ([sampler["spacing"]] if sampler.get("spacing") else grids)
+            }
+            apart = rival if self.options["family"] == "mixstar" else lambda row: None
+            self._entrants[steps] = self._distinct(rows, steps, apart)
+        return self._entrants[steps]
+
+    def _distinct(
+        self, rows: Samplers, steps: int, apart: Callable[[str], Hashable]
+    ) -> dict[str, Sampler]:
+        """The first of those with one plan, among rows that are not kept `apart`; says which are left out."""
+        first: dict[Hashable, str] = {}
+        for row, sampler in rows.items():
+            plan = replace(self.cell(row, sampler, steps).plan, name="")
+            same = first.setdefault((apart(row), plan.to_json()), row)
+            if same != row:
+                say(f"left out: {row}: at {steps} steps it is {same}")
+        return {row: rows[row] for row in first.values()}
 
     def grids_race(self, judge: ModelJudge, limit: int) -> Race:
         """Every rival on its grids, those of one rival against each other."""
@@ -184,9 +220,13 @@ class Contest:
             return ImageScorer(self.evaluator)
         return ImageScorer(evaluator_of(self.cfg, [self.metric]))
 
-    def _records(self, column: Column, scorer: ImageScorer) -> list[Record]:
+    def sample(self, column: Column) -> None:
+        """Raises ValueError if other processes still sample some of it."""
         if not sample_columns([column], self.backbone, self.tracker, worker()):
             raise ValueError("others are sampling the same: wait for them and run this again")
+
+    def _records(self, column: Column, scorer: ImageScorer) -> list[Record]:
+        self.sample(column)
         return placed(column.cells, scorer.score(column.cells))
 
     @cached_property
@@ -200,11 +240,9 @@ def options_of(cfg: Config) -> dict[str, Any]:
     Raises ValueError for what nothing can be raced with, and for what would be followed nowhere.
     """
     options: dict[str, Any] = {**plain(cfg.experiment)}
-    if cfg.dry or cfg.render_only:
-        most = f"at most budget={budget_of(cfg)} image calls" if "budget" in options else "all"
+    if cfg.render_only:
         raise ValueError(
-            f"what this samples depends on what it finds, {most}, and what is there is found again: leave dry "
-            "and render_only"
+            "what is confirmed depends on what is found: leave render_only, and what was sampled before is found again"
         )
     if cfg.only is not None:
         raise ValueError("only= is of tables: give the step counts as steps, and leave only=null")
@@ -251,8 +289,30 @@ def _check(options: Options) -> None:
             )
 
 
+def check_enough(evaluator: Evaluator, n: int, setting: str) -> None:
+    """Raise ValueError if n samples are too few for the scores, with the setting for as many as are enough."""
+    try:
+        evaluator.check_size(n)
+    except ValueError as error:
+        counts = range(n + 1, MOST)
+        enough = bisect_left(counts, True, key=lambda count: is_enough(evaluator, count))
+        if enough == len(counts):
+            raise
+        raise ValueError(
+            f"{str(error).partition(': ')[0]}: give {setting.format(counts[enough])}"
+        ) from None
+
+
+def is_enough(evaluator: Evaluator, n: int) -> bool:
+    try:
+        evaluator.check_size(n)
+    except ValueError:
+        return False
+    return True
+
+
 def budget_of(cfg: Config) -> int:
-    """The image calls of all step counts."""
+    """All image calls."""
     return int(cfg.experiment.budget if cfg.budget is None else cfg.budget)
 
 

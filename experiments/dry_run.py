@@ -21,6 +21,7 @@ from experiments.check.machine import (
     record_path,
 )
 from experiments.config import Config, load_backbone, prompts_of, settings_of, takes_option
+from experiments.contest import Contest, Expense
 from experiments.devices import pick_device
 from experiments.experiment import Experiment
 from experiments.folder import read_manifest
@@ -41,15 +42,29 @@ def dry_run(cfg: Config) -> Iterator[str]:
     loader can, or counted alone; prompts that are not there count as others would.
     """
     experiment = Experiment.of(cfg)
-    backbone = _timed_backbone(cfg, experiment)
+    sizes = experiment.num_samples
+    backbone = _timed_backbone(cfg, sizes if isinstance(sizes, int) else max(sizes))
     settings = settings_of(cfg, backbone, experiment.spacing, experiment.names)
     yield f"{experiment.name} on {cfg.model.name} would sample, batch {cfg.batch_size}:"
     mode = mode_of(cfg.model, backbone.device)
     yield from report(experiment.columns(settings), backbone, mode)
 
 
-def _timed_backbone(cfg: Config, experiment: Experiment) -> Model:
-    """The network that is timed; what is looked for on the disk is that of the config."""
+def dry_contest(
+    cfg: Config,
+    expenses_of: Callable[[Config, Callable[[Config], Model]], tuple[Contest, list[Expense]]],
+) -> Iterator[str]:
+    """As `dry_run`, of tuning or advice."""
+    contest, expenses = expenses_of(cfg, lambda cfg: _timed_backbone(cfg, 1))
+    yield f"{cfg.experiment.name} on {cfg.model.name} would race, batch {cfg.batch_size}, in image calls:"
+    yield from contest_report(expenses, contest)
+
+
+def _timed_backbone(cfg: Config, num_prompts: int) -> Model:
+    """The network that is timed; what is looked for on the disk is that of the config.
+
+    Prompts that are not there yet are as many of any.
+    """
     changes: dict[str, Any] = {}
     if pick_device(cfg.device).type == "cpu" and cfg.model.get("precision") == "fp16":
         say("on a CPU half precision takes ages: calibrating with model.precision=fp32")
@@ -63,7 +78,7 @@ def _timed_backbone(cfg: Config, experiment: Experiment) -> Model:
             prompts_of(cfg.prompts)
         except FileNotFoundError as missing:
             say(f"not yet: {missing}")
-            changes["prompts"] = _any_prompts(experiment)
+            changes["prompts"] = [f"prompt {i}" for i in range(num_prompts)]
     try:
         return load_backbone(cfg, **changes)
     except FileNotFoundError as missing:
@@ -71,13 +86,6 @@ def _timed_backbone(cfg: Config, experiment: Experiment) -> Model:
             raise
         say(f"not yet: {missing}")
         return load_backbone(cfg, untrained=True, **changes)
-
-
-def _any_prompts(experiment: Experiment) -> list[str]:
-    """Prompts to count with, one a sample."""
-    sizes = experiment.num_samples
-    count = sizes if isinstance(sizes, int) else max(sizes)
-    return [f"prompt {i}" for i in range(count)]
 
 
 class Cost(NamedTuple):
@@ -182,12 +190,32 @@ def report(columns: Sequence[Column], backbone: Model, mode: str = "eager") -> I
     )
     yield from _evaluations(backbone)
     yield from _disk(total, columns[0].cells[0].folder)
-    if isinstance(backbone, Backbone) and backbone.is_counted_only:
-        yield "time: not known before the model is there"
-    elif isinstance(backbone, Backbone):
-        yield from _time(total, backbone, mode, columns[0].size.batch_size)
-    else:
-        yield "time: a pipeline that runs as a whole is not timed here; num_samples=1 tells"
+    seconds = yield from _seconds(backbone, mode, columns[0].size.batch_size)
+    if seconds is not None:
+        yield (
+            f"still to do: {_hours(total.missing * seconds)} of one such device, "
+            f"all of it: {_hours(total.tree * seconds)}; several share it evenly"
+        )
+    yield from _memory(backbone, columns[0].size.batch_size)
+
+
+def contest_report(expenses: Sequence[Expense], contest: Contest) -> Iterator[str]:
+    """What a race costs, whose course depends on what it finds, line by line."""
+    backbone, batch_size = contest.backbone, contest.settings.batch_size
+    yield f"{'':<16}{'entrants':>9}{'first round':>14}{'at most':>14}{'confirmation':>14}"
+    for part in expenses:
+        on_top = f"{part.confirmation:>+14,}" if part.confirmation else f"{'within':>14}"
+        yield f"{part.what:<16}{part.entrants:>9}{part.least:>14,}{part.most:>14,}{on_top}"
+    least = sum(part.least for part in expenses)
+    most = sum(part.most + part.confirmation for part in expenses)
+    yield f"{least:,} to {most:,} image calls in all; what is there of them is found and not made again"
+    yield from _evaluations(backbone)
+    seconds = yield from _seconds(
+        backbone, mode_of(contest.settings.model, backbone.device), batch_size
+    )
+    if seconds is not None:
+        yield f"{_hours(least * seconds)} to {_hours(most * seconds)} of one such device, and the scoring"
+    yield from _memory(backbone, batch_size)
 
 
 def _evaluations(model: Model) -> Iterator[str]:
@@ -212,24 +240,34 @@ def _line(column: Column, cost: Cost) -> str:
     )
 
 
-def _time(total: Cost, backbone: Backbone, mode: str, batch_size: int) -> Iterator[str]:
-    """Hours from the machine's record or a calibration; memory where the model can estimate it."""
+def _seconds(backbone: Model, mode: str, batch_size: int) -> Generator[str, None, float | None]:
+    """Of an image call, from the machine's record or a calibration; None where nothing is timed."""
+    if not isinstance(backbone, Backbone):
+        yield "time: a pipeline that runs as a whole is not timed here; num_samples=1 tells"
+        return None
+    if backbone.is_counted_only:
+        yield "time: not known before the model is there"
+        return None
     known = yield from _known_speed(backbone, mode, batch_size)
     if known is not None:
-        seconds = known.seconds
-    else:
-        yield f"calibration: timing calls with batches of up to {batch_size} now"
-        seconds, measured = calibrate(backbone, batch_size)
-        what = "random weights" if backbone.sha256 == "untrained" else "the model"
-        yield (
-            f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
-            f"{device_name(backbone.device)})"
-        )
+        return known.seconds
+    yield f"calibration: timing calls with batches of up to {batch_size} now"
+    seconds, measured = calibrate(backbone, batch_size)
+    what = "random weights" if backbone.sha256 == "untrained" else "the model"
     yield (
-        f"still to do: {_hours(total.missing * seconds)} of one such device, "
-        f"all of it: {_hours(total.tree * seconds)}; several share it evenly"
+        f"calibration: {1000 * seconds:.3g} ms an image call ({what}, batch {measured}, "
+        f"{device_name(backbone.device)})"
     )
-    if backbone.memory is not None:
+    return seconds
+
+
+def _memory(backbone: Model, batch_size: int) -> Iterator[str]:
+    """Where the model can estimate it."""
+    if (
+        isinstance(backbone, Backbone)
+        and not backbone.is_counted_only
+        and backbone.memory is not None
+    ):
         yield (
             f"memory while sampling: about {_bytes(backbone.memory(batch_size))} on the device with "
             f"batch {batch_size} (estimated from the largest tensors)"

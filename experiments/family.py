@@ -20,6 +20,7 @@ RHO = (1.0, 100.0)  # of the grid, from even in sigma to nearly even in log-SNR
 SHIFT = (1 / 3, 3.0)  # of the grid, from little noise to much
 LAST = 0.08  # of all timesteps: how early a grid may end
 SCALE = (1.0, 1.04)  # of eps, at either end of the schedule
+SCALES = ("scale of eps at noise", "scale of eps at data")
 LEVELS = 6.0  # knots and switches lie between the log-SNRs of minus and plus so much
 
 
@@ -31,7 +32,8 @@ class Family:
     - the switch, where there are two orders;
     - on diffusion's schedules the grid's rho, shift and last timestep (`spacing=karras+RHO+SHIFT+END`): flow
       matching's grids are its model's own;
-    - the scale of eps (Ning et al. 2024) at the noisiest timestep and at the first, linear between.
+    - the scale of eps (Ning et al. 2024) at the noisiest timestep and at the first, linear between: where all
+      levels keep some signal, since eps that is scaled without any gives no x0.
 
     All numbers of a sampler are rounded to three digits, as they are printed.
     """
@@ -52,7 +54,7 @@ class Family:
         shares = [f"share at {level:g}" for level in self.levels]
         switch = ["switch"] if len(self.orders) > 1 else []
         grid = [] if self.schedule.straight else ["rho", "shift", "last timestep"]
-        return [*shares, *switch, *grid, "scale of eps at noise", "scale of eps at data"]
+        return [*shares, *switch, *grid, *(SCALES if self._has_signal else ())]
 
     @property
     def size(self) -> int:
@@ -91,7 +93,8 @@ class Family:
         if "switch" in at:
             low, high = self._range
             sampler["switches"] = [_rounded(low + at["switch"] * (high - low))]
-        sampler["eps_scale"] = self._scale(at["scale of eps at noise"], at["scale of eps at data"])
+        if self._has_signal:
+            sampler["eps_scale"] = self._scale(*(at[name] for name in SCALES))
         if "rho" in at:
             sampler["spacing"] = self._spacing(at["rho"], at["shift"], at["last timestep"])
         return sampler
@@ -107,6 +110,10 @@ class Family:
         first = float(self.schedule.times[-1])
         at_noise, at_data = low + noise * (high - low), _rounded(low + data * (high - low), 4)
         return [_rounded((at_noise - at_data) / first, 3), at_data]
+
+    @property
+    def _has_signal(self) -> bool:
+        return bool(np.isfinite(self.schedule.log_snr).all())
 
     @property
     def _range(self) -> tuple[float, float]:

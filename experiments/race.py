@@ -59,7 +59,10 @@ class ModelJudge:
     def cost(self, samplers: Samplers, n: int, seed: int) -> int:
         by_size: dict[int, list[Plan]] = {}
         for cell in self._column(samplers, n, seed).cells:
-            by_size.setdefault(self._seen.get((cell.digest, seed), 0), []).append(cell.plan)
+            there = self._seen.get((cell.digest, seed), 0)
+            if there < n:  # a shard that was cut short is made again, as a whole
+                there -= there % self.settings.shard_size
+            by_size.setdefault(there, []).append(cell.plan)
         model = self.settings.backbone
         return sum(
             network_calls(model, plans) * max(n - there, 0) for there, plans in by_size.items()

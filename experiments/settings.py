@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from eval.extractors import MAKERS
 from eval.scoring import Options
+from eval.words import as_word
 from files.whole import CONTROL
 from models.patched import net_kinds
 from models.trainer import ClassifierRecipe, Recipe, Saving
@@ -184,6 +185,19 @@ def check_file_name(setting: str, name: str) -> None:
         raise ValueError(
             f"{setting} is part of a file's name, got {name!r}: give one of letters and digits"
         )
+
+
+def differing(key: str, value: Any, told: Any) -> list[str]:
+    """The words that make of what is `told` of a setting its value.
+
+    Which classes are drawn, and how often, is nothing to repeat, unless it is one class.
+    """
+    if isinstance(value, dict) and isinstance(told, dict):
+        parts = [differing(f"{key}.{k}", v, told.get(k)) for k, v in value.items()]
+        return [word for part in parts for word in part]
+    if value == told or (key == "label" and value in ("balanced", None)):
+        return []
+    return [f"{key}={as_word(value)}"]
 
 
 # --- the functions that configs name ------------------------------------------------------------

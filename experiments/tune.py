@@ -5,7 +5,7 @@ winner: it is confirmed on others, beside the named samplers.  Candidates are Mi
 (`search_window`), or Mix*, whose every row has a share of noise of its own (`search_mixstar`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from eval.records import Record
 from eval.table import Table
-from experiments.config import Config
-from experiments.contest import Contest, rival
+from experiments.cells import Model
+from experiments.config import Config, load_backbone
+from experiments.contest import Contest, Expense, rival
 from experiments.family import Family
 from experiments.race import Judge, ModelJudge, Sampler, best_of_groups, ranked
 from experiments.search import FINALISTS, RIVALS, Known, Search
@@ -45,20 +46,53 @@ def tune(cfg: Config) -> list[Tuned]:
 
     Raises ValueError for settings that tuning does not take, and for a budget that is too small.
     """
+    contest = _prepared(cfg, load_backbone)
+    if contest.options["family"] == "mixstar":
+        return tune_mixstar(contest)
+    tuned = []
+    for steps in contest.steps:
+        grid = _grid(contest, steps)
+        found = search_window(contest.options, steps, grid, contest.seed, contest.judge(steps))
+        tuned.append(replace(found, plan=contest.cell("Tuned", found.chosen, steps).plan))
+    return tuned
+
+
+def tuning_expenses(cfg: Config, load: Callable[[Config], Model]) -> tuple[Contest, list[Expense]]:
+    """What tuning would take; the confirmation comes on top, of the winner and every rival."""
+    contest = _prepared(cfg, load)
+    options, window = contest.options, contest.options["family"] == "window"
+    expenses = []
+    for steps in contest.steps:
+        if window:
+            grid, n = _grid(contest, steps), options["tuning_samples"]
+            candidates, judge = _one_sided(options, grid), contest.judge(steps)
+            entrants, rivals = len(candidates), len(options["rivals"])
+            least = judge.cost(candidates, n, contest.seed)
+            most = least + steps * n * (len(_some(grid, options["windows"])) - 1)
+        else:
+            named = contest.entrants(steps)
+            entrants = len(named) + len(options["orders"]) * (options["starts"] + 3)
+            rivals = len(set(map(rival, named)))
+            least, most = contest.first_round(steps), contest.limit(steps)
+        confirmation = steps * (1 + rivals) * options["num_samples"]
+        expenses.append(Expense(f"{steps} steps", entrants, least, most, confirmation))
+    return contest, expenses
+
+
+def _prepared(cfg: Config, load: Callable[[Config], Model]) -> Contest:
     if cfg.experiment.get("family") not in ("window", "mixstar"):
         raise ValueError(
             f"{cfg.experiment.name} is no experiment of tuning: choose tune, tune_small, tune_star or "
             "tune_star_small"
         )
-    contest = Contest.of(cfg)
+    contest = Contest.of(cfg, load)
     if contest.options["family"] == "mixstar":
-        return tune_mixstar(contest)
-    tuned = []
-    for steps in contest.steps:
-        grid = timesteps(contest.backbone.schedule, steps, contest.options["spacing"])
-        found = search_window(contest.options, steps, grid, contest.seed, contest.judge(steps))
-        tuned.append(replace(found, plan=contest.cell("Tuned", found.chosen, steps).plan))
-    return tuned
+        contest.check_budget(_least)
+    elif contest.backbone.schedule.straight is not None:
+        raise ValueError(
+            "Mix++'s window has its ends at timesteps, which this model does not have: experiment=tune_star"
+        )
+    return contest
 
 
 # --- Mix* ---------------------------------------------------------------------------------------
@@ -66,7 +100,6 @@ def tune(cfg: Config) -> list[Tuned]:
 
 def tune_mixstar(contest: Contest) -> list[Tuned]:
     """Of every step count, the fewest first: its winner is a candidate of those that follow."""
-    contest.check_budget(_least)
     tuned: list[Tuned] = []
     known: list[tuple[Sequence[int], Array]] = []
     for steps in contest.steps:
@@ -107,10 +140,11 @@ def search_mixstar(
 
 
 def _last_race(contest: Contest, steps: int) -> int:
-    """The image calls of `Search.finish`, at most."""
+    """The image calls of `Search.finish`, at most; what a short shard has of a round before is made again."""
     rounds, final = contest.rounds, contest.options["finalist_samples"]
-    first = FINALISTS * rounds[-1] + RIVALS * (rounds[-1] - rounds[0])
-    more = max(final - rounds[-1], 0)
+    first_again, last_again = (n % contest.settings.shard_size for n in (rounds[0], rounds[-1]))
+    first = FINALISTS * rounds[-1] + RIVALS * (rounds[-1] - rounds[0] + first_again)
+    more = final - rounds[-1] + last_again if final > rounds[-1] else 0
     return int(steps * (first + (FINALISTS + RIVALS) // 2 * more))
 
 
@@ -121,8 +155,7 @@ def _least_search(contest: Contest, steps: int) -> int:
 
 
 def _least(contest: Contest, judge: ModelJudge) -> int:
-    first = judge.cost(contest.entrants(judge.steps), contest.rounds[0], contest.seed)
-    return first + _least_search(contest, judge.steps)
+    return contest.first_round(judge.steps) + _least_search(contest, judge.steps)
 
 
 # --- Mix++'s window -----------------------------------------------------------------------------
@@ -136,24 +169,33 @@ def search_window(
     `options` are those of configs/experiment/tune.yaml.  `grid` are the timesteps that a sampler
     visits, in decreasing order; windows end at them.
     """
-    metric = options["metric"]
-    nodes, top = _some(grid, options["windows"]), int(grid[0]) + 1
-    families = [
-        {"name": "mixpp", "stochastic_order": a, "deterministic_order": b, "variance": v}
-        for a, b in options["orders"]
-        for v in options["variances"]
-    ]
-    n = options["tuning_samples"]
-    candidates = _labelled([{**family, "lo": lo} for family in families for lo in [*nodes, top]])
+    metric, n = options["metric"], options["tuning_samples"]
+    candidates = _one_sided(options, grid)
     tried = judge.table(candidates, n, seed)
     best = candidates[tried.best(steps, metric)]
-    windows = _labelled([{**best, "hi": hi} for hi in nodes if best["lo"] < hi < top])
+    nodes = _some(grid, options["windows"])
+    windows = _labelled([{**best, "hi": hi} for hi in nodes if best["lo"] < hi])
     if windows:
         tried = Table([*tried.records, *judge.table(windows, n, seed).records])
     chosen = {**candidates, **windows}[tried.best(steps, metric)]
     rivals = {"Tuned": chosen, **options["rivals"]}
     confirmed = judge.confirmed(rivals, options["num_samples"], seed + 1)
     return Tuned(steps, chosen, tried.records, confirmed, judge.calls)
+
+
+def _one_sided(options: Mapping[str, Any], grid: NDArray[np.int64]) -> dict[str, Sampler]:
+    """Stochastic from the first row down to a node, of every order and variance."""
+    families = [
+        {"name": "mixpp", "stochastic_order": a, "deterministic_order": b, "variance": v}
+        for a, b in options["orders"]
+        for v in options["variances"]
+    ]
+    ends = [*_some(grid, options["windows"]), int(grid[0]) + 1]
+    return _labelled([{**family, "lo": lo} for family in families for lo in ends])
+
+
+def _grid(contest: Contest, steps: int) -> NDArray[np.int64]:
+    return timesteps(contest.backbone.schedule, steps, contest.options["spacing"])
 
 
 def _some(grid: NDArray[np.int64], count: int) -> list[int]:

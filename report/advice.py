@@ -8,15 +8,18 @@ from eval.records import Record, save_records
 from eval.scoring import METRICS
 from eval.table import gain
 from eval.words import decimals, format_score, reference_words
-from files.whole import write_text
+from files.whole import printable, write_text
+from report.escape import in_markdown
 from report.formats import document, grid
 from report.tuning import lines_to_copy, phased, scores_grid, tried_grid
+
+SHOWN = 5  # of those that are not told apart from the best
 
 
 def write_advice(out: Path, title: str, results: Sequence[Any], settings: Mapping[str, Any]) -> str:
     """advice.md, records.json, and the plan of every best sampler; returns the text.
 
-    Each of `results` has `steps`, the `best` row, what was `left` beside it, the `samplers` by row, the best one's
+    Each of `results` has `steps`, the `best` row, what was `left`, it included, the `samplers` by row, the best one's
     `plan`, the records `tried`, the table `confirmed` or None, the `calls` that it took, and the `baseline` row.
     `settings` has the metric that chose, the metrics that are shown, the spacing and the model.
     """
@@ -26,9 +29,9 @@ def write_advice(out: Path, title: str, results: Sequence[Any], settings: Mappin
     title_of = METRICS[metric].title
     about = (
         f"By {title_of}, protocol {record['protocol']}, extractor {record['extractor']}, "
-        f"{reference_words(record)}.  Scores are of seeds that chose nothing, ± is half the 95% interval; what is "
-        "not told apart from the best is so on the seeds of the race, by the paired difference.  All of it took "
-        f"{sum(result.calls for result in results):,} image calls."
+        f"{reference_words(record)}.  Scores are of fresh seeds, ± is half the 95% interval.  To use is the first of "
+        "those that neither the race nor fresh seeds tell apart from their best, by the paired difference.  All of it "
+        f"took {sum(result.calls for result in results):,} image calls."
     )
     heads = [
         "Calls",
@@ -40,7 +43,7 @@ def write_advice(out: Path, title: str, results: Sequence[Any], settings: Mappin
     ]
     table = grid(heads, [_row(result, metric) for result in results])
     sections = [part for result in results for part in _section(result, settings, out)]
-    text = document([f"# {title}", about, _itself(record), table, *sections])
+    text = document([f"# {printable(title)}", about, _itself(record, settings), table, *sections])
     write_text(out / "advice.md", text)
     save_records(out / "records.json", [record for result in results for record in _stored(result)])
     return text
@@ -50,17 +53,18 @@ def plan_name(result: Any, settings: Mapping[str, Any]) -> str:
     return f"advice-{settings['model']}-{result.steps}.json"
 
 
-def _itself(record: Record) -> str:
+def _itself(record: Record, settings: Mapping[str, Any]) -> str:
     if record["reference"] != "itself":
         return ""
+    steps, n = settings["against"]["steps"], record["reference_n"]
     return (
         "There were no real images: the scores say how near samples come to those that the model itself makes in "
-        "many steps, which share its faults."
+        f"{steps} steps, which share its faults.  These took {steps * n:,} image calls more."
     )
 
 
 def _row(result: Any, metric: str) -> list[str]:
-    others = "; ".join(result.left[1:]) or "nothing"  # a name has a comma before its grid
+    others = _others(result.left[1:])
     table, steps = result.confirmed, result.steps
     if table is None:
         tried = next(r for r in result.tried if r["row"] == result.best)
@@ -82,6 +86,12 @@ def _row(result: Any, metric: str) -> list[str]:
     ]
 
 
+def _others(rows: Sequence[str]) -> str:
+    """A name has a comma before its grid."""
+    more = f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return "; ".join(rows[:SHOWN]) + more or "nothing"
+
+
 def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:
     steps, metric = result.steps, settings["metric"]
     path = out / plan_name(result, settings)
@@ -93,12 +103,19 @@ def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:
         ]
     return [
         f"## {steps} calls",
-        f"{result.best}, for {result.calls:,} image calls.  To use it:",
+        f"{in_markdown(result.best)}, for {result.calls:,} image calls.  To use it:",
         *lines_to_copy(result.samplers[result.best], steps, settings, path),
         *fresh,
+        *_all_left(result),
         "The race, those with most samples first:",
         tried_grid(result.tried, metric),
     ]
+
+
+def _all_left(result: Any) -> list[str]:
+    if len(result.left) - 1 <= SHOWN:
+        return []
+    return [f"Not told apart from the best: {in_markdown('; '.join(result.left[1:]))}."]
 
 
 def _stored(result: Any) -> list[Record]:

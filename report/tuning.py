@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from eval.records import Record, save_records, score
 from eval.scoring import METRICS
 from eval.table import Table, gain, without_spreads
-from eval.words import decimals, format_score, reference_words
-from files.whole import write_text
+from eval.words import as_word, decimals, format_score, reference_words
+from files.whole import printable, write_text
+from report.escape import in_markdown
 from report.formats import document, grid
 from report.words import differences_sentence
 
@@ -40,7 +39,7 @@ def write_tuning(out: Path, title: str, results: Sequence[Any], settings: Mappin
     for result in results:
         write_text(out / plan_name(result, settings), result.plan.to_json())
     sections = [part for r in results for part in _section(r, settings, out)]
-    text = document([f"# {title}", about, *sections])
+    text = document([f"# {printable(title)}", about, *sections])
     write_text(out / "tuning.md", text)
     save_records(out / "records.json", [record for result in results for record in _stored(result)])
     return text
@@ -60,7 +59,7 @@ def _section(result: Any, settings: Mapping[str, Any], out: Path) -> list[str]:
         f"## {steps} steps",
         f"Confirmed on fresh seeds, {result.confirmed.n(steps):,} samples:",
         scores_grid(result.confirmed, steps, metrics),
-        "\n".join(f"- {winner} is {words}." for words in verdicts),
+        "\n".join(f"- {winner} is {in_markdown(words)}." for words in verdicts),
         f"All of this took {result.calls:,} image calls.  To use it:",
         *lines_to_copy(result.chosen, steps, settings, path),
         f"The best candidates on seeds of tuning, of {len(result.tried)}:",
@@ -107,23 +106,16 @@ def command(sampler: Mapping[str, Any], steps: int, settings: Mapping[str, Any])
     spacing = chosen.pop("spacing")
     words = [
         f"sampler={chosen.pop('name')}",
-        *(f"sampler.{k}={_value(v)}" for k, v in chosen.items()),
+        *(f"sampler.{k}={as_word(v)}" for k, v in chosen.items()),
     ]
     if spacing != "even":
-        words.insert(0, f"spacing={_value(spacing)}")
+        words.insert(0, f"spacing={as_word(spacing)}")
     return f"python sample.py {_of_model(settings)} steps={steps} {shlex.join(words)}"
 
 
 def _of_model(settings: Mapping[str, Any]) -> str:
     """The words of the command line that say which model it is, and what of; `model=NAME` unless told."""
     return shlex.join(settings.get("words") or [f"model={settings['model']}"])
-
-
-def _value(value: Any) -> str:
-    """As a word of the command line has it."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix("\n...\n").strip()
-    )
 
 
 def scores_grid(table: Table, steps: int, metrics: Sequence[str]) -> str:

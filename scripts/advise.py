@@ -15,16 +15,21 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 
 from pathlib import Path
 
-from experiments.advise import advise
+from experiments.advise import advice_expenses, advise
 from experiments.config import Config, model_words, plain, run_command
+from experiments.dry_run import dry_contest
 from experiments.workers import first_process
 from report.advice import write_advice
 
 
 def main(cfg: Config) -> None:
+    if cfg.dry:
+        for line in dry_contest(cfg, advice_expenses):
+            print(line, flush=True)
+        return
     results = advise(cfg)
     if first_process():
-        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words()}
+        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words(cfg)}
         print(write_advice(Path(cfg.out), cfg.experiment.title, results, settings))
         print(f"written: {cfg.out}")
 

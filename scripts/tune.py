@@ -16,15 +16,20 @@ if __name__ == "__main__":  # before torch is imported, which takes seconds
 from pathlib import Path
 
 from experiments.config import Config, model_words, plain, run_command
-from experiments.tune import tune
+from experiments.dry_run import dry_contest
+from experiments.tune import tune, tuning_expenses
 from experiments.workers import first_process
 from report.tuning import write_tuning
 
 
 def main(cfg: Config) -> None:
+    if cfg.dry:
+        for line in dry_contest(cfg, tuning_expenses):
+            print(line, flush=True)
+        return
     results = tune(cfg)
     if first_process():
-        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words()}
+        settings = {**plain(cfg.experiment), "model": cfg.model.name, "words": model_words(cfg)}
         print(write_tuning(Path(cfg.out), cfg.experiment.title, results, settings))
         print(f"written: {cfg.out}")
 

@@ -281,7 +281,7 @@ experiment:
   tune_star: &tune_star
     { family: mixstar, model: adm_imagenet, metrics of: adm, reference: adm_imagenet256, steps: [10, 25],
       num_samples: 10000, budget: 10000000, rounds: [1000, 2000, 5000], finalist_samples: 10000,
-      generation_samples: 2000,
+      generation_samples: 2500,
       starts: 8, orders: [[2], [3], [1, 2]], spacing: even, grids: [even, log_snr, karras], label: null,
       metric: fid, metrics: [fid, is],
       rivals: &named { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix,
@@ -298,7 +298,7 @@ experiment:
   advise:
     { <<: *small, family: named, steps: [5, 10, 25, 50], budget: 1500000,
       rounds: [70, 128, 256, 512, 1024, 2048, 4096, 8192, 16384], spacing: even, grids: [even, log_snr, karras],
-      against: { sampler: *skipped, steps: 250, num_samples: 2000 }, metric: fid,
+      against: { sampler: *skipped, steps: 250, num_samples: 2500 }, metric: fid,
       metrics: [is, fid, kid, precision, recall],
       rivals: { <<: [*second, *rivals], DDIM: *ddim, Skipped-Step: *skipped, Mix: *mix } }
 """)

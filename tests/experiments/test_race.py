@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from eval.table import Table
-from experiments.family import Family
+from experiments.advise import _advice
+from experiments.family import SCALES, Family
 from experiments.race import best_of_groups, race, survivors
 from experiments.search import FINALISTS, Search
 from sampling import Schedule, dpmpp, timesteps
@@ -115,6 +117,26 @@ def test_a_race_keeps_a_share_and_stays_within_its_limit():
     assert [len(table.rows) for table in result.rounds] == [6, 3, 2]
 
 
+def test_what_fresh_seeds_tell_to_be_worse_is_not_advised():
+    """The race cannot tell a, b and c apart, and d is worse; on fresh seeds a is worse than the others."""
+
+    class Fresh(Fake):
+        def confirmed(self, samplers, n, seed):
+            return Table([record(row, n, s["fresh"], 0.01) for row, s in samplers.items()])
+
+    scores = {"a": (1, 5), "b": (1.1, 3.01), "c": (1.2, 3), "d": (9, 1)}
+    entrants = {row: {"at": at, "fresh": fresh} for row, (at, fresh) in scores.items()}
+    judge = Fresh(lambda s: s["at"], se=lambda n: 1.0)
+    contest = SimpleNamespace(
+        judge=lambda steps: judge, limit=lambda steps: 5000, entrants=lambda steps: entrants,
+        cell=lambda row, sampler, steps: SimpleNamespace(plan=sampler), rounds=[10], metric="fid",
+        seed=3, evaluator=SimpleNamespace(check_size=lambda n: None),
+    )  # fmt: skip
+    advice = _advice(contest, 5)
+    assert (advice.best, advice.left, advice.plan) == ("b", ["b", "c"], entrants["b"])
+    assert advice.confirmed.rows == ["a", "b", "c"]
+
+
 # --- the family -----------------------------------------------------------------------------
 
 
@@ -145,6 +167,13 @@ def test_what_a_number_stands_for():
     noisy = family.sampler([0] * (family.size - 2) + [1, 0])["eps_scale"]
     assert noisy[1] == 1 and noisy[0] * 999 == pytest.approx(0.04, rel=0.01)
     assert (low["switches"], high["switches"]) == ([family.levels[0]], [family.levels[-1]])
+
+
+def test_where_no_signal_is_eps_has_no_scale():
+    """As flow matching and schedules of zero terminal SNR begin."""
+    family, usual = (Family(path, 5, (2,)) for path in (LINEAR.zero_terminal_snr(), LINEAR))
+    assert not set(SCALES) & set(family.names) and set(SCALES) <= set(usual.names)
+    assert "eps_scale" not in family.sampler([0.5] * family.size)
 
 
 @pytest.mark.parametrize("spacing", ["karras", "log_snr", "even"])
