@@ -343,7 +343,7 @@ def test_advice_races_the_samplers_of_a_list_and_prints_what_the_model_is(comman
         "samplers=[ddim,{name:mix,cutoff:200}]",
         "label=3",
         "noise=brownian",
-        "budget=2500",
+        "budget=3000",
     ]
     text = done(command(advise, *words, "out=a folder"))
     lines = [row.strip() for row in text.splitlines() if row.startswith("    python sample.py")]
@@ -361,7 +361,7 @@ def test_advice_races_the_samplers_of_a_list_and_prints_what_the_model_is(comman
 
 
 def test_the_model_to_compare_with_makes_as_many_samples_as_are_asked_for(command):
-    few = ["experiment.against.steps=4", "reference=none", "samplers=[ddim,mix]", "budget=3000"]
+    few = ["experiment.against.steps=4", "reference=none", "samplers=[ddim,mix]", "budget=3500"]
     for n in (110, 80):  # the larger folder is found again
         text = done(command(advise, *ADVICE, *few, f"experiment.against.num_samples={n}"))
         assert f"reference `itself` ({n} images" in text
@@ -369,7 +369,7 @@ def test_the_model_to_compare_with_makes_as_many_samples_as_are_asked_for(comman
     for word, said in wrong.items():
         refused(command(advise, *ADVICE, *few, f"experiment.against.{word}"), said)
     outcome = command(advise, *ADVICE, *few, "budget=1")
-    refused(outcome, "give budget=16000")
+    refused(outcome, "give budget=20000")
     assert "num_samples=" not in outcome[2]  # none is enough
 
 
