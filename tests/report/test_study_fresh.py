@@ -74,6 +74,20 @@ def test_the_plans_are_those_of_the_records(fresh):
             assert np.array_equal(getattr(plan, name), getattr(stored, name)), (steps, name)
 
 
+def test_what_it_scored_when_it_was_tuned_is_beside_it(fresh):
+    """Of the seed that chose it, on as many samples as the confirmation."""
+    for steps in fresh.steps:
+        config = fresh.table.record(MIXSTAR, steps)["cell"]["config"]
+        (same,) = (
+            r for r in fresh.tried if r["n"] == 4000 and r["steps"] == steps
+            and r["cell"]["config"] == {**config, "seed": 10}
+        )  # fmt: skip
+        assert fresh.when_tuned(steps).value == same["scores"]["fid"]["value"]
+        lines = study_fresh._leads(fresh).splitlines()
+        (line,) = (line for line in lines if line.startswith(f"| {steps} |"))
+        assert f"| {same['scores']['fid']['value']:.2f} ± " in line
+
+
 def test_a_claim_on_networks_that_they_do_not_bear_out_says_so(study):
     shares = [fresh.noise(NETWORK_STEPS) for fresh in study.networks.values()]
     said = study_fresh.slots(study.fresh, study.networks, study.scales)["noise_follows_error"]
