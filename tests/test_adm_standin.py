@@ -181,7 +181,7 @@ def test_a_figure_of_samples(command, get, settings, tmp_path):
     words = [*settings("t64"), "experiment=figure2", "experiment.steps=[2,3]", "num_samples=5"]
     done(command(reproduce, *words, "shard_size=4", "out=figure2"))
     assert Image.open(tmp_path / "figure2/figure.png").width > 500
-    assert "| 2 | DDIM (name ddim, eta 0.0) | 3 |" in (tmp_path / "figure2/figure.md").read_text()
+    assert "| 2 | DDIM (eta 0) | 3 |" in (tmp_path / "figure2/figure.md").read_text()
 
 
 def test_the_protocol_gate(command, get, settings, tmp_path):

@@ -363,6 +363,12 @@ def test_a_network_that_does_not_come_is_told_and_asked_for_again(browser, addre
 OWN_COLOUR = "at => getComputedStyle(document.querySelector(at)).getPropertyValue('--own')"
 
 
+SIDE_BY_SIDE = """() => {
+  const [left, right] = ["left", "right"].map(side => document.getElementById(`${side}-x`).getBoundingClientRect())
+  return left.y === right.y && left.width > 100 && left.right < right.x
+}"""
+
+
 def test_on_a_phone_in_the_dark(browser, address):
     options = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
     tab = browser.new_context(color_scheme="dark", **options).new_page()
@@ -370,10 +376,7 @@ def test_on_a_phone_in_the_dark(browser, address):
     tab.goto(f"{address}#left=mix&right=unipc")
     tab.wait_for_selector("#pair > :last-child table")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
-    left, right = (tab.locator(f"#{side}-x").bounding_box() for side in ("left", "right"))
-    assert (
-        left["y"] == right["y"] and left["width"] > 100 and left["x"] + left["width"] < right["x"]
-    )
+    tab.wait_for_function(SIDE_BY_SIDE)  # while tables arrive, the page moves
     colours = [tab.evaluate(OWN_COLOUR, side) for side in ("#left", "#pair > :last-child")]
     assert colours == [SAMPLERS["Mix"].dark, SAMPLERS["UniPC"].dark]
     background = tab.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -159,7 +159,7 @@ def test_table4(command, tool, parts, monkeypatch, tmp_path):
     done(command(reproduce, *figure, "out=f7"))
     assert Image.open(tmp_path / "f7/figure.png").width > 800
     text = (tmp_path / "f7/figure.md").read_text()
-    assert "DDPM (as shipped) (name ddpm, variance learned)" in text
+    assert "DDPM (as shipped) (variance learned)" in text
     assert not list((ROOT / "results").glob("standin*"))
 
 
